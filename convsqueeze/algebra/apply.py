@@ -1,0 +1,109 @@
+"""Running an operator on data with torch: pad, convolve, step.
+
+Knows tensors and axes. Every padding mode takes any width, also wider than the image, which a
+merged layer can ask for where the layers apart did not and torch's own padding refuses.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convsqueeze.algebra.geometry import Axis
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def apply_operator(
+    x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int = 1
+) -> Tensor:
+    """The operator on `x`: (batch, in_channels, *size) to (batch, out_channels, *output_size).
+
+    `weight` is (out_channels, in_channels / groups, *kernel_size). Without axes the operator is a
+    linear layer and channels come last, as in `torch.nn.Linear`.
+    """
+    if not axes:
+        return apply_linear(x, weight, bias, groups)
+    x = pad(x, axes)
+    if any(axis.upsample > 1 for axis in axes):
+        return _upsampling(x, weight, bias, axes, groups)
+    return _CONVOLVE[len(axes)](
+        x,
+        weight,
+        bias,
+        stride=[axis.stride for axis in axes],
+        dilation=[axis.dilation for axis in axes],
+        groups=groups,
+    )
+
+
+def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """`torch.nn.functional.linear` with groups, channels last."""
+    if groups == 1:
+        return F.linear(x, weight, bias)
+    y = torch.einsum(
+        "...gi,goi->...go", x.unflatten(-1, (groups, -1)), weight.unflatten(0, (groups, -1))
+    ).flatten(-2)
+    return y if bias is None else y + bias
+
+
+def pad(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """`x` padded or cropped as each axis says; an axis that upsamples is left to its kernel."""
+    zeros: list[int] = []
+    for dim, axis in enumerate(axes, start=x.ndim - len(axes)):
+        amounts = (0, 0) if axis.upsample > 1 else (axis.before, axis.after)
+        if axis.padding_mode != "zeros":
+            x = _pad_from_image(x, dim, axis)
+            amounts = (0, 0)
+        zeros = [*amounts, *zeros]
+    return F.pad(x, zeros) if any(zeros) else x
+
+
+def _pad_from_image(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    """Padding whose values are the image's own: each position looked up where its mode says."""
+    size = x.shape[dim]
+    position = torch.arange(-axis.before, size + axis.after, device=x.device)
+    if axis.padding_mode == "circular":
+        source = position % size
+    elif axis.padding_mode == "replicate":
+        source = position.clamp(0, size - 1)
+    else:
+        period = 2 * (size - 1)
+        folded = position % period
+        source = torch.minimum(folded, period - folded)
+    return x.index_select(dim, source)
+
+
+def _upsampling(
+    x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int
+) -> Tensor:
+    """Upsample and convolve: torch's transposed convolution in full, cropped and stepped.
+
+    Its output `q` reads what ours reads at `i` where `q = stride*i + extent - 1 - before`.
+    """
+    rank = len(axes)
+    full = _TRANSPOSED[rank](
+        x,
+        transposed_layout(weight, groups),
+        stride=[axis.upsample for axis in axes],
+        dilation=[axis.dilation for axis in axes],
+        groups=groups,
+    )
+    crop: list[int] = []
+    for axis, size, given in zip(axes, full.shape[-rank:], x.shape[-rank:], strict=True):
+        before = axis.before if axis.upsample > 1 else 0
+        slack = axis.slack if axis.upsample > 1 else 1 - axis.extent
+        count = (axis.upsample * (given - 1) + slack) // axis.stride + 1
+        start = axis.extent - 1 - before
+        crop = [-start, start + axis.stride * (count - 1) + 1 - size, *crop]
+    steps = tuple(slice(None, None, axis.stride) for axis in axes)
+    y = F.pad(full, crop)[(..., *steps)]
+    return y if bias is None else y + bias.view(-1, *(1,) * rank)
+
+
+def transposed_layout(weight: Tensor, groups: int) -> Tensor:
+    """(out, in/groups, *k) to torch's transposed (in, out/groups, *k), kernel reversed, or back."""
+    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped.flip(tuple(range(2, weight.ndim))) if weight.ndim > 2 else swapped

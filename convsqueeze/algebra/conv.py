@@ -1,0 +1,196 @@
+"""Convolutions with values: operators that compose (`outer @ inner`), add and scale.
+
+The laws, for every input of every size that the layers accept, up to the border (see `border`):
+
+    (outer @ inner)(x) == outer(inner(x))        (a + b)(x) == a(x) + b(x)        (s * a)(x) == s * a(x)
+
+Arithmetic is in float64 whatever the operands' dtype; `to` rounds once. Knows tensors and
+geometry, no layer kinds, files or names.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.apply import apply_operator
+from convsqueeze.algebra.geometry import (
+    Axis,
+    AxisMerge,
+    Geometry,
+    add,
+    check_chain,
+    merge_axes,
+)
+from convsqueeze.algebra.precision import round_once
+from convsqueeze.errors import GeometryError
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """An affine operator: `weight` (out_channels, in_channels / groups, *kernel_size), as in
+    torch's `Conv` layers also where an axis upsamples; `bias` (out_channels,) or None.
+
+    Raises GeometryError where the shapes do not fit each other.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    axes: tuple[Axis, ...] = ()
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        kernel_size = tuple(axis.kernel_size for axis in self.axes)
+        if self.weight.ndim < 2 or tuple(self.weight.shape[2:]) != kernel_size:
+            raise GeometryError(
+                f"a weight of shape {tuple(self.weight.shape)} has no kernel of size {kernel_size}"
+            )
+        if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
+            raise GeometryError(
+                f"a bias of shape {tuple(self.bias.shape)} was given for "
+                f"{self.weight.shape[0]} output channels"
+            )
+        _ = self.geometry
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(
+            in_channels=self.weight.shape[1] * self.groups,
+            out_channels=self.weight.shape[0],
+            axes=self.axes,
+            groups=self.groups,
+            bias=self.bias is not None,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The operator on `x` of shape (batch, in_channels, *size), in the dtype of `x`."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return apply_operator(x, self.weight.to(x.dtype), bias, self.axes, self.groups)
+
+    def __matmul__(self, inner: "Conv") -> "Conv":
+        """`self` after `inner`. Raises GeometryError where that is not one convolution."""
+        check_chain(self.geometry, inner.geometry)
+        merges = [merge_axes(o, i) for o, i in zip(self.axes, inner.axes, strict=True)]
+        return Conv(
+            weight=_composed_weight(self, inner, merges),
+            bias=_composed_bias(self, inner),
+            axes=tuple(merge.axis for merge in merges),
+            groups=gcd(self.groups, inner.groups),
+        )
+
+    def __add__(self, other: "Conv") -> "Conv":
+        """The sum of two branches. Raises GeometryError where their geometries do not agree."""
+        geometry = add(self.geometry, other.geometry)
+        weight = _embedded(self, geometry) + _embedded(other, geometry)
+        biases = [conv.bias.double() for conv in (self, other) if conv.bias is not None]
+        return Conv(weight, sum(biases) if biases else None, geometry.axes, geometry.groups)  # type: ignore[arg-type]
+
+    def __mul__(self, factor: float) -> "Conv":
+        bias = None if self.bias is None else self.bias.double() * factor
+        return replace(self, weight=self.weight.double() * factor, bias=bias)
+
+    __rmul__ = __mul__
+
+    def to(self, dtype: torch.dtype) -> "Conv":
+        """The same operator with weight and bias rounded once to `dtype`."""
+        bias = None if self.bias is None else round_once(self.bias.double(), dtype)
+        return replace(self, weight=round_once(self.weight.double(), dtype), bias=bias)
+
+
+def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
+    """`b2 + (sum of w2 over its taps) @ b1`, shape (out_channels,)."""
+    if inner.bias is None:
+        return None if outer.bias is None else outer.bias.double()
+    total = outer.weight.double().flatten(2).sum(2) if outer.axes else outer.weight.double()
+    total = total.unflatten(0, (outer.groups, -1))
+    carried = inner.bias.double().unflatten(0, (outer.groups, -1, 1))
+    bias = (total @ carried).flatten()
+    return bias if outer.bias is None else bias + outer.bias.double()
+
+
+def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tensor:
+    """The merged kernel: one batched matrix product for each tap of the outer kernel."""
+    first, second = _cells(outer, inner)
+    raw = first.new_zeros(
+        (second.shape[0], second.shape[1], first.shape[2], *(m.raw_taps for m in merges))
+    )
+    inner_kernel = first.shape[3:]
+    for tap in product(*(range(axis.kernel_size) for axis in outer.axes)):
+        term = second[(..., *tap)] @ first.flatten(2)
+        window = tuple(
+            slice(m.outer_step * b, m.outer_step * b + m.inner_step * (k - 1) + 1, m.inner_step)
+            for m, b, k in zip(merges, tap, inner_kernel, strict=True)
+        )
+        raw[(..., *window)] += term.unflatten(2, first.shape[2:])
+    return _joined(_kept(raw, merges), outer, inner)
+
+
+def _cells(outer: Conv, inner: Conv) -> tuple[Tensor, Tensor]:
+    """Both kernels cut into the cells of intermediate channels that one group of each shares.
+
+    Within each of the `gcd(g1, g2)` merged groups the inner layer has `a = g1/gcd` blocks and the
+    outer `b = g2/gcd`: `a*b` cells of channels, each in one block of either, so nothing is ever
+    multiplied by a structural zero. Shapes (gcd * a*b, cell, in, *k1) and
+    (gcd * a*b, out, cell, *k2), float64.
+    """
+    common = gcd(outer.groups, inner.groups)
+    blocks_in, blocks_out = inner.groups // common, outer.groups // common
+    first = inner.weight.double().unflatten(0, (common * blocks_in * blocks_out, -1))
+    second = outer.weight.double().unflatten(0, (common * blocks_out, -1))
+    second = second.unflatten(2, (blocks_in, -1)).movedim(2, 1).flatten(0, 1)
+    return first, second
+
+
+def _kept(raw: Tensor, merges: list[AxisMerge]) -> Tensor:
+    """The raw taps that a sample can meet; a single zero tap on an axis where none can."""
+    for dim, merge in enumerate(merges, start=3):
+        if not merge.kept:
+            raw = torch.zeros_like(raw.narrow(dim, 0, 1))
+        elif len(merge.kept) != merge.raw_taps:
+            raw = raw.index_select(dim, torch.tensor(merge.kept, device=raw.device))
+    return raw
+
+
+def _joined(cells: Tensor, outer: Conv, inner: Conv) -> Tensor:
+    """Cells of shape (gcd * a*b, out, in, *k) summed into (out_channels, in_channels/gcd, *k)."""
+    common = gcd(outer.groups, inner.groups)
+    blocks_in, blocks_out = inner.groups // common, outer.groups // common
+    cells = cells.unflatten(0, (common, -1))
+    if blocks_in > 1 and blocks_out > 1:
+        cell = torch.arange(blocks_in * blocks_out, device=cells.device)
+        place = cell // blocks_in * blocks_in + cell // blocks_out
+        cells = torch.zeros_like(cells).index_add_(1, place, cells)
+    grid = cells.unflatten(1, (blocks_out, blocks_in)).movedim(2, 3)
+    return grid.flatten(3, 4).flatten(0, 2)
+
+
+def _embedded(conv: Conv, target: Geometry) -> Tensor:
+    """The weight of `conv` inside the kernel and the groups of `target`, zeros elsewhere."""
+    weight = _regrouped(conv.weight.double(), conv.groups, target.groups)
+    placed = weight.new_zeros(target.weight_shape)
+    window = tuple(
+        slice(start, start + step * (mine.kernel_size - 1) + 1, step)
+        for mine, start, step in _placements(conv.axes, target.axes)
+    )
+    placed[(..., *window)] = weight
+    return placed
+
+
+def _placements(mine: tuple[Axis, ...], hull: tuple[Axis, ...]) -> Iterator[tuple[Axis, int, int]]:
+    for axis, whole in zip(mine, hull, strict=True):
+        start = (whole.before - axis.before) // whole.dilation
+        yield axis, start, max(axis.dilation // whole.dilation, 1)
+
+
+def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
+    """The same weight written with `fewer` groups (a divisor of `groups`): block-diagonal."""
+    blocks = groups // fewer
+    if blocks == 1:
+        return weight
+    grouped = weight.unflatten(0, (fewer, blocks, -1))
+    wide = weight.new_zeros((*grouped.shape[:3], blocks, *grouped.shape[3:]))
+    wide.diagonal(dim1=1, dim2=3).copy_(grouped.movedim(1, -1))
+    return wide.flatten(3, 4).flatten(0, 2)

@@ -1,0 +1,35 @@
+"""Rounding: exactly once, and how much one rounding can cost. Knows dtypes, nothing else."""
+
+import torch
+from torch import Tensor
+
+STORAGE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 `values` rounded to the nearest `dtype`, ties to even, in a single rounding.
+
+    torch goes from float64 to a half type through float32, which rounds twice. Rounding to odd on
+    the way keeps the second rounding exact (Boldo and Melquiond, "Emulation of FMA and correctly
+    rounded sums: proved algorithms using rounding to odd", IEEE Trans. Computers 57, 2008).
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return values.to(dtype)
+    nearest = values.to(torch.float32)
+    finite = nearest.isfinite()
+    too_far = (nearest.double().abs() > values.abs()) & finite
+    truncated = torch.where(too_far, nearest.nextafter(torch.zeros_like(nearest)), nearest)
+    inexact = (truncated.double() != values) & finite
+    return (truncated.view(torch.int32) | inexact.to(torch.int32)).view(torch.float32).to(dtype)
+
+
+def half_ulp(values: Tensor) -> Tensor:
+    """Half the distance from each value to its neighbour of the same dtype, away from zero.
+
+    What storing the nearest value can have cost, in float64. Shape as `values`.
+    """
+    info = torch.finfo(values.dtype)
+    _, exponent = torch.frexp(values.double().abs())
+    spacing = torch.ldexp(torch.full_like(values, info.eps, dtype=torch.float64), exponent - 1)
+    smallest = info.tiny * info.eps
+    return torch.where(values == 0, smallest, spacing.clamp(min=smallest)) / 2

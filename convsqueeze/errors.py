@@ -1,0 +1,56 @@
+"""The errors a user can cause: one root, one class for each room of the house.
+
+Inner code raises these with terse reasons; the boundary adds the place; the command line prints
+them and leaves with the exit status each class carries. Knows nothing of tensors or files.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class ConvsqueezeError(Exception):
+    """Root of every error that a user's input or request can cause."""
+
+    exit_status: ClassVar[int] = 2
+
+
+class GeometryError(ConvsqueezeError):
+    """Layers whose geometry is not legal, or whose combination is not one convolution."""
+
+
+class CheckpointError(ConvsqueezeError):
+    """An input file that is missing, damaged, of another kind, or lacks a tensor."""
+
+
+class OutputError(ConvsqueezeError):
+    """An output place that cannot be written, or must not be."""
+
+
+class ReportedTogether(ConvsqueezeError):
+    """Several problems found in one pass, told together."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ManifestError(ReportedTogether):
+    """A manifest that does not parse, does not fit its schema, or does not fit the checkpoint."""
+
+
+class PlanError(ReportedTogether):
+    """Merges that were asked for and are refused, each with its reason and the choices."""
+
+
+class TensorDataError(ConvsqueezeError):
+    """Stored values that no exact merge can be made of: NaN, infinity, overflow on rounding."""
+
+
+class ModelMismatchError(ReportedTogether):
+    """A model whose modules are not the layers that the recipe merged."""
+
+
+class VerificationError(ReportedTogether):
+    """The squeezed layers do not compute what the original layers compute."""
+
+    exit_status: ClassVar[int] = 1
