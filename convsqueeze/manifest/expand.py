@@ -1,0 +1,112 @@
+"""Placeholders: one entry with `{i}` in its names becomes one entry for every match.
+
+Knows names only: a placeholder stands for one dotted component, the same wherever it stands in the
+entry. An entry is matched where all its layers exist; where only some do is told, never guessed.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convsqueeze.manifest.model import (
+    ChainEntry,
+    Entry,
+    PairEntry,
+    SumEntry,
+)
+
+Binding = tuple[tuple[str, str], ...]
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The entries that one templated entry stands for, and what matched only in part."""
+
+    entries: tuple[tuple[Binding, Entry], ...]
+    partial: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+def expand(entry: Entry, names: Sequence[str]) -> Expansion:
+    """`entry` for every binding of its placeholders under which all its layers are in `names`.
+
+    `names` are tensor names in file order, which is the order of the result. An entry without
+    placeholders stands for itself.
+    """
+    templates = tuple(dict.fromkeys(_templates(_data(entry))))
+    if not templates:
+        return Expansion((((), entry),))
+    found = [tuple(dict.fromkeys(_bindings(template, names))) for template in templates]
+    joined: list[dict[str, str]] = [{}]
+    for bindings in found:
+        joined = [{**a, **dict(b)} for a in joined for b in bindings if _agree(a, dict(b))]
+    complete = [tuple(sorted(binding.items())) for binding in joined]
+    partial = [
+        _fill(template, dict(binding))
+        for template, bindings in zip(templates, found, strict=True)
+        for binding in bindings
+        if not any(_agree(dict(binding), dict(whole)) for whole in complete)
+    ]
+    entries = tuple((binding, _bound(entry, dict(binding))) for binding in complete)
+    return Expansion(entries, tuple(partial), templates)
+
+
+def _data(entry: Entry) -> dict[str, Any]:
+    return json.loads(entry.model_dump_json(exclude_unset=True))  # type: ignore[no-any-return]
+
+
+def _templates(node: Any, key: str = "") -> Iterator[str]:
+    """The names of layers and tensors that hold a placeholder; `into` and `drop` follow them."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _templates(value, name)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _templates(value, key)
+    elif isinstance(node, str) and key in ("name", "weight", "bias") and _PLACEHOLDER.search(node):
+        yield node
+
+
+def _bindings(template: str, names: Iterable[str]) -> Iterator[Binding]:
+    pattern, seen = "", set()
+    for index, part in enumerate(_PLACEHOLDER.split(template)):
+        if index % 2 == 0:
+            pattern += re.escape(part)
+        else:
+            pattern += f"(?P={part})" if part in seen else f"(?P<{part}>[^.]+)"
+            seen.add(part)
+    matcher = re.compile(pattern + r"(?=\.|$)")
+    for name in names:
+        match = matcher.match(name)
+        if match:
+            yield tuple(sorted(match.groupdict().items()))
+
+
+def _agree(left: dict[str, str], right: dict[str, str]) -> bool:
+    return all(right[key] == value for key, value in left.items() if key in right)
+
+
+def _fill(text: str, binding: dict[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda match: binding.get(match[1], match[0]), text)
+
+
+def _bound(entry: Entry, binding: dict[str, str]) -> Entry:
+    def fill(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: fill(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [fill(value) for value in node]
+        return _fill(node, binding) if isinstance(node, str) else node
+
+    models: tuple[type[PairEntry | ChainEntry | SumEntry], ...] = (PairEntry, ChainEntry, SumEntry)
+    model = next(m for m in models if isinstance(entry, m))
+    return model.model_validate_json(json.dumps(fill(_data(entry))), strict=True)
+
+
+def unbound(entry: Entry) -> tuple[str, ...]:
+    """The names in a bound entry that still hold a placeholder."""
+    return tuple(dict.fromkeys(_PLACEHOLDER.findall(entry.model_dump_json())))

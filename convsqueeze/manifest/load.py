@@ -1,0 +1,263 @@
+"""YAML text or plain data -> Manifest, every problem at once with file, line and key.
+
+Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5` is a number and
+`no` is a name; ruamel.yaml keeps the lines and refuses duplicate keys.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from convsqueeze.errors import ManifestError
+from convsqueeze.manifest.model import (
+    LAYER_KINDS,
+    ChainEntry,
+    ChainItem,
+    Document,
+    Entry,
+    PairEntry,
+    Strict,
+    SumEntry,
+    SumItem,
+    entry_tag,
+    item_tag,
+)
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest and where each of its keys stands, for messages.
+
+    `source` names the file (or says where the data came from); `lines` maps a key path to its line.
+    """
+
+    document: Document
+    source: str = "manifest"
+    lines: Mapping[KeyPath, int] = field(default_factory=dict)
+
+    def where(self, path: KeyPath) -> str:
+        """The place of a key: `pairs.yaml:7 pairs[1].second`."""
+        return _where(self.source, self.lines, path)
+
+    def to_data(self) -> dict[str, Any]:
+        """The manifest as plain data, defaults left out: what the recipe keeps."""
+        return json.loads(self.document.model_dump_json(exclude_unset=True))  # type: ignore[no-any-return]
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest in a YAML file. Raises ManifestError with every problem it has."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ManifestError([f"{path}: there is no such file. {_nearby(path)}"]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(
+            [f"{path}: cannot be read as text ({error}).{_yaml_wanted()}"]
+        ) from error
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, source: str) -> Manifest:
+    """The manifest in YAML `text`; `source` names it in messages. Raises ManifestError."""
+    reader = YAML(typ="rt")
+    try:
+        data = reader.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        column = f", column {mark.column + 1}" if mark else ""
+        problem = (error.problem or "syntax error").split("\n")[0]
+        raise ManifestError([f"{source}{line}: not valid YAML{column}: {problem}."]) from error
+    except YAMLError as error:
+        first = str(error).strip().split("\n")[0]
+        raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
+    lines: dict[KeyPath, int] = {}
+    _collect_lines(data, (), lines)
+    return _checked(data, source, lines)
+
+
+def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
+    """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
+    return _checked(data, source, {})
+
+
+def _collect_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    if isinstance(node, CommentedMap):
+        lines.setdefault(path, node.lc.line + 1)
+        for key, value in node.items():
+            if node.lc.data and key in node.lc.data:
+                lines[(*path, key)] = node.lc.key(key)[0] + 1
+            _collect_lines(value, (*path, key), lines)
+    elif isinstance(node, CommentedSeq):
+        lines.setdefault(path, node.lc.line + 1)
+        for index, value in enumerate(node):
+            lines[(*path, index)] = node.lc.item(index)[0] + 1
+            _collect_lines(value, (*path, index), lines)
+
+
+def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
+    if not isinstance(data, Mapping):
+        raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+    try:
+        text = json.dumps(data)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            [f"{source}: holds a value that is no plain data ({error})."]
+        ) from error
+    try:
+        return Manifest(Document.model_validate_json(text, strict=True), source, lines)
+    except ValidationError as error:
+        plain = json.loads(text)
+        told = [_told(detail, plain, source, lines) for detail in error.errors()]
+        raise ManifestError(list(dict.fromkeys(problem for problem in told if problem))) from error
+
+
+def _yaml_wanted() -> str:
+    return (
+        " A manifest was needed: YAML with the keys version and pairs (see `convsqueeze schema`)."
+    )
+
+
+def _nearby(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = get_close_matches(path.name, names, n=3, cutoff=0.3)
+    return f"Did you mean {' or '.join(close)}?" if close else "Check the path."
+
+
+def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
+    known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in lines), None)
+    line = "" if known is None else f":{lines[known]}"
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return f"{source}{line} {dotted.lstrip('.')}".rstrip()
+
+
+def _told(detail: ErrorDetails, data: Any, source: str, lines: Mapping[KeyPath, int]) -> str | None:
+    """One pydantic error in the house form; None where a nearer one says it already."""
+    path, value = _data_path(detail["loc"], data)
+    place = _where(source, lines, path)
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key. {_nearest(str(path[-1]), _keys_at(path[:-1], data))}"
+    if kind == "missing":
+        missing = detail["loc"][-1]
+        return f"{place}: {missing} is missing. {_why_needed(str(missing))}"
+    if kind == "union_tag_invalid":
+        kinds = list(LAYER_KINDS)
+        return f"{place}.type: {_shown(context['tag'])} is no layer type. " + _nearest(
+            str(context["tag"]), kinds
+        )
+    if kind == "too_short":
+        return None if value else f"{place}: is empty, at least one entry was needed. Add one."
+    needed = str(context["error"]) if kind == "value_error" else _needed(detail)
+    if isinstance(value, dict) and kind == "value_error":
+        return f"{place}: has no {needed.removeprefix('a ')}. Add it."
+    return f"{place}: is {_shown(value)}, {needed} was needed."
+
+
+def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
+    """A pydantic location without the tags of its unions, and the value that stands there.
+
+    The part after an entry or an item is the tag of the class it was read as.
+    """
+    path: list[str | int] = []
+    for before, part in zip([(None, None), *_pairwise(loc)], loc, strict=True):
+        if before[1] in ("first", "second") or (
+            isinstance(before[1], int) and before[0] in ("pairs", "chain", "sum")
+        ):
+            continue
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
+            data = data[part]
+            path.append(part)
+    return tuple(path), data
+
+
+def _pairwise(loc: Sequence[str | int]) -> list[tuple[str | int | None, str | int]]:
+    return list(zip([None, *loc], loc, strict=False))[: len(loc) - 1]
+
+
+def _keys_at(path: KeyPath, data: Any) -> list[str]:
+    """The keys that a mapping at `path` may have."""
+    for part in path:
+        data = data[part]
+    model: type[Strict] = Document
+    if path:
+        is_entry = len(path) == 2 and path[0] == "pairs"
+        entries: dict[str, type[Strict]] = {
+            "pair": PairEntry,
+            "chain": ChainEntry,
+            "sum": SumEntry,
+        }
+        items: dict[str, type[Strict]] = {"chain": ChainItem, "sum": SumItem, **LAYER_KINDS}
+        model = entries[entry_tag(data)] if is_entry else items[item_tag(data)]
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, n=2, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Known here: {', '.join(known)}."
+
+
+_NEEDED = {
+    "string_type": "a name",
+    "string_too_short": "a name",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "finite_number": "a finite number",
+}
+
+
+def _needed(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        return str(context["expected"]).replace("'", "")
+    if detail["type"] == "greater_than_equal":
+        return f"{context['ge']} or more"
+    return _NEEDED.get(detail["type"], detail["msg"])
+
+
+def _why_needed(key: str) -> str:
+    if key == "eps":
+        return (
+            "No checkpoint holds it and a wrong one is silently wrong: "
+            "take it from the model's code (torch's default is 1.0e-5)."
+        )
+    if key == "version":
+        return "Add: version: 1"
+    return "Add it."
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    text = json.dumps(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parts(entry: Entry) -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
+    """Whether an entry is a chain or a sum, and its items with their key paths."""
+    if isinstance(entry, PairEntry):
+        return "chain", ((("first",), entry.first), (("second",), entry.second))
+    return item_parts(entry)
+
+
+def item_parts(item: "ChainItem | SumItem") -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
+    """As `parts`, for a nested chain or sum."""
+    key = "chain" if isinstance(item, ChainItem) else "sum"
+    return key, tuple(((key, index), child) for index, child in enumerate(getattr(item, key)))
