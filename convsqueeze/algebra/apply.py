@@ -5,6 +5,7 @@ merged layer can ask for where the layers apart did not and torch's own padding 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +99,8 @@ def _upsampling(
         count = (axis.upsample * (given - 1) + slack) // axis.stride + 1
         start = axis.extent - 1 - before
         crop = [-start, start + axis.stride * (count - 1) + 1 - size, *crop]
-    steps = tuple(slice(None, None, axis.stride) for axis in axes)
-    y = F.pad(full, crop)[(..., *steps)]
+    steps: tuple[Any, ...] = (..., *(slice(None, None, axis.stride) for axis in axes))
+    y = F.pad(full, crop)[steps]
     return y if bias is None else y + bias.view(-1, *(1,) * rank)
 
 

@@ -2,16 +2,19 @@
 
 The laws, for every input of every size that the layers accept, up to the border (see `border`):
 
-    (outer @ inner)(x) == outer(inner(x))        (a + b)(x) == a(x) + b(x)        (s * a)(x) == s * a(x)
+    (outer @ inner)(x) == outer(inner(x))
+    (a + b)(x) == a(x) + b(x)
+    (s * a)(x) == s * a(x)
 
 Arithmetic is in float64 whatever the operands' dtype; `to` rounds once. Knows tensors and
 geometry, no layer kinds, files or names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -119,12 +122,12 @@ def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tenso
     )
     inner_kernel = first.shape[3:]
     for tap in product(*(range(axis.kernel_size) for axis in outer.axes)):
-        term = second[(..., *tap)] @ first.flatten(2)
-        window = tuple(
-            slice(m.outer_step * b, m.outer_step * b + m.inner_step * (k - 1) + 1, m.inner_step)
-            for m, b, k in zip(merges, tap, inner_kernel, strict=True)
+        at_tap: tuple[Any, ...] = (..., *tap)
+        term = second[at_tap] @ first.flatten(2)
+        starts = [m.outer_step * b for m, b in zip(merges, tap, strict=True)]
+        raw[_window(starts, [m.inner_step for m in merges], inner_kernel)] += term.unflatten(
+            2, first.shape[2:]
         )
-        raw[(..., *window)] += term.unflatten(2, first.shape[2:])
     return _joined(_kept(raw, merges), outer, inner)
 
 
@@ -171,18 +174,17 @@ def _embedded(conv: Conv, target: Geometry) -> Tensor:
     """The weight of `conv` inside the kernel and the groups of `target`, zeros elsewhere."""
     weight = _regrouped(conv.weight.double(), conv.groups, target.groups)
     placed = weight.new_zeros(target.weight_shape)
-    window = tuple(
-        slice(start, start + step * (mine.kernel_size - 1) + 1, step)
-        for mine, start, step in _placements(conv.axes, target.axes)
-    )
-    placed[(..., *window)] = weight
+    pairs = list(zip(conv.axes, target.axes, strict=True))
+    starts = [(hull.before - axis.before) // hull.dilation for axis, hull in pairs]
+    steps = [max(axis.dilation // hull.dilation, 1) for axis, hull in pairs]
+    placed[_window(starts, steps, [axis.kernel_size for axis in conv.axes])] = weight
     return placed
 
 
-def _placements(mine: tuple[Axis, ...], hull: tuple[Axis, ...]) -> Iterator[tuple[Axis, int, int]]:
-    for axis, whole in zip(mine, hull, strict=True):
-        start = (whole.before - axis.before) // whole.dilation
-        yield axis, start, max(axis.dilation // whole.dilation, 1)
+def _window(starts: Sequence[int], steps: Sequence[int], counts: Sequence[int]) -> tuple[Any, ...]:
+    """The index of every `step`-th tap from `start` on, `count` of them, on the last dimensions."""
+    spans = zip(starts, steps, counts, strict=True)
+    return (..., *(slice(start, start + step * (n - 1) + 1, step) for start, step, n in spans))
 
 
 def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:

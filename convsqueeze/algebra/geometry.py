@@ -50,7 +50,8 @@ class Axis:
             object.__setattr__(self, "padding_mode", "zeros")
         if self.upsample > 1 and self.padding_mode != "zeros":
             raise GeometryError(
-                f"padding_mode {self.padding_mode} around an upsampled signal is not one convolution"
+                f"padding_mode {self.padding_mode} around an upsampled signal "
+                "is not one convolution"
             )
 
     @property

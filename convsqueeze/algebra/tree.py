@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 Leaf = TypeVar("Leaf")
 Result = TypeVar("Result")
@@ -22,7 +22,7 @@ class Sum(Generic[Leaf]):
     branches: "tuple[Tree[Leaf], ...]"
 
 
-Tree = Leaf | Chain[Leaf] | Sum[Leaf]
+Tree: TypeAlias = Leaf | Chain[Leaf] | Sum[Leaf]
 
 
 def fold(

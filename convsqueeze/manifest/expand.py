@@ -56,7 +56,7 @@ def expand(entry: Entry, names: Sequence[str]) -> Expansion:
 
 
 def _data(entry: Entry) -> dict[str, Any]:
-    return json.loads(entry.model_dump_json(exclude_unset=True))  # type: ignore[no-any-return]
+    return json.loads(entry.model_dump_json(exclude_unset=True))
 
 
 def _templates(node: Any, key: str = "") -> Iterator[str]:

@@ -52,7 +52,7 @@ class Manifest:
 
     def to_data(self) -> dict[str, Any]:
         """The manifest as plain data, defaults left out: what the recipe keeps."""
-        return json.loads(self.document.model_dump_json(exclude_unset=True))  # type: ignore[no-any-return]
+        return json.loads(self.document.model_dump_json(exclude_unset=True))
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -168,24 +168,26 @@ def _told(detail: ErrorDetails, data: Any, source: str, lines: Mapping[KeyPath, 
 def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
     """A pydantic location without the tags of its unions, and the value that stands there.
 
-    The part after an entry or an item is the tag of the class it was read as.
+    The part after an entry or an item of a list is the tag of the class it was read as.
     """
     path: list[str | int] = []
-    for before, part in zip([(None, None), *_pairwise(loc)], loc, strict=True):
-        if before[1] in ("first", "second") or (
-            isinstance(before[1], int) and before[0] in ("pairs", "chain", "sum")
-        ):
+    for index, part in enumerate(loc):
+        if _is_tag(loc[:index]):
             continue
-        if (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        ):
+        if isinstance(data, dict) and part in data:
+            data = data[str(part)]
+            path.append(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
             data = data[part]
             path.append(part)
     return tuple(path), data
 
 
-def _pairwise(loc: Sequence[str | int]) -> list[tuple[str | int | None, str | int]]:
-    return list(zip([None, *loc], loc, strict=False))[: len(loc) - 1]
+def _is_tag(before: Sequence[str | int]) -> bool:
+    in_list = len(before) > 1 and isinstance(before[-1], int)
+    return bool(before) and (
+        before[-1] in ("first", "second") or (in_list and before[-2] in ("pairs", "chain", "sum"))
+    )
 
 
 def _keys_at(path: KeyPath, data: Any) -> list[str]:

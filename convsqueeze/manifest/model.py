@@ -153,9 +153,9 @@ class ScaleLayer(_WithTensors):
 
     @model_validator(mode="after")
     def _is_named(self) -> "ScaleLayer":
-        if self.name is None and self.weight is None and self.bias is None:
-            if "factor" not in self.model_fields_set:
-                raise ValueError("a name, a weight, a bias or a factor to scale by")
+        named = self.name or self.weight or self.bias
+        if named is None and "factor" not in self.model_fields_set:
+            raise ValueError("a name, a weight, a bias or a factor to scale by")
         return self
 
 

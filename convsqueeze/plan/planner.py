@@ -4,8 +4,7 @@ Everything that can be refused from names, shapes and geometry is refused here. 
 values, no arithmetic on them and no output.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -15,8 +14,7 @@ import torch
 
 from convsqueeze.algebra.border import Leak, leaks, smallest_size
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.tree import Tree, fold, leaves
-from convsqueeze.algebra.tree import Chain, Sum
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.manifest import (
@@ -186,7 +184,7 @@ def _merge(
     smallest = [smallest_size(shapes, axis) for axis in range(rank)]
     if entry.input is not None and any(n < s for n, s in zip(entry.input, smallest, strict=True)):
         raise GeometryError(
-            f"input {list(entry.input)} is smaller than the smallest that the layers take, {smallest}"
+            f"input {list(entry.input)} is smaller than the smallest the layers take, {smallest}"
         )
     return Merge(
         place=place,
@@ -204,13 +202,11 @@ def _merge(
 
 def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
     """The same tree with only the geometry of each layer."""
-    result: Tree[Geometry] = fold(
-        tree,
-        lambda leaf: leaf.geometry,
-        lambda links: Chain(tuple(links)),
-        lambda branches: Sum(tuple(branches)),
-    )
-    return result
+    if isinstance(tree, Chain):
+        return Chain(tuple(geometry_tree(link) for link in tree.links))
+    if isinstance(tree, Sum):
+        return Sum(tuple(geometry_tree(branch) for branch in tree.branches))
+    return tree.geometry
 
 
 def _into(entry: Entry, tree: Tree[ResolvedLayer]) -> str:
@@ -275,35 +271,42 @@ def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[
 
 def _conflicts(merges: Sequence[Merge], infos: Infos) -> list[str]:
     """Tensors that two layers use, and results that would overwrite something that stays."""
-    problems = []
+    return [*_used_twice(merges), *_overwritten(merges, infos), *_same_into(merges)]
+
+
+def _used_twice(merges: Sequence[Merge]) -> Iterator[str]:
     users: dict[str, list[str]] = {}
     for merge in merges:
-        for leaf in merge.layers:
-            for key in leaf.keys:
-                users.setdefault(key, []).append(merge.place)
+        of_layers = [key for leaf in merge.layers for key in leaf.keys]
+        for key in [*of_layers, *(key for key in merge.consumed if key not in of_layers)]:
+            users.setdefault(key, []).append(merge.place)
     for key, places in users.items():
         if len(places) > 1:
-            used = " and ".join(dict.fromkeys(places))
-            problems.append(
-                f"{places[-1]}: {key} is used {len(places)} times (by {used}). Use it once."
-            )
+            by = " and ".join(dict.fromkeys(places))
+            yield f"{places[-1]}: {key} is used {len(places)} times (by {by}). Use it once."
+
+
+def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:
     gone = {key for merge in merges for key in merge.consumed}
     for merge in merges:
         if not merge.into:
-            problems.append(
-                f"{merge.place}: no layer here has a name to merge into. Give into: NAME."
-            )
+            yield f"{merge.place}: no layer here has a name to merge into. Give into: NAME."
         for key in (f"{merge.into}.weight", f"{merge.into}.bias"):
             if key in infos and key not in gone:
-                problems.append(
+                yield (
                     f"{merge.place}: {key} is in the checkpoint and is not merged, so into: "
                     f"{merge.into} would overwrite it. Give another into, or list it under drop."
                 )
-    for into, count in Counter(merge.into for merge in merges).items():
-        if count > 1 and into:
-            places = " and ".join(merge.place for merge in merges if merge.into == into)
-            problems.append(f"{places}: into {into} is given {count} times. Give each its own.")
-    return problems
+
+
+def _same_into(merges: Sequence[Merge]) -> Iterator[str]:
+    places: dict[str, list[str]] = {}
+    for merge in merges:
+        places.setdefault(merge.into, []).append(merge.place)
+    for into, used in places.items():
+        if len(used) > 1 and into:
+            where = " and ".join(used)
+            yield f"{where}: into {into} is given {len(used)} times. Give each its own."
 
 
 def _sorted_by_growth(
@@ -315,9 +318,10 @@ def _sorted_by_growth(
         if merge.weights_after <= merge.weights_before or growth == "allow":
             kept.append(merge)
             continue
+        times = merge.weights_after / merge.weights_before
         grows = (
             f"{merge.place}: {merge.into} would grow from {merge.weights_before:,} to "
-            f"{merge.weights_after:,} weights ({merge.weights_after / merge.weights_before:.1f} times)"
+            f"{merge.weights_after:,} weights ({times:.1f} times)"
         )
         if growth == "skip":
             skipped.append(f"{grows} and is left as it is")

@@ -308,13 +308,17 @@ def _missing(layer: Layer, role: str, infos: Infos) -> str:
 
 
 def _bad_dtypes(parameters: Mapping[str, Parameter], infos: Infos) -> list[str]:
-    return [
-        f"{key} is stored as {str(infos[key].dtype).removeprefix('torch.')}, "
-        "float64, float32, float16 or bfloat16 was needed. Dequantize it, or leave the layer out"
-        for parameter in parameters.values()
-        for key in parameter.keys
-        if infos[key].dtype not in STORAGE_DTYPES
-    ]
+    keys = [key for parameter in parameters.values() for key in parameter.keys]
+    problems = []
+    for key in keys:
+        dtype, layout = infos[key].dtype, infos[key].layout
+        if dtype not in STORAGE_DTYPES or layout != torch.strided:
+            kind = dtype if layout == torch.strided else layout
+            problems.append(
+                f"{key} is stored as {str(kind).removeprefix('torch.')}, dense float64, float32, "
+                "float16 or bfloat16 was needed. Dequantize it, or leave the layer out"
+            )
+    return problems
 
 
 def _rank(entry: Entry, tree: Tree[_Named]) -> int:

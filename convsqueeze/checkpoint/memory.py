@@ -1,0 +1,170 @@
+"""Where tensors lie in memory: which of them share it, and how to part them from a big storage.
+
+Knows tensors only. All addresses are in bytes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """The bytes from a tensor's first element up to behind its last, gaps between included."""
+
+    device: str
+    start: int
+    stop: int
+
+
+def span(tensor: torch.Tensor) -> Span | None:
+    """None for a tensor without one: empty, sparse, nested, meta, or a wrapper subclass."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type == "meta":
+        return None
+    if tensor.numel() == 0:
+        return None
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:  # a wrapper subclass around other tensors
+        return None
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return Span(str(tensor.device), start, start + (last + 1) * tensor.element_size())
+
+
+def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names whose spans overlap, directly or through others; each such group in address order."""
+    spans = sorted((place, name) for name, t in tensors.items() if (place := span(t)) is not None)
+    groups: list[list[str]] = []
+    device, reach = "", 0
+    for place, name in spans:
+        if place.device == device and place.start < reach:
+            groups[-1].append(name)
+            reach = max(reach, place.stop)
+        else:
+            groups.append([name])
+            device, reach = place.device, place.stop
+    return groups
+
+
+def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Groups of names, in the order of `tensors`, of which some element is the same memory.
+
+    Views that interleave (the columns of a matrix) overlap in their spans, but are not tied.
+    """
+    order = {name: i for i, name in enumerate(tensors)}
+    found = [
+        tuple(sorted(names, key=order.__getitem__))
+        for group in clusters(tensors)
+        if len(group) > 1
+        for names in _sharing(group, tensors)
+        if len(names) > 1
+    ]
+    return tuple(sorted(found, key=lambda names: order[names[0]]))
+
+
+def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """A cluster, divided by which tensor last laid its label on each element of a map."""
+    views = [tensors[name] for name in group]
+    start, stop = _hull(views)
+    unit = views[0].element_size()
+    regular = all(
+        view.element_size() == unit
+        and (view.data_ptr() - start) % unit == 0
+        and view.numel() * unit <= stop - start
+        for view in views
+    )
+    if not regular or all(_dense(view) for view in views):
+        return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
+    owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
+    groups: dict[int, list[str]] = {}
+    merged: dict[int, int] = {}
+    for label, (name, view) in enumerate(zip(group, views, strict=True)):
+        place = owner.as_strided(view.shape, view.stride(), (view.data_ptr() - start) // unit)
+        groups[label] = [name]
+        for earlier in place.unique().tolist():  # type: ignore[no-untyped-call]
+            while earlier in merged:
+                earlier = merged[earlier]
+            if earlier not in (-1, label):
+                groups[label] += groups.pop(earlier)
+                merged[earlier] = label
+        place.fill_(label)
+    return list(groups.values())
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    start, stop = _hull([tensor])
+    return stop - start == tensor.numel() * tensor.element_size()
+
+
+def _hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    spans = [place for tensor in tensors if (place := span(tensor)) is not None]
+    return min(place.start for place in spans), max(place.stop for place in spans)
+
+
+def part(
+    kept: Mapping[str, torch.Tensor],
+    leaving: Iterable[torch.Tensor],
+    elsewhere: Iterable[torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """`kept`, with each tensor that shared a storage with one of `leaving` on a smaller storage.
+
+    torch.save writes whole storages, so a kept view would take the values that are to vanish with
+    it. No value is copied: the new storages are slices of the old, one for each cluster of
+    overlapping tensors, so ties and strides stay. A storage that `elsewhere` needs stays whole.
+    """
+    fixed = {_storage(tensor) for tensor in elsewhere}
+    fixed |= {_storage(tensor) for tensor in kept.values() if not _plain(tensor)}
+    shrinking = {_storage(tensor) for tensor in leaving} - fixed - {None}
+    moving = {name: tensor for name, tensor in kept.items() if _storage(tensor) in shrinking}
+    result = dict(kept)
+    for group in clusters(moving):
+        result.update(_moved(group, moving))
+    return result
+
+
+def _plain(tensor: torch.Tensor) -> bool:
+    """Whether dtype, shape, strides and storage say all there is to say of it."""
+    return type(tensor) in PLAIN and not (
+        tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or span(tensor) is None
+    )
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    return None if span(tensor) is None else tensor.untyped_storage().data_ptr()
+
+
+def _moved(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    start, stop = _hull([tensors[name] for name in group])
+    old = tensors[group[0]].untyped_storage()
+    storage = old[start - old.data_ptr() : stop - old.data_ptr()]
+    known: dict[int, torch.Tensor] = {}
+    for name in group:
+        tensor = tensors[name]
+        if id(tensor) not in known:
+            known[id(tensor)] = _view(storage, tensor)
+    return {name: known[id(tensors[name])] for name in group}
+
+
+def _view(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
+    offset = (like.data_ptr() - storage.data_ptr()) // like.element_size()
+    view = torch.empty(0, dtype=like.dtype, device=like.device)
+    view.set_(storage, offset, like.shape, like.stride())
+    if isinstance(like, torch.nn.Parameter):
+        return torch.nn.Parameter(view, requires_grad=like.requires_grad)
+    return view.requires_grad_(like.requires_grad)
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, contiguous, on a storage that holds nothing else."""
+    result = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    exact = result.untyped_storage().nbytes() == result.numel() * result.element_size()
+    return result if exact else result.clone()
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The values in order, as stored; no copy where they lie in order on the CPU already."""
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -1,0 +1,45 @@
+"""Names of tensors: prefixes that wrappers of a model put before every one, and near misses.
+
+Knows strings only.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable
+from itertools import islice
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before each name; they nest."""
+LONGEST_SHOWN = 100
+
+
+def common_prefix(names: Collection[str]) -> str:
+    """The longest run of PREFIXES that every name carries and that leaves none of them empty."""
+    prefix = ""
+    while names:
+        longer = [prefix + part for part in PREFIXES if _all_carry(names, prefix + part)]
+        if not longer:
+            break
+        prefix = longer[0]
+    return prefix
+
+
+def _all_carry(names: Iterable[str], prefix: str) -> bool:
+    return all(name.startswith(prefix) and name != prefix for name in names)
+
+
+def shown(name: str) -> str:
+    """A name out of a file, fit for one line of a terminal."""
+    text = name if name.isprintable() else ascii(name)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def listed(names: Collection[str], most: int = 5) -> str:
+    """`a, b and 7 more`: a list short enough for one line."""
+    first = ", ".join(shown(name) for name in islice(names, most))
+    return first if len(names) <= most else f"{first} and {len(names) - most} more"
+
+
+def nearest(name: str, candidates: Iterable[str], otherwise: str) -> str:
+    """`Did you mean a or b?`, or the advice `otherwise` where nothing comes near."""
+    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
+    return f"Did you mean {' or '.join(map(shown, close))}?" if close else otherwise

@@ -1,0 +1,189 @@
+"""`*.safetensors.index.json` and its shards: one checkpoint in several safetensors files.
+
+The index says which shard holds which tensor, and its order is the order of the names. Each shard
+lies beside the index. The recipe travels in the index's metadata alone; a shard by itself says
+nothing of merges.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
+from convsqueeze.checkpoint.disk import FileVersion, Writer, unreadable
+from convsqueeze.checkpoint.edits import Splice
+from convsqueeze.checkpoint.names import listed, nearest, shown
+from convsqueeze.checkpoint.safetensors_file import (
+    FROM_TORCH,
+    Piece,
+    StoredTensors,
+    described_stored,
+    pieces,
+    safetensors_writer,
+)
+from convsqueeze.checkpoint.safetensors_header import Header, Stored, read_header
+from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
+from convsqueeze.checkpoint.strict_json import parse_object
+from convsqueeze.errors import CheckpointError
+
+LONGEST_INDEX = 100_000_000
+SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedTensors(StoredTensors):
+    """Contents of an index and its shards; `index` is the whole JSON object."""
+
+    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    shards: Mapping[str, Header] = field(default_factory=dict, repr=False)
+    """By file name, in the order of the names."""
+
+
+def open_sharded(path: Path) -> Checkpoint:
+    """Raises CheckpointError where index and shards do not fit each other."""
+    version = FileVersion.of(path)
+    index = _read_index(path, version)
+    weight_map: dict[str, str] = index["weight_map"]
+    names = sorted(set(weight_map.values()))
+    _check_all_there(path, names)
+    shards = {name: read_header(path.parent / name) for name in names}
+    tensors = {name: _find(path, name, shard, shards) for name, shard in weight_map.items()}
+    for shard, header in shards.items():
+        if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
+            raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
+    return described_stored(
+        path,
+        "sharded",
+        ShardedTensors(tensors, (version, *(h.version for h in shards.values())), index, shards),
+        {k: v for header in reversed(shards.values()) for k, v in header.metadata.items()},
+        _recipe(index),
+    )
+
+
+def _read_index(path: Path, version: FileVersion) -> dict[str, Any]:
+    if version.size > LONGEST_INDEX:
+        raise _misfit(path, f"takes {version.size} bytes, at most {LONGEST_INDEX} are read")
+    try:
+        index = parse_object(path.read_bytes())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise _misfit(path, f"is {error}") from error
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _misfit(path, "has no weight_map, or an empty one")
+    if not isinstance(index.get("metadata", {}), dict):
+        raise _misfit(path, "has metadata that is no JSON object")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
+            raise _misfit(
+                path,
+                f"puts {shown(name)} into {shown(str(shard))}, no .safetensors file beside it",
+            )
+    return index
+
+
+def _check_all_there(path: Path, names: list[str]) -> None:
+    try:
+        there = [p.name for p in path.parent.iterdir() if p.is_file()]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if missing := [name for name in names if name not in there]:
+        advice = nearest(missing[0], there, "Download the rest.")
+        raise CheckpointError(
+            f"{path}: {len(missing)} of its {len(names)} shards are missing ({listed(missing)}), "
+            f"all were needed beside it. {advice}"
+        )
+
+
+def _find(path: Path, name: str, shard: str, shards: Mapping[str, Header]) -> Stored:
+    found = shards[shard].tensors.get(name)
+    if found is None:
+        raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
+    return found
+
+
+def _misfit(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {reason}, an index that fits its .safetensors shards was needed. "
+        "Download or save all of them anew."
+    )
+
+
+def _recipe(index: Mapping[str, Any]) -> str | None:
+    found = index.get("metadata", {}).get(RECIPE_KEY)
+    return found if isinstance(found, str) else None
+
+
+def shard_pattern(index: Path) -> re.Pattern[str]:
+    """The names of the shards that an index written here may have."""
+    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
+    return re.compile(stem + r"-\d{5,}-of-\d{5,}\.safetensors")
+
+
+def sharded_writers(
+    source: Checkpoint, splicing: Splice, recipe: str, destination: Path
+) -> list[tuple[Path, Writer]]:
+    """Places and writers of the shards, the index last, so that it never names what is not there.
+
+    Each tensor stays in its shard, a new one goes where the tensor in whose place it stands was;
+    a shard that would be empty is left out. Any other source becomes one shard.
+    """
+    parts = pieces(source, splicing)
+    groups = [(names, metadata) for names, metadata in _groups(source, splicing) if names]
+    stem = destination.name.removesuffix(INDEX_SUFFIX)
+    outputs: list[tuple[Path, Writer]] = []
+    home: dict[str, str] = {}
+    for number, (names, metadata) in enumerate(groups, start=1):
+        shard = f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
+        writer = safetensors_writer({name: parts[name] for name in names}, metadata)
+        outputs.append((destination.with_name(shard), writer))
+        home |= dict.fromkeys(names, shard)
+    index = _new_index(source, parts, recipe) | {"weight_map": {n: home[n] for n in parts}}
+    text = json.dumps(index, indent=2) + "\n"
+    return [*outputs, (destination, _text_writer(text))]
+
+
+def _groups(source: Checkpoint, splicing: Splice) -> Iterator[tuple[list[str], Mapping[str, str]]]:
+    """Full names of each new shard in its order, with its metadata."""
+    contents, prefix = source.contents, source.prefix
+    if not isinstance(contents, ShardedTensors):
+        names = [prefix + name for name, _ in splicing.over(source.tensors)]
+        yield names, _without_recipe(source.metadata) or FROM_TORCH
+        return
+    for header in contents.shards.values():
+        old = [name[len(prefix) :] for name in header.tensors]
+        names = [prefix + name for name, _ in splicing.over(old)]
+        yield names, _without_recipe(header.metadata)
+
+
+def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key != RECIPE_KEY}
+
+
+def _new_index(source: Checkpoint, parts: Mapping[str, Piece], recipe: str) -> dict[str, Any]:
+    """The source's index with its sums brought up to date."""
+    contents = source.contents
+    old = contents.index if isinstance(contents, ShardedTensors) else {}
+    metadata = dict(old.get("metadata", {}))
+    metadata["total_size"] = sum(part.nbytes for part in parts.values())
+    count = metadata.get("total_parameters")
+    if isinstance(contents, ShardedTensors) and isinstance(count, int):
+        metadata["total_parameters"] = count + _numel(parts) - _numel(contents.tensors)
+    metadata[RECIPE_KEY] = recipe
+    return {**old, "metadata": metadata}
+
+
+def _numel(described: Mapping[str, Piece] | Mapping[str, Stored]) -> int:
+    return sum(prod(one.shape) for one in described.values())
+
+
+def _text_writer(text: str) -> Writer:
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode("ascii"))
+
+    return write

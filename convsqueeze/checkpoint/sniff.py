@@ -1,0 +1,140 @@
+"""What kind of file this is, by its first bytes and, for a zip archive, by what it lists.
+
+Reads at most a header and a directory of names, runs nothing, and refuses by name what holds no
+state dict, with the way to get one.
+"""
+
+import re
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from convsqueeze.checkpoint.disk import unreadable
+from convsqueeze.checkpoint.names import listed, nearest
+from convsqueeze.errors import CheckpointError
+
+Kind = Literal["zip pickle", "legacy pickle", "safetensors", "index"]
+
+HEAD = 1024
+ZIP = b"PK\x03\x04"
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""torch's magic number, itself pickled, behind the two bytes of its pickle's protocol."""
+INDEX_SUFFIX = ".safetensors.index.json"
+
+AGAIN = "Download or save it anew."
+OTHER = "Name the checkpoint instead."
+UNPACK = "Unpack it and name the checkpoint inside."
+FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (
+        0,
+        b"version https://git-lfs",
+        "a git-lfs pointer, not the file itself",
+        'Run "git lfs pull" and try again.',
+    ),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", OTHER),
+    (0, b"\xff\xd8\xff", "a JPEG picture", OTHER),
+    (0, b"GIF8", "a GIF picture", OTHER),
+    (0, b"%PDF", "a PDF document", OTHER),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Save the weights from Keras as .safetensors."),
+    (0, b"GGUF", "a GGUF file", "Take the checkpoint that it was made from."),
+    (4, b"TFL3", "a TensorFlow Lite model", "Take the checkpoint that it was made from."),
+    (0, b"\x93NUMPY", "a NumPy array", "Save tensors by name with torch.save or safetensors."),
+    (0, b"\x1f\x8b", "a gzip archive", UNPACK),
+    (0, b"BZh", "a bzip2 archive", UNPACK),
+    (0, b"\xfd7zXZ\x00", "an xz archive", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (257, b"ustar", "a tar archive", UNPACK),
+)
+ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[\w .+-]|\x3a|\x1a)", re.DOTALL)
+HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html)", re.IGNORECASE)
+
+
+def sniff(path: Path) -> Kind:
+    """Raises CheckpointError for all that is no checkpoint, saying what it is instead."""
+    _check_place(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            size = path.stat().st_size
+            if not head:
+                raise wrong(path, "an empty file", AGAIN)
+            if head.startswith(ZIP):
+                return _zip_kind(path, file, size)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    _refuse_foreign(path, head)
+    if path.name.endswith(".json"):
+        return "index"
+    if head[2:].startswith(LEGACY):
+        return "legacy pickle"
+    if path.suffix.lower() == ".safetensors" or _like_safetensors(head, size):
+        return "safetensors"
+    if re.match(rb"\x80[\x02-\x05]", head):
+        raise wrong(path, "a plain pickle", 'Save the state dict with torch.save(..., "model.pt").')
+    raise wrong(path, "no kind of file that is known here, or cut off", AGAIN)
+
+
+def wrong(path: Path, what: str, advice: str) -> CheckpointError:
+    """*where: what is, what was needed. What to do.*"""
+    needed = "a checkpoint (.pt, .pth, .ckpt, .bin, .safetensors or its index) was needed"
+    return CheckpointError(f"{path}: {what}, {needed}. {advice}")
+
+
+def _check_place(path: Path) -> None:
+    try:
+        if path.is_dir():
+            inside = sorted(p.name for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX))
+            inside = inside or sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+            advice = f"Name a file inside: {listed(inside)}." if inside else "Name a file."
+            raise wrong(path, "a directory", advice)
+        if not path.exists():
+            there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            advice = nearest(path.name, there, "Check the path.")
+            raise CheckpointError(f"{path}: no such file. {advice}")
+        if not path.is_file():
+            raise wrong(path, "no regular file", OTHER)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    for offset, magic, what, advice in FOREIGN:
+        if head[offset:].startswith(magic):
+            raise wrong(path, what, advice)
+    if HTML.match(head):
+        raise wrong(path, "a web page", "Download the file itself, not the page about it.")
+    if path.suffix.lower() == ".onnx" or ONNX.match(head):
+        raise wrong(path, "an ONNX model", "Take the checkpoint that it was exported from.")
+
+
+def _like_safetensors(head: bytes, size: int) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def _zip_kind(path: Path, file: BinaryIO, size: int) -> Kind:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+    names = {record.filename.partition("/")[2] or record.filename for record in records}
+    if "constants.pkl" in names:
+        advice = f'Save torch.jit.load("{path}").state_dict() with torch.save and name that file.'
+        raise wrong(path, "a TorchScript archive", advice)
+    if names & {"archive_format", "serialized_exported_program.json"}:
+        advice = f'Save torch.export.load("{path}").state_dict with torch.save and name that file.'
+        raise wrong(path, "a torch.export archive", advice)
+    if any(name.endswith(".npy") for name in names):
+        raise wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
+    if "data.pkl" not in names:
+        raise wrong(path, "a zip archive that torch.save did not write", UNPACK)
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        advice = "Unpack and repack it without compression, or save it anew with torch.save."
+        raise wrong(path, "a zip archive whose records are compressed", advice)
+    if sum(record.file_size for record in records) > size:
+        raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
+    return "zip pickle"

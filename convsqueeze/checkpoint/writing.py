@@ -1,0 +1,135 @@
+"""Writing an edited checkpoint: the format follows the suffix of the output, not the source."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
+from convsqueeze.checkpoint.disk import Writer, replace_files
+from convsqueeze.checkpoint.edits import Edit, Splice, splice
+from convsqueeze.checkpoint.names import listed
+from convsqueeze.checkpoint.pickled import left_behind, pickled_writer
+from convsqueeze.checkpoint.safetensors_file import FROM_TORCH, pieces, safetensors_writer
+from convsqueeze.checkpoint.sharded import shard_pattern, sharded_writers
+from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
+from convsqueeze.errors import OutputError
+
+PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
+KNOWN_SUFFIXES = (*PICKLED_SUFFIXES, ".safetensors", INDEX_SUFFIX)
+
+
+def suffix_of(path: Path) -> str:
+    """The longest known suffix of a file name, in lower case; "" where there is none."""
+    name = path.name.lower()
+    known = [s for s in KNOWN_SUFFIXES if name.endswith(s) and name != s]
+    return max(known, key=len, default="")
+
+
+def default_destination(path: Path) -> Path:
+    """`model.pt` -> `model.squeezed.pt`, beside the input."""
+    suffix = path.name[len(path.name) - len(suffix_of(path) or path.suffix) :]
+    return path.with_name(f"{path.name.removesuffix(suffix)}.squeezed{suffix}")
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    destination: Path,
+    edits: Sequence[Edit],
+    recipe: str,
+    *,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Write `source` after `edits`, with `recipe` inside; returns notes for the user.
+
+    Whole or not at all: written beside its place, flushed, and renamed once the source has been
+    seen to be unchanged. Raises OutputError, or CheckpointError where the source fails.
+    """
+    check_destination(source, destination, overwrite=overwrite)
+    splicing = splice(source, edits)
+    suffix = suffix_of(destination)
+    outputs: list[tuple[Path, Writer]]
+    if suffix in PICKLED_SUFFIXES:
+        outputs = [(destination, pickled_writer(source, edits, recipe))]
+    elif suffix == INDEX_SUFFIX:
+        outputs = sharded_writers(source, splicing, recipe, destination)
+    else:
+        metadata = {**(source.metadata or FROM_TORCH), RECIPE_KEY: recipe}
+        outputs = [(destination, safetensors_writer(pieces(source, splicing), metadata))]
+    replace_files(outputs, ready=source.check_unchanged)
+    return _notes(source, splicing, suffix) + _leftover(
+        destination, [place for place, _ in outputs]
+    )
+
+
+def _notes(source: Checkpoint, splicing: Splice, suffix: str) -> tuple[str, ...]:
+    notes: list[str] = []
+    if suffix in PICKLED_SUFFIXES:
+        if lost := [key for key in source.metadata if key not in (RECIPE_KEY, "format")]:
+            notes.append(f"metadata {listed(lost)}: not kept, a {suffix} file has no place for it")
+        return tuple(notes)
+    if lost := left_behind(source):
+        notes.append(f"{listed(lost)}: not kept, a .safetensors file holds tensors only")
+    for group in source.ties():
+        if len(kept := [name for name in group if name not in splicing.removed]) > 1:
+            notes.append(f"{listed(kept)}: shared memory, written out as copies")
+    return tuple(notes)
+
+
+def _leftover(destination: Path, written: Sequence[Path]) -> tuple[str, ...]:
+    old = [place.name for place in _taken(destination) if place not in written]
+    return (f"{listed(old)}: left by an earlier output, no longer used",) if old else ()
+
+
+def check_destination(source: Checkpoint, destination: Path, *, overwrite: bool) -> None:
+    """Raises OutputError where `destination` cannot or must not be written; touches nothing."""
+    if destination.is_dir():
+        raise OutputError(f"{destination}: a directory, the name of a file was needed.")
+    if not suffix_of(destination):
+        raise OutputError(
+            f"{destination}: has no suffix of a known format, one of {', '.join(KNOWN_SUFFIXES)} "
+            "was needed. Name the output with -o."
+        )
+    directory = destination.parent
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist"
+        raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
+    try:
+        _check_place(source, destination, overwrite)
+    except OSError as error:
+        raise OutputError(
+            f"{destination}: cannot be used ({error.strerror}). Choose another place."
+        ) from error
+
+
+def _check_place(source: Checkpoint, destination: Path, overwrite: bool) -> None:
+    for taken in _taken(destination):
+        here = taken.stat() if taken.exists() else taken.lstat()
+        if any((here.st_dev, here.st_ino) == (f.device, f.inode) for f in source.contents.files):
+            raise OutputError(
+                f"{taken}: is the input, which is never replaced. Choose another name."
+            )
+        if not stat.S_ISREG(here.st_mode) and not taken.is_symlink():
+            raise OutputError(f"{taken}: no regular file, which was needed. Choose another name.")
+        if not overwrite:
+            raise OutputError(
+                f"{taken}: exists already. Choose another name, or replace it with --overwrite."
+            )
+    if not os.access(destination.parent, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{destination}: the directory {destination.parent} cannot be written. "
+            "Choose another, or change its permissions."
+        )
+
+
+def _taken(destination: Path) -> list[Path]:
+    """The files that stand where the output would, a dangling link included."""
+    places: list[Path] = []
+    with contextlib.suppress(FileNotFoundError):
+        destination.lstat()
+        places.append(destination)
+    if suffix_of(destination) == INDEX_SUFFIX:
+        pattern = shard_pattern(destination)
+        places += [p for p in sorted(destination.parent.iterdir()) if pattern.fullmatch(p.name)]
+    return places

@@ -1,0 +1,244 @@
+"""The commands: options in, reports out, the exit status that the outcome has."""
+
+import json
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from convsqueeze.checkpoint import open_checkpoint
+from convsqueeze.cli.data import inspect_data, merge_data, report_data
+from convsqueeze.cli.progress import DelayedProgress
+from convsqueeze.cli.tables import print_inspection, print_merge, print_verify
+from convsqueeze.errors import ConvsqueezeError, ReportedTogether
+from convsqueeze.inspection import found_layers
+from convsqueeze.manifest import json_schema, load_manifest
+from convsqueeze.pipeline import Result, merge_file, verify_files
+from convsqueeze.verify import Settings
+
+app = typer.Typer(
+    name="convsqueeze",
+    help="Merge trained convolutions that follow each other into one, exactly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class BorderChoice(StrEnum):
+    """Border policies of `--border`."""
+
+    exact = "exact"
+    interior = "interior"
+
+
+class GrowthChoice(StrEnum):
+    """What becomes of a merge that would store more weights."""
+
+    refuse = "refuse"
+    skip = "skip"
+    allow = "allow"
+
+
+Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")
+]
+Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"convsqueeze {version('convsqueeze')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def merge(
+    model: Model,
+    pairs: Annotated[Path, typer.Option("--pairs", help="Manifest: which layers to merge.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Default: <stem>.squeezed<suffix> beside MODEL."),
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
+    ] = None,
+    border: Annotated[
+        BorderChoice | None, typer.Option(help="Border policy for all entries.")
+    ] = None,
+    growth: Annotated[
+        GrowthChoice, typer.Option(help="For a merge that would store more weights.")
+    ] = GrowthChoice.refuse,
+    key: Key = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only, write nothing.")] = False,
+    overwrite: Overwrite = False,
+    trials: Trials = 3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Merge layers of a checkpoint, verify the result and write it."""
+    console, errors = _consoles(as_json)
+    onnx_reports = []
+
+    def before_writing(result: Result) -> None:
+        if onnx is not None:
+            onnx_reports.append(write_onnx(result, onnx, overwrite=overwrite))
+
+    with DelayedProgress(errors, quiet=quiet) as track:
+        done = merge_file(
+            model,
+            load_manifest(pairs),
+            output,
+            key=key,
+            border=border.value if border else None,
+            growth=growth.value,
+            settings=Settings(trials, seed),
+            dry_run=dry_run,
+            overwrite=overwrite,
+            before_writing=before_writing,
+            track=track,
+        )
+    data = merge_data(done)
+    if onnx_reports:
+        data["onnx"] = export_data(onnx_reports[0])
+    if as_json:
+        _print_json(data)
+    if not quiet:
+        print_merge(errors if as_json else console, done)
+
+
+@app.command()
+def verify(
+    original: Annotated[Path, typer.Argument(help="The checkpoint that was merged.")],
+    squeezed: Annotated[Path, typer.Argument(help="What `merge` wrote.")],
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Manifest, instead of the recipe's own.")
+    ] = None,
+    onnx: Annotated[
+        Path | None, typer.Option("--onnx", help="Also run the layers of this ONNX file.")
+    ] = None,
+    key: Key = None,
+    trials: Trials = 3,
+    seed: Seed = 0,
+    exhaustive: Annotated[
+        bool,
+        typer.Option("--exhaustive", help="Impulses at every position: proves equality."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
+    console, errors = _consoles(as_json)
+    with DelayedProgress(errors, quiet=False) as track:
+        report = verify_files(
+            original,
+            squeezed,
+            manifest=None if pairs is None else load_manifest(pairs),
+            key=key,
+            settings=Settings(trials, seed, exhaustive),
+            track=track,
+        )
+        if onnx is not None:
+            report = verify_onnx(report, original, onnx, key=key, seed=seed)
+    if as_json:
+        _print_json(report_data(report))
+    print_verify(errors if as_json else console, report)
+    report.raise_if_failed()
+
+
+@app.command("export-onnx")
+def export_onnx(
+    squeezed: Annotated[Path, typer.Argument(help="What `merge` wrote.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: <stem>.onnx beside SQUEEZED.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", help="Only this layer; may be given again.")
+    ] = None,
+    opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
+    key: Key = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the squeezed layers as one ONNX model, checked against torch first."""
+    from convsqueeze.export import default_onnx_destination, export
+
+    console, errors = _consoles(as_json)
+    with DelayedProgress(errors, quiet=False) as track:
+        track(f"exporting {squeezed.name}", 0, 0)
+        result = export(
+            squeezed,
+            output or default_onnx_destination(squeezed),
+            names=layer or None,
+            opset=opset,
+            key=key,
+            overwrite=overwrite,
+        )
+    if as_json:
+        _print_json(export_data(result))
+    print_export(errors if as_json else console, result)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Any checkpoint.")],
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the layers of a checkpoint: what a manifest is written from."""
+    checkpoint = open_checkpoint(file, key=key)
+    layers = found_layers(checkpoint)
+    if as_json:
+        _print_json(inspect_data(checkpoint, layers))
+    else:
+        print_inspection(_consoles(as_json)[0], checkpoint, layers)
+
+
+@app.command()
+def schema() -> None:
+    """Print the manifest's JSON Schema, for editors that check YAML."""
+    _print_json(json_schema())
+
+
+def _consoles(as_json: bool) -> tuple[Console, Console]:
+    """For the report and for everything else; with --json stdout is for data alone."""
+    return Console(), Console(stderr=True)
+
+
+def _print_json(data: Any) -> None:
+    json.dump(data, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def main() -> None:
+    """Run the command line: exit 0 done, 1 verification failed, 2 usage or input."""
+    try:
+        app()
+    except ConvsqueezeError as error:
+        problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
+        for problem in problems:
+            sys.stderr.write(f"error: {problem}\n")
+        if error.exit_status == 1:
+            sys.stderr.write("verification failed; nothing was written\n")
+        sys.exit(error.exit_status)

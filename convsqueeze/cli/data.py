@@ -1,0 +1,125 @@
+"""Reports as plain data, for --json. The tables print the same facts."""
+
+from typing import Any
+
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.inspection import FoundLayer
+from convsqueeze.pipeline import MergedFile
+from convsqueeze.plan import Merge, Plan
+from convsqueeze.verify import LayerReport, Report, Worst
+
+
+def merge_data(done: MergedFile) -> dict[str, Any]:
+    """What `merge` did."""
+    return {
+        "source": str(done.source),
+        "output": None if done.output is None else str(done.output),
+        "bytes_before": done.bytes_before,
+        "bytes_after": done.bytes_after if done.output else None,
+        "weights_before": done.weights_before,
+        "weights_after": done.weights_after,
+        "layers": [_merge_layer(merge, done.verification) for merge in done.plan.merges],
+        "verification": None if done.verification is None else report_data(done.verification),
+        "notes": list(done.notes),
+    }
+
+
+def _merge_layer(merge: Merge, report: Report | None) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "name": merge.into,
+        "from": [leaf.label for leaf in merge.layers],
+        "kernel_sizes": [list(leaf.geometry.kernel_size) for leaf in merge.layers],
+        "kernel_size": list(merge.geometry.kernel_size),
+        "weights_before": merge.weights_before,
+        "weights_after": merge.weights_after,
+        "macs_before": merge.macs_before,
+        "macs_after": merge.macs_after,
+        "macs_input_size": list(merge.size),
+        "dtype": str(merge.dtype).removeprefix("torch."),
+        "border": merge.border,
+        "leaks": [
+            {"axis": leak.axis, "side": leak.side, "rows": leak.rows, "cause": leak.cause}
+            for leak in merge.leaks
+        ],
+    }
+    seen = [one for one in report.layers if one.name == merge.into] if report else []
+    return {**data, **({"verification": layer_data(seen[0])} if seen else {})}
+
+
+def layer_data(report: LayerReport) -> dict[str, Any]:
+    """What verification saw of one layer."""
+    return {
+        "name": report.name,
+        "ok": report.ok,
+        "problem": report.problem,
+        "policy": report.policy,
+        "interior": _worst(report.interior),
+        "border": _worst(report.border),
+        "border_error": report.border_error,
+        "border_range": report.border_range,
+        "inputs": report.inputs,
+        "sizes": [list(size) for size in report.sizes],
+    }
+
+
+def _worst(worst: Worst) -> dict[str, Any]:
+    return {
+        "error": worst.error,
+        "bound": worst.bound,
+        "share": worst.share,
+        "place": worst.place,
+    }
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """What `verify` saw."""
+    settings = report.settings
+    return {
+        "ok": report.ok,
+        "problems": list(report.failures),
+        "untouched": report.untouched,
+        "trials": settings.trials if settings else None,
+        "seed": settings.seed if settings else None,
+        "exhaustive": settings.exhaustive if settings else None,
+        "layers": [layer_data(layer) for layer in report.layers],
+    }
+
+
+def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, Any]:
+    """What `inspect` found."""
+    return {
+        "file": str(checkpoint.path),
+        "format": checkpoint.format,
+        "wrapper": checkpoint.wrapper,
+        "prefix": checkpoint.prefix,
+        "metadata": dict(checkpoint.metadata),
+        "recipe": checkpoint.recipe,
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "detail": layer.detail,
+                "weights": layer.weights,
+                "tensors": {
+                    role: {
+                        "shape": list(info.shape),
+                        "dtype": str(info.dtype).removeprefix("torch."),
+                    }
+                    for role, info in layer.tensors.items()
+                },
+            }
+            for layer in layers
+        ],
+    }
+
+
+def plan_totals(plan: Plan) -> tuple[int, int, int, int]:
+    """Weights before and after, multiplications before and after."""
+    return (
+        plan.weights_before,
+        plan.weights_after,
+        sum(merge.macs_before for merge in plan.merges),
+        sum(merge.macs_after for merge in plan.merges),
+    )
+
+

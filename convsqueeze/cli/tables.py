@@ -1,0 +1,184 @@
+"""What a run prints for people: one table and a few lines."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.cli.data import plan_totals
+from convsqueeze.inspection import FoundLayer
+from convsqueeze.pipeline import MergedFile
+from convsqueeze.plan import Merge
+from convsqueeze.plan.wording import kernel, rows_told
+from convsqueeze.verify import LayerReport, Report
+
+
+def print_merge(console: Console, done: MergedFile) -> None:
+    """The table of a merge, its totals, the files and the verdict."""
+    reports = {one.name: one for one in done.verification.layers} if done.verification else {}
+    table = _table(done.source.name, "layer", "kernel", "weights", "MACs", "border")
+    if reports:
+        table.add_column("largest error\n/ bound", justify="right")
+    for merge in done.plan.merges:
+        cells = _merge_cells(merge)
+        if reports:
+            cells.append(_error(reports[merge.into]))
+        table.add_row(*cells)
+    table.add_section()
+    before, after, macs_before, macs_after = plan_totals(done.plan)
+    totals = ["total", "", _change(before, after), _change(macs_before, macs_after)]
+    table.add_row(*totals, *([""] * (len(table.columns) - len(totals))), style="bold")
+    console.print(table)
+    print_notes(console, done.notes)
+    if done.verification is not None:
+        _print_verdict(console, done.verification)
+    if done.output is None:
+        console.print(
+            f"{_file(done.source)}: {_size(done.bytes_before)}. Dry run: nothing written."
+        )
+        return
+    console.print(
+        f"{_file(done.source)} {_size(done.bytes_before)} -> "
+        f"[bold]{_file(done.output)}[/] {_size(done.bytes_after)}",
+        soft_wrap=True,
+    )
+
+
+def _merge_cells(merge: Merge) -> list[Text | str]:
+    own = f"{merge.into}."
+    parts = [
+        f"{leaf.label.removeprefix(own)} {kernel(leaf.geometry)}"
+        for leaf in merge.layers
+        if leaf.parameters
+    ]
+    name = Text(merge.into, style="bold")
+    name.append("\n" + "\n".join(parts), style="not bold dim")
+    border = "exact"
+    if merge.leaks:
+        border = f"interior: {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
+    return [
+        name,
+        kernel(merge.geometry),
+        _change(merge.weights_before, merge.weights_after),
+        _change(merge.macs_before, merge.macs_after),
+        border,
+    ]
+
+
+def print_verify(console: Console, report: Report) -> None:
+    """The table of a verification and the verdict."""
+    table = _table("verification", "layer", "inputs", "interior error\n/ bound", "border error")
+    for one in report.layers:
+        table.add_row(
+            Text(one.name, style="bold" if one.ok else "bold red"),
+            f"{one.inputs:,}",
+            _ratio(one.interior.error, one.interior.bound),
+            _border_error(one),
+        )
+    console.print(table)
+    for one in report.layers:
+        if one.worst.place:
+            console.print(
+                f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}",
+                style="dim",
+            )
+    if report.untouched:
+        console.print(f"{report.untouched} other tensors compared bit for bit")
+    _print_verdict(console, report)
+
+
+def _print_verdict(console: Console, report: Report) -> None:
+    if not report.ok:
+        console.print("[bold red]not verified[/]")
+        return
+    settings = report.settings
+    how = "random inputs and an impulse for every weight"
+    if settings is not None and settings.exhaustive:
+        how = "random inputs and impulses at every position"
+    excused = [one for one in report.layers if one.policy == "interior"]
+    inside = " away from the border" if excused else ""
+    console.print(
+        f"[bold green]verified[/]: {len(report.layers)} layers equal within the rounding of the "
+        f"stored weights{inside} ({how}, seed {settings.seed if settings else 0})"
+    )
+    for one in excused:
+        share = one.border_error / one.border_range if one.border_range else 0.0
+        console.print(
+            f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
+            f"({share:.0%} of the largest output)"
+        )
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(f"[yellow]note[/]: {escape(note)}", soft_wrap=True)
+
+
+def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[FoundLayer]) -> None:
+    """The layers of a checkpoint, one a row."""
+    table = _table(checkpoint.path.name, "name", "kind", "what shapes tell", "dtype")
+    for layer in layers:
+        dtypes = {str(info.dtype).removeprefix("torch.") for info in layer.tensors.values()}
+        table.add_row(
+            Text(layer.name or "(top)", style="bold"),
+            layer.kind,
+            layer.detail,
+            ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
+        )
+    console.print(table)
+    facts = [f"format {checkpoint.format}", f"{len(checkpoint.tensors)} tensors"]
+    if checkpoint.wrapper:
+        facts.append(f"state dict under {checkpoint.wrapper}")
+    if checkpoint.prefix:
+        facts.append(f"names without their prefix {checkpoint.prefix}")
+    facts.append("squeezed, holds a recipe" if checkpoint.recipe else "no recipe")
+    console.print(escape("; ".join(facts)))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold", expand=False)
+    for column in columns:
+        right = column not in ("layer", "border", "name", "kind", "what shapes tell", "dtype")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", min_width=6)
+    return table
+
+
+def _error(report: LayerReport) -> str:
+    return _ratio(report.worst.error, report.worst.bound)
+
+
+def _border_error(report: LayerReport) -> str:
+    if report.policy == "interior":
+        return f"{report.border_error:.2e}\naccepted"
+    return _ratio(report.border.error, report.border.bound)
+
+
+def _ratio(error: float, bound: float) -> str:
+    return f"{error:.2e}\n/ {bound:.2e}"
+
+
+def _change(before: int, after: int) -> str:
+    return f"{_count(before)}\n-> {_count(after)}"
+
+
+def _count(number: int) -> str:
+    if number < 1_000_000:
+        return f"{number:,}"
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)
+
+
+def _file(path: object) -> str:
+    return escape(str(path))
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"

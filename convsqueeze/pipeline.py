@@ -1,0 +1,238 @@
+"""The main job from end to end: open, plan, squeeze, verify, write. The same for a file and for a
+state dict in memory; nothing is written until verification has held.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from convsqueeze.checkpoint import (
+    PICKLED_SUFFIXES,
+    Checkpoint,
+    Edit,
+    TensorInfo,
+    check_destination,
+    default_destination,
+    edited_state_dict,
+    from_state_dict,
+    open_checkpoint,
+    suffix_of,
+    write_checkpoint,
+)
+from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
+from convsqueeze.plan import Growth, Plan, make_plan
+from convsqueeze.recipe import Recipe, read_recipe
+from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
+from convsqueeze.verify import Report, Settings, verify_checkpoints, verify_plan
+
+Track = Callable[[str, int, int], None]
+"""Told what is being done, how much is done and of how many."""
+
+
+def _untracked(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging did: the plan, what verification saw, and what is good to know.
+
+    `verification` is None where none was asked for (or only a plan was).
+    """
+
+    plan: Plan
+    verification: Report | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weights_before(self) -> int:
+        return self.plan.weights_before
+
+    @property
+    def weights_after(self) -> int:
+        return self.plan.weights_after
+
+
+@dataclass(frozen=True)
+class MergedFile(MergeReport):
+    """A merge of a file: where it went and how large both are; no output on a dry run."""
+
+    source: Path = Path()
+    output: Path | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Squeezed tensors before they are written: the edits, the recipe, what verification saw."""
+
+    edits: tuple[Edit, ...]
+    recipe: Recipe
+    verification: Report | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Tensors in memory, seen as verification sees a checkpoint."""
+
+    held: Mapping[str, Tensor]
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self.held.items()}
+
+    def load(self, name: str) -> Tensor:
+        return self.held[name]
+
+
+def squeeze_checkpoint(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    settings: Settings | None = None,
+    track: Track = _untracked,
+) -> Result:
+    """Do what a plan says, and verify it unless `settings` is None.
+
+    Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
+    values that cannot be merged.
+    """
+    names = list(checkpoint.tensors)
+    edits = []
+    for done, merge in enumerate(plan.merges):
+        track(f"merging {merge.into}", done, len(plan.merges))
+        edits.append(edit_of(squeeze_one(merge, checkpoint.load), names))
+    recipe = recipe_of(plan, checkpoint, border=border, growth=growth)
+    report = None
+    if settings is not None:
+        new = _Held({name: tensor for edit in edits for name, tensor in edit.insert.items()})
+        order = {merge.into: index for index, merge in enumerate(plan.merges)}
+        layers = verify_plan(
+            plan,
+            checkpoint,
+            new,
+            {layer.name: layer for layer in recipe.layers},
+            settings,
+            lambda name: track(f"verifying {name}", order[name], len(order)),
+        )
+        report = Report(layers, settings=settings)
+        report.raise_if_failed()
+    return Result(tuple(edits), recipe, report)
+
+
+def merge_file(
+    path: Path,
+    manifest: Manifest,
+    destination: Path | None = None,
+    *,
+    key: str | None = None,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    settings: Settings | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    before_writing: Callable[[Result], None] = lambda result: None,
+    track: Track = _untracked,
+) -> MergedFile:
+    """Merge the file at `path` as `manifest` says and write the result.
+
+    `before_writing` may look at the verified result and raise, so that nothing is written.
+    Raises ConvsqueezeError of the kind that tells what was wrong.
+    """
+    track(f"opening {path.name}", 0, 0)
+    checkpoint = open_checkpoint(path, key=key)
+    output = destination or default_destination(path)
+    if not dry_run:
+        check_destination(checkpoint, output, overwrite=overwrite)
+    plan = make_plan(manifest, checkpoint, border=border, growth=growth)
+    size = _bytes(checkpoint)
+    if dry_run:
+        return MergedFile(plan, None, plan.notes, path, None, size, 0)
+    result = squeeze_checkpoint(
+        plan,
+        checkpoint,
+        border=border,
+        growth=growth,
+        settings=settings or Settings(),
+        track=track,
+    )
+    before_writing(result)
+    track(f"writing {output.name}", 0, 0)
+    notes = write_checkpoint(
+        checkpoint, output, result.edits, result.recipe.to_json(), overwrite=overwrite
+    )
+    written = _bytes(open_checkpoint(output, key=checkpoint.wrapper or None))
+    return MergedFile(plan, result.verification, (*plan.notes, *notes), path, output, size, written)
+
+
+def _bytes(checkpoint: Checkpoint) -> int:
+    return sum(version.path.stat().st_size for version in checkpoint.contents.files)
+
+
+def merge_state_dict(
+    state_dict: Mapping[str, Any],
+    manifest: Manifest | Mapping[str, Any] | str | Path,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    verify: bool = True,
+) -> tuple[OrderedDict[str, Any], MergeReport]:
+    """A new state dict with the manifest's layers merged, and the report; the given one is kept.
+
+    `manifest` is a Manifest, plain data, or the path of a YAML file. `border` and `growth` override
+    what it says. Raises PlanError with every refusal, ManifestError, TensorDataError, and
+    VerificationError unless `verify` is False.
+    """
+    if isinstance(manifest, str | Path):
+        manifest = load_manifest(Path(manifest))
+    elif not isinstance(manifest, Manifest):
+        manifest = manifest_from_data(manifest)
+    checkpoint = from_state_dict(state_dict)
+    plan = make_plan(manifest, checkpoint, border=border, growth=growth)
+    result = squeeze_checkpoint(
+        plan,
+        checkpoint,
+        border=border,
+        growth=growth,
+        settings=Settings() if verify else None,
+    )
+    merged = edited_state_dict(checkpoint, result.edits, result.recipe.to_json())
+    return merged, MergeReport(plan, result.verification, plan.notes)
+
+
+def verify_files(
+    original: Path,
+    squeezed: Path,
+    *,
+    manifest: Manifest | None = None,
+    key: str | None = None,
+    settings: Settings | None = None,
+    track: Track = _untracked,
+) -> Report:
+    """The squeezed file against the original, by the manifest in its recipe or the one given.
+
+    `key` names the state dict inside both, where they are pickles. What fails is in the report;
+    raises CheckpointError, ManifestError or PlanError where there is nothing to compare.
+    """
+    track(f"opening {original.name}", 0, 0)
+    before = open_checkpoint(original, key=key)
+    wrapper = before.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
+    after = open_checkpoint(squeezed, key=wrapper or None)
+    recipe = read_recipe(after.recipe, str(squeezed))
+    done = 0
+
+    def advance(name: str) -> None:
+        nonlocal done
+        track(f"verifying {name}", done, len(recipe.layers))
+        done += 1
+
+    return verify_checkpoints(
+        before, after, recipe, settings or Settings(), manifest=manifest, track=advance
+    )

@@ -1,0 +1,145 @@
+"""The recipe that travels inside a squeezed file: what was merged from what, and how to run it.
+
+Plain values and their JSON; knows geometry, no tensors, files or layers of a model.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.errors import CheckpointError
+
+Kind = Literal["conv", "conv_transpose", "linear"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class RecipeLayer(_Value):
+    """One squeezed layer, in torch's terms.
+
+    For `conv_transpose` the stride is the upsampling and the padding what torch takes off the full
+    output; `output_stride`, given where it is not 1, keeps every n-th sample of that.
+    `padding_mode` is one word, or one for each axis where they differ.
+    """
+
+    name: str
+    sources: tuple[str, ...] = Field(alias="from")
+    kind: Kind
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    padding_mode: str | tuple[str, ...] = "zeros"
+    dilation: tuple[int, ...]
+    groups: int
+    border: Literal["exact", "interior"]
+    weights_before: int
+    weights_after: int
+    output_stride: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        geometry: Geometry,
+        *,
+        sources: Sequence[str],
+        border: Literal["exact", "interior"],
+        weights_before: int,
+    ) -> "RecipeLayer":
+        """The entry for a merged layer of this geometry."""
+        axes = geometry.axes
+        kind: Kind = "conv" if axes else "linear"
+        if geometry.is_transposed:
+            kind = "conv_transpose"
+        steps = tuple(axis.stride for axis in axes)
+        stepped = kind == "conv_transpose" and any(step > 1 for step in steps)
+        modes = {axis.padding_mode for axis in axes if axis.pads} or {"zeros"}
+        return cls(
+            name=name,
+            **{"from": tuple(sources)},
+            kind=kind,
+            kernel_size=geometry.kernel_size,
+            stride=tuple(a.upsample for a in axes) if kind == "conv_transpose" else steps,
+            padding=tuple(_padding(axis, kind) for axis in axes),
+            padding_mode=modes.pop() if len(modes) == 1 else tuple(a.padding_mode for a in axes),
+            dilation=tuple(axis.dilation for axis in axes),
+            groups=geometry.groups,
+            border=border,
+            weights_before=weights_before,
+            weights_after=geometry.weights,
+            output_stride=steps if stepped else None,
+        )
+
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of the layer's operator. Raises GeometryError where they are not legal."""
+        rank = len(self.kernel_size)
+        transposed = self.kind == "conv_transpose"
+        steps = self.output_stride or (1,) * rank
+        modes = (self.padding_mode,) * rank
+        if isinstance(self.padding_mode, tuple):
+            modes = self.padding_mode
+        axes = []
+        for k, s, d, (low, high), step, mode in zip(
+            self.kernel_size, self.stride, self.dilation, self.padding, steps, modes, strict=True
+        ):
+            reach = d * (k - 1)
+            if transposed:
+                axes.append(Axis(k, step, d, reach - low, reach - high, s, mode))
+            else:
+                axes.append(Axis(k, s, d, low, high, 1, mode))
+        return tuple(axes)
+
+
+def _padding(axis: Axis, kind: Kind) -> tuple[int, int]:
+    if kind != "conv_transpose":
+        return axis.before, axis.after
+    reach = axis.extent - 1
+    return reach - axis.before, reach - axis.after
+
+
+class Source(_Value):
+    """The file that was squeezed: its name, and the sha256 of its content in hex."""
+
+    file: str
+    sha256: str
+
+
+class Recipe(_Value):
+    """Everything that `verify`, `export-onnx` and `apply` need beside the tensors.
+
+    `border` and `growth` are the policies that the command gave over the manifest's.
+    """
+
+    version: Literal[1] = 1
+    source: Source
+    layers: tuple[RecipeLayer, ...]
+    manifest: dict[str, Any]
+    border: Literal["exact", "interior"] | None = None
+    growth: Literal["refuse", "skip", "allow"] = "refuse"
+
+    def to_json(self) -> str:
+        """The text that is stored; equal recipes give equal text."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return json.dumps(data, separators=(",", ":"))
+
+
+def read_recipe(text: str | None, where: str) -> Recipe:
+    """The recipe in a file's metadata. Raises CheckpointError where there is none or it is bad."""
+    if text is None:
+        raise CheckpointError(
+            f"{where}: holds no recipe, a file written by `convsqueeze merge` was needed."
+        )
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{where}: its recipe is not one this version reads ({place}: {first['msg']}). "
+            "Merge again, or use the version that wrote it."
+        ) from error

@@ -1,0 +1,132 @@
+"""Plan + tensors -> the merged tensors, the edits they make and the recipe. Touches no file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from torch import Tensor
+
+from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.tree import fold
+from convsqueeze.checkpoint import Checkpoint, Edit
+from convsqueeze.errors import TensorDataError
+from convsqueeze.manifest import Border
+from convsqueeze.plan import Growth, Merge, Plan
+from convsqueeze.recipe import Recipe, RecipeLayer, Source
+
+Load = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Squeezed:
+    """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype."""
+
+    merge: Merge
+    weight: Tensor
+    bias: Tensor | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {f"{self.merge.into}.weight": self.weight}
+        if self.bias is not None:
+            named[f"{self.merge.into}.bias"] = self.bias
+        return named
+
+
+def squeeze(plan: Plan, load: Load) -> Iterator[Squeezed]:
+    """Each merge of the plan in turn; `load` gives a stored tensor by name.
+
+    Arithmetic in float64, rounded once to the stored dtype. Raises TensorDataError for values
+    that are not finite or do not fit that dtype.
+    """
+    for merge in plan.merges:
+        yield squeeze_one(merge, load)
+
+
+def squeeze_one(merge: Merge, load: Load) -> Squeezed:
+    """One merge of a plan; see `squeeze`."""
+    exact: Conv = fold(
+        merge.tree,
+        lambda leaf: leaf.conv(load),
+        lambda links: reduce(lambda inner, outer: outer @ inner, links),
+        lambda branches: reduce(lambda left, right: left + right, branches),
+    )
+    rounded = exact.to(merge.dtype)
+    _check_range(merge, exact, rounded)
+    weight = rounded.weight
+    if merge.geometry.is_transposed:
+        weight = transposed_layout(weight, merge.geometry.groups)
+    return Squeezed(merge, weight.contiguous(), rounded.bias)
+
+
+def _check_range(merge: Merge, exact: Conv, rounded: Conv) -> None:
+    for name, wide, stored in (
+        ("weight", exact.weight, rounded.weight),
+        ("bias", exact.bias, rounded.bias),
+    ):
+        if wide is None or stored is None or bool(stored.isfinite().all()):
+            continue
+        place = (~stored.isfinite()).nonzero()[0].tolist()
+        value = wide[tuple(place)].item()
+        dtype = str(merge.dtype).removeprefix("torch.")
+        raise TensorDataError(
+            f"{merge.place}: {merge.into}.{name} would hold {value:.4g} at {place}, "
+            f"which is no finite {dtype} number. Store these layers in a wider dtype, or check "
+            "the norms' variances and scales."
+        )
+
+
+def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:
+    """What a merge does to a file whose tensors are `names`: the result takes the first's place."""
+    consumed = frozenset(squeezed.merge.consumed)
+    return Edit(
+        at=next(name for name in names if name in consumed),
+        remove=consumed,
+        insert=squeezed.tensors(),
+    )
+
+
+def recipe_of(
+    plan: Plan, source: Checkpoint, *, border: Border | None = None, growth: Growth = "refuse"
+) -> Recipe:
+    """The recipe of a plan for a checkpoint, with the policies given over the manifest's."""
+    return Recipe(
+        source=Source(file=source.path.name, sha256=source.sha256()),
+        layers=tuple(recipe_layer(merge) for merge in plan.merges),
+        manifest=plan.manifest.to_data(),
+        border=border,
+        growth=growth,
+    )
+
+
+def recipe_layer(merge: Merge) -> RecipeLayer:
+    """A merge's entry in the recipe."""
+    return RecipeLayer.of(
+        merge.into,
+        merge.geometry,
+        sources=[leaf.label for leaf in merge.layers],
+        border=merge.border,
+        weights_before=merge.weights_before,
+    )
+
+
+def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
+    """Where a recipe does not say what the plan gives, a sentence each; `where` names its file."""
+    planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
+    found = {layer.name: layer for layer in recipe.layers}
+    for name in planned.keys() - found.keys():
+        yield f"{where}: its recipe lacks the layer {name}, which the manifest merges."
+    for name in found.keys() - planned.keys():
+        yield f"{where}: its recipe has a layer {name}, which the manifest does not merge."
+    for name in (name for name in planned if name in found):
+        for key in RecipeLayer.model_fields:
+            wanted, given = getattr(planned[name], key), getattr(found[name], key)
+            if wanted != given:
+                yield (
+                    f"{where}: its recipe says {key} {_plain(given)} of {name}, "
+                    f"{_plain(wanted)} was needed."
+                )
+
+
+def _plain(value: object) -> str:
+    return str(value).replace("(", "[").replace(",)", "]").replace(")", "]")

@@ -1,0 +1,206 @@
+"""A squeezed checkpoint against its original: every layer, every other tensor, every claim.
+
+Trusts nothing that merging computed: the geometry is planned anew from the manifest and the
+original's headers, and the recipe is held against it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from convsqueeze.checkpoint import Checkpoint, TensorInfo
+from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
+from convsqueeze.manifest import Manifest, manifest_from_data
+from convsqueeze.module import module_of
+from convsqueeze.plan import Merge, Plan, make_plan
+from convsqueeze.recipe import Recipe, RecipeLayer
+from convsqueeze.squeeze import recipe_differences
+from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+
+
+class Tensors(Protocol):
+    """Named tensors, as a checkpoint has them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def load(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How hard to look. `trials` random images a size, from `seed`."""
+
+    trials: int = 3
+    seed: int = 0
+    exhaustive: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What verification saw: one report a layer, and what is wrong with the file around them."""
+
+    layers: tuple[LayerReport, ...]
+    problems: tuple[str, ...] = ()
+    untouched: int = 0
+    settings: Settings | None = None
+    plan: Plan | None = field(default=None, repr=False)
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        layers = (f"{one.name}: {one.problem}." for one in self.layers if one.problem)
+        return (*self.problems, *layers)
+
+    def raise_if_failed(self) -> None:
+        """Raises VerificationError with every failure, if there is any."""
+        if not self.ok:
+            raise VerificationError(self.failures)
+
+
+Track = Callable[[str], None]
+
+
+def verify_plan(
+    plan: Plan,
+    original: Tensors,
+    squeezed: Tensors,
+    layers: Mapping[str, RecipeLayer],
+    settings: Settings,
+    track: Track = lambda name: None,
+) -> tuple[LayerReport, ...]:
+    """Every merge of a plan, run from the two sets of tensors with the recipe's geometry."""
+    return tuple(_reports(plan, original, squeezed, layers, settings, track))
+
+
+def _reports(
+    plan: Plan,
+    original: Tensors,
+    squeezed: Tensors,
+    layers: Mapping[str, RecipeLayer],
+    settings: Settings,
+    track: Track,
+) -> Iterator[LayerReport]:
+    for merge in plan.merges:
+        track(merge.into)
+        layer = layers.get(merge.into)
+        if layer is None:
+            continue
+        names = (f"{layer.name}.weight", f"{layer.name}.bias")
+        stored = {name: squeezed.load(name) for name in names if name in squeezed.tensors}
+        problem = _dtype_problem(merge, stored)
+        try:
+            module = module_of(layer, stored)
+        except (GeometryError, CheckpointError, ValueError) as error:
+            problem = str(error).rstrip(".")
+        if problem is not None:
+            yield _unrunnable(merge, problem)
+            continue
+        yield check_layer(
+            merge,
+            module,
+            original.load,
+            trials=settings.trials,
+            seed=settings.seed,
+            exhaustive=settings.exhaustive,
+        )
+
+
+def _dtype_problem(merge: Merge, stored: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in stored.items():
+        if tensor.dtype != merge.dtype:
+            return f"{name} is stored as {tensor.dtype}, {merge.dtype} was needed"
+    return None
+
+
+def _unrunnable(merge: Merge, problem: str) -> LayerReport:
+    return LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, (), 0, problem)
+
+
+def verify_checkpoints(
+    original: Checkpoint,
+    squeezed: Checkpoint,
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    manifest: Manifest | None = None,
+    track: Track = lambda name: None,
+) -> Report:
+    """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
+
+    Raises PlanError or ManifestError where the manifest does not fit the original.
+    """
+    problems = list(_source_problems(original, recipe))
+    carried = manifest_from_data(recipe.manifest, f"{squeezed.path} recipe")
+    if manifest is not None and manifest.to_data() != carried.to_data():
+        problems.append(
+            f"{squeezed.path}: its recipe holds another manifest than {manifest.source}."
+        )
+    try:
+        plan = make_plan(manifest or carried, original, border=recipe.border, growth=recipe.growth)
+    except PlanError:
+        if problems:
+            return Report((), tuple(problems))
+        raise
+    problems += recipe_differences(plan, recipe, str(squeezed.path))
+    problems += _name_problems(plan, original, squeezed)
+    untouched = [name for name in _kept(plan, original) if name in squeezed.tensors]
+    for name in untouched:
+        problems += _changed(name, original, squeezed)
+    layers = {layer.name: layer for layer in recipe.layers}
+    reports = verify_plan(plan, original, squeezed, layers, settings, track)
+    return Report(reports, tuple(problems), len(untouched), settings, plan)
+
+
+def _source_problems(original: Checkpoint, recipe: Recipe) -> Iterator[str]:
+    if original.sha256() != recipe.source.sha256:
+        yield (
+            f"{original.path}: is not the file that was squeezed "
+            f"({recipe.source.file}, sha256 {recipe.source.sha256[:12]}...)."
+        )
+
+
+def _kept(plan: Plan, original: Tensors) -> list[str]:
+    gone = {key for merge in plan.merges for key in merge.consumed}
+    return [name for name in original.tensors if name not in gone]
+
+
+def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> Iterator[str]:
+    wanted = set(_kept(plan, original))
+    for merge in plan.merges:
+        wanted.add(f"{merge.into}.weight")
+        if merge.geometry.bias:
+            wanted.add(f"{merge.into}.bias")
+    found = set(squeezed.tensors)
+    for name in sorted(wanted - found):
+        yield f"{squeezed.path}: {name} is missing."
+    for name in sorted(found - wanted):
+        yield f"{squeezed.path}: {name} is in neither the original nor the merge."
+
+
+def _changed(name: str, original: Tensors, squeezed: Tensors) -> Iterator[str]:
+    """A tensor that no merge touches must keep dtype, shape and every bit."""
+    before, after = original.load(name), squeezed.load(name)
+    if before.dtype != after.dtype or before.shape != after.shape:
+        yield (
+            f"{name}: is {after.dtype} {tuple(after.shape)}, the original's is "
+            f"{before.dtype} {tuple(before.shape)}."
+        )
+        return
+    different = (_bits(before) != _bits(after)).nonzero()
+    if len(different):
+        element = int(different[0]) // max(before.element_size(), 1)
+        place = [int(i) for i in torch.unravel_index(torch.tensor(element), before.shape)]
+        yield f"{name}: was not merged, but differs from the original at {place}."
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,267 @@
+"""One squeezed layer against the layers it replaced: outputs, bound, verdict.
+
+Storing a merged weight costs at most half an ulp of it, so an output may differ by half an ulp
+summed over `|weight| * |input|`, plus what float64 sums of that many products can lose. Nothing
+larger is accepted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from convsqueeze.algebra.border import wrong_rows
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.precision import half_ulp
+from convsqueeze.module import SqueezedConv
+from convsqueeze.plan import Merge
+from convsqueeze.verify.probes import (
+    Size,
+    every_impulse,
+    impulse_batches,
+    kernel_impulses,
+    random_image,
+    sizes,
+)
+from convsqueeze.verify.reference import Run, reference, term_count
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The largest share of the bound met in one part of the outputs, and where."""
+
+    error: float = 0.0
+    bound: float = 0.0
+    share: float = 0.0
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What verification saw of one squeezed layer.
+
+    `interior` and `border` are apart; under the `interior` policy the border is measured and not
+    held to the bound, and `border_error` is its largest absolute difference, `border_range` the
+    largest output there. `inputs` counts the images that were run.
+    """
+
+    name: str
+    policy: str
+    interior: Worst
+    border: Worst
+    border_error: float
+    border_range: float
+    sizes: tuple[Size, ...]
+    inputs: int
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+    @property
+    def worst(self) -> Worst:
+        """The part that counts for the verdict."""
+        if self.policy == "interior":
+            return self.interior
+        return max(self.interior, self.border, key=lambda worst: worst.share)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Inputs of one kind and the two functions that must agree on them."""
+
+    kind: str
+    inputs: Iterator[Tensor]
+    original: Run
+    squeezed: Run
+    bound: Run
+
+
+def check_layer(
+    merge: Merge,
+    module: SqueezedConv,
+    load: Callable[[str], Tensor],
+    *,
+    trials: int,
+    seed: int,
+    exhaustive: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> LayerReport:
+    """Run original and squeezed layer on random images and impulses and compare every output.
+
+    `load` gives the original's stored tensors. Default impulses read off every single weight once;
+    `exhaustive` ones stand at every position of small images, which proves equality for every
+    input of those sizes, both sides being affine. The outcome is the report; nothing is raised.
+    """
+    tried = sizes(merge.geometry_tree, merge.input_size)
+    report = LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, tuple(tried), 0)
+    for probe in _probes(merge, module, load, trials, seed, exhaustive):
+        for x in probe.inputs:
+            report = _compared(report, merge, probe, x)
+            if not report.ok:
+                return report
+        advance()
+    return report
+
+
+def probe_count(exhaustive: bool) -> int:
+    """How often `check_layer` advances."""
+    return 4 if exhaustive else 3
+
+
+def _probes(
+    merge: Merge,
+    module: SqueezedConv,
+    load: Callable[[str], Tensor],
+    trials: int,
+    seed: int,
+    exhaustive: bool,
+) -> Iterator[_Probe]:
+    shapes, geometry = merge.geometry_tree, merge.geometry
+    tried = sizes(shapes, merge.input_size)
+    generator = torch.Generator().manual_seed(seed)
+    whole, linear = _double(module, bias=True), _double(module, bias=False)
+    rounding = _rounding(module)
+    magnitude = reference(merge.tree, load, "magnitude")
+    noise = 2 * (term_count(merge.tree) + _terms(geometry)) * UNIT_ROUNDOFF
+
+    def bound(x: Tensor) -> Tensor:
+        return rounding(x.abs()) + noise * magnitude(x.abs())
+
+    def bound_linear(x: Tensor) -> Tensor:
+        return rounding(x.abs()) - rounding(torch.zeros_like(x)) + noise * magnitude(x.abs())
+
+    images = (random_image(geometry, size, generator, trials) for size in tried)
+    zeros = (torch.zeros(1, geometry.in_channels, *size, dtype=torch.float64) for size in tried)
+    original = reference(merge.tree, load)
+    yield _Probe("random", images, original, whole, bound)
+    yield _Probe("zero", zeros, original, whole, bound)
+    original_linear = reference(merge.tree, load, "linear")
+    kernel = impulse_batches(geometry, kernel_impulses(shapes, merge.input_size))
+    yield _Probe("impulse", kernel, original_linear, linear, bound_linear)
+    if exhaustive:
+        every = every_impulse(shapes, merge.input_size)
+        batches = chain.from_iterable(impulse_batches(geometry, one) for one in every)
+        yield _Probe("impulse", batches, original_linear, linear, bound_linear)
+
+
+def _terms(geometry: Geometry) -> int:
+    return torch.Size(geometry.weight_shape[1:]).numel() + 1
+
+
+def _double(module: SqueezedConv, *, bias: bool) -> Run:
+    """The squeezed layer in float64, with or without its bias."""
+    kept = None if module.bias is None or not bias else module.bias.detach().double()
+    return _without_grad(SqueezedConv(module.layer, module.weight.detach().double(), kept))
+
+
+def _rounding(module: SqueezedConv) -> Run:
+    """Half an ulp of every stored weight as a layer of its own."""
+    bias = None if module.bias is None else half_ulp(module.bias.detach())
+    return _without_grad(SqueezedConv(module.layer, half_ulp(module.weight.detach()), bias))
+
+
+def _without_grad(module: nn.Module) -> Run:
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = module(x)
+        return result
+
+    return run
+
+
+def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> LayerReport:
+    """The report after one batch of inputs."""
+    size = tuple(x.shape[2:])
+    expected = probe.original(x)
+    try:
+        actual = probe.squeezed(x)
+        bound = probe.bound(x)
+    except RuntimeError as error:
+        first = str(error).split("\n")[0]
+        return replace(
+            report, problem=f"the squeezed layer does not run on {_shown(size)}: {first}"
+        )
+    if actual.shape != expected.shape:
+        return replace(
+            report,
+            problem=f"on an input of {_shown(size)} the output has shape "
+            f"{tuple(actual.shape[1:])}, the original's has {tuple(expected.shape[1:])}",
+        )
+    difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
+    share = torch.where(difference > 0, difference / bound, 0.0)
+    at_border = _border_mask(merge, size, expected.shape[2:])
+    interior = _worse(report.interior, difference, bound, share, ~at_border, probe.kind, size)
+    border = _worse(report.border, difference, bound, share, at_border, probe.kind, size)
+    loud = probe.kind == "random" and bool(at_border.any())
+    report = replace(
+        report,
+        interior=interior,
+        border=border,
+        border_error=max(report.border_error, _largest(difference, at_border) if loud else 0.0),
+        border_range=max(report.border_range, _largest(expected.abs(), at_border) if loud else 0.0),
+        inputs=report.inputs + x.shape[0],
+    )
+    if report.worst.share > 1.0:
+        worst = report.worst
+        problem = (
+            f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding, "
+            f"{worst.place}"
+        )
+        return replace(report, problem=problem)
+    return report
+
+
+def _largest(values: Tensor, mask: Tensor) -> float:
+    return float((values * mask).max())
+
+
+def _border_mask(merge: Merge, size: Size, output: torch.Size) -> Tensor:
+    """Which outputs the border can touch: under `interior` those that the plan excuses, otherwise
+    those whose window leaves the image. Shape (*output_size).
+    """
+    mask = torch.zeros(tuple(output), dtype=torch.bool)
+    for axis, (given, count) in enumerate(zip(size, output, strict=True)):
+        if merge.border == "interior":
+            rows = sorted(wrong_rows(merge.geometry_tree, axis, given))
+        else:
+            own = merge.geometry.axes[axis]
+            last = own.upsample * (given - 1)
+            starts = [own.stride * index for index in range(count)]
+            rows = [
+                index
+                for index, start in enumerate(starts)
+                if start + own.taps[0] < 0 or start + own.taps[-1] > last
+            ]
+        mask.index_fill_(axis, torch.tensor(rows, dtype=torch.long), True)
+    return mask
+
+
+def _worse(
+    known: Worst,
+    error: Tensor,
+    bound: Tensor,
+    share: Tensor,
+    mask: Tensor,
+    kind: str,
+    size: Size,
+) -> Worst:
+    if not bool(mask.any()):
+        return known
+    masked = torch.where(mask, share, -1.0)
+    index = torch.unravel_index(masked.argmax(), masked.shape)
+    largest = float(share[index])
+    if largest <= known.share and known.place:
+        return known
+    channel, *position = (int(i) for i in index[1:])
+    place = f"{kind} input of {_shown(size)}, output channel {channel}, at {position}"
+    return Worst(float(error[index]), float(bound[index]), largest, place)
+
+
+def _shown(size: Size) -> str:
+    return "x".join(map(str, size)) or "one vector"

@@ -1,0 +1,160 @@
+"""Which inputs show a difference if there is one: sizes, random images and impulses.
+
+Knows geometry and the border; no values of weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.border import merged, output_size, smallest_size, wrong_rows
+from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.tree import Tree, leaves
+
+Size = tuple[int, ...]
+_CHUNK_NUMBERS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Impulses:
+    """Impulses at `positions` (start and count on each axis) of images of `size`."""
+
+    size: Size
+    start: Size
+    count: Size
+
+
+def _reach(tree: Tree[Geometry], axis: int) -> int:
+    """Samples from the border beyond which nothing but the kernel matters."""
+    return sum(
+        leaf.axes[axis].extent + abs(leaf.axes[axis].before) + abs(leaf.axes[axis].after)
+        for leaf in leaves(tree)
+    )
+
+
+def _period(tree: Tree[Geometry], axis: int) -> int:
+    period = 1
+    for leaf in leaves(tree):
+        period *= leaf.axes[axis].stride
+    return period
+
+
+def sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
+    """Input sizes to try: the smallest legal one; one that is a multiple of the strides and one
+    that is not, both past every kernel; one larger; and one small on the first axis alone.
+
+    With a `fixed` input only that size, or the smallest that meets the border in the same way.
+    """
+    rank = len(merged(tree).axes)
+    if rank == 0:
+        return [()]
+    if fixed is not None:
+        return [tuple(_equivalent(tree, axis, n) for axis, n in enumerate(fixed))]
+    smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
+    multiple = tuple(_multiple(tree, axis) for axis in range(rank))
+    odd = tuple(n + 1 for n in multiple)
+    larger = tuple(n + 3 + merged(tree).axes[a].extent for a, n in enumerate(multiple))
+    mixed = (smallest[0], *odd[1:])
+    return list(dict.fromkeys([smallest, multiple, odd, larger, mixed]))
+
+
+def _multiple(tree: Tree[Geometry], axis: int) -> int:
+    period = _period(tree, axis)
+    enough = smallest_size(tree, axis) + _reach(tree, axis)
+    return -(-enough // period) * period
+
+
+def _equivalent(tree: Tree[Geometry], axis: int, size: int) -> int:
+    period, enough = _period(tree, axis), smallest_size(tree, axis) + 2 * _reach(tree, axis)
+    return size if size <= enough + period else enough + (size - enough) % period
+
+
+def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
+    """Normal values, float64, (batch, in_channels, *size)."""
+    shape = (batch, geometry.in_channels, *size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
+    """The smallest image and the fewest positions whose impulses show every tap of the kernel
+    in outputs that the border does not spoil.
+    """
+    chosen = [
+        _covering(tree, axis, fixed[axis] if fixed else None)
+        for axis in range(len(merged(tree).axes))
+    ]
+    size, start, count = zip(*chosen, strict=True) if chosen else ((), (), ())
+    return Impulses(tuple(size), tuple(start), tuple(count))
+
+
+def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, int, int]:
+    whole = merged(tree).axes[axis]
+    first = smallest_size(tree, axis)
+    if fixed is not None:
+        candidates: Sequence[int] = [_equivalent(tree, axis, fixed)]
+    else:
+        candidates = range(first, first + 2 * _reach(tree, axis) + 2 * whole.stride + 1)
+    for size in candidates:
+        if output_size(tree, axis, size) is None:
+            continue
+        spoiled = wrong_rows(tree, axis, size)
+        count = min(whole.stride, size)
+        for start in range(size - count + 1):
+            if len(_seen(whole, size, range(start, start + count), spoiled)) == whole.kernel_size:
+                return size, start, count
+    return candidates[-1], 0, candidates[-1]
+
+
+def _seen(axis: Axis, size: int, positions: range, spoiled: frozenset[int]) -> set[int]:
+    """The taps that meet an impulse at one of `positions` in an output that is not spoiled."""
+    outputs = axis.output_size(size)
+    seen = set()
+    for tap, offset in enumerate(axis.taps):
+        for position in positions:
+            output, rest = divmod(axis.upsample * position - offset, axis.stride)
+            if rest == 0 and 0 <= output < outputs and output not in spoiled:
+                seen.add(tap)
+    return seen
+
+
+def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
+    """Impulses at every position of the smallest image and of one that holds every position class
+    (each stride phase, each distance from each border that any kernel can tell apart).
+    """
+    rank = len(merged(tree).axes)
+    if rank == 0:
+        return [Impulses((), (), ())]
+    if fixed is not None:
+        chosen = sizes(tree, fixed)
+    else:
+        smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
+        whole = tuple(smallest[a] + _reach(tree, a) + _period(tree, a) for a in range(rank))
+        chosen = list(dict.fromkeys([smallest, whole]))
+    return [Impulses(size, (0,) * rank, size) for size in chosen]
+
+
+def impulse_batches(geometry: Geometry, impulses: Impulses) -> Iterator[Tensor]:
+    """Images (batch, in_channels, *size) with one impulse for each channel and position.
+
+    The groups of a layer do not meet, so one image carries an impulse in each of them.
+    """
+    per_group = geometry.in_channels // geometry.groups
+    positions = product(
+        *(range(s, s + c) for s, c in zip(impulses.start, impulses.count, strict=True))
+    )
+    wanted = [(channel, position) for position in positions for channel in range(per_group)]
+    numbers = max(geometry.in_channels, geometry.out_channels) * max(
+        torch.Size(impulses.size).numel(), 1
+    )
+    batch = max(1, _CHUNK_NUMBERS // numbers)
+    for begin in range(0, len(wanted), batch):
+        chunk = wanted[begin : begin + batch]
+        x = torch.zeros(len(chunk), geometry.in_channels, *impulses.size, dtype=torch.float64)
+        for index, (channel, position) in enumerate(chunk):
+            place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
+            x[place] = 1.0
+        yield x
