@@ -121,5 +121,3 @@ def plan_totals(plan: Plan) -> tuple[int, int, int, int]:
         sum(merge.macs_before for merge in plan.merges),
         sum(merge.macs_after for merge in plan.merges),
     )
-
-

@@ -12,7 +12,7 @@ from convsqueeze.cli.data import plan_totals
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge
-from convsqueeze.plan.wording import kernel, rows_told
+from convsqueeze.plan.wording import common_stem, kernel, part_name, rows_told
 from convsqueeze.verify import LayerReport, Report
 
 
@@ -48,12 +48,11 @@ def print_merge(console: Console, done: MergedFile) -> None:
 
 
 def _merge_cells(merge: Merge) -> list[Text | str]:
-    own = f"{merge.into}."
-    parts = [
-        f"{leaf.label.removeprefix(own)} {kernel(leaf.geometry)}"
-        for leaf in merge.layers
-        if leaf.parameters
-    ]
+    labels = [leaf.label for leaf in merge.layers if leaf.parameters]
+    stem = f"{merge.into}."
+    if not all(label.startswith(stem) for label in labels):
+        stem = common_stem([merge.into, *labels])
+    parts = [part_name(leaf, stem) for leaf in merge.layers]
     name = Text(merge.into, style="bold")
     name.append("\n" + "\n".join(parts), style="not bold dim")
     border = "exact"
@@ -99,10 +98,11 @@ def _print_verdict(console: Console, report: Report) -> None:
     if settings is not None and settings.exhaustive:
         how = "random inputs and impulses at every position"
     excused = [one for one in report.layers if one.policy == "interior"]
+    count = "1 layer is" if len(report.layers) == 1 else f"{len(report.layers)} layers are"
     inside = " away from the border" if excused else ""
     console.print(
-        f"[bold green]verified[/]: {len(report.layers)} layers equal within the rounding of the "
-        f"stored weights{inside} ({how}, seed {settings.seed if settings else 0})"
+        f"[bold green]verified[/]: {count} equal within the rounding of the stored weights"
+        f"{inside} ({how}, seed {settings.seed if settings else 0})"
     )
     for one in excused:
         share = one.border_error / one.border_range if one.border_range else 0.0

@@ -12,6 +12,7 @@ _SIDES = {
     2: (("top", "bottom"), ("left", "right")),
     3: (("front", "back"), ("top", "bottom"), ("left", "right")),
 }
+_LINES = {1: ("sample",), 2: ("row", "column"), 3: ("slice", "row", "column")}
 
 
 def kernel(geometry: Geometry) -> str:
@@ -19,21 +20,43 @@ def kernel(geometry: Geometry) -> str:
     return "x".join(map(str, geometry.kernel_size)) or "linear"
 
 
-def side_name(leak: Leak, rank: int) -> str:
-    low, high = _SIDES[rank][leak.axis]
-    return low if leak.side == "low" else high
-
-
 def rows_told(leaks: Sequence[Leak], rank: int) -> str:
-    """`1 output row on every side`, or side by side."""
-    counts = {leak.rows for leak in leaks}
-    if len(leaks) == 2 * rank and len(counts) == 1:
-        return f"{_rows(leaks[0].rows)} on every side"
-    return ", ".join(f"{_rows(leak.rows)} at the {side_name(leak, rank)}" for leak in leaks)
+    """`1 output row on every side`, or side by side; sides that only some sizes spoil come last."""
+    always = [leak for leak in leaks if not leak.depends_on_size]
+    sometimes = [leak for leak in leaks if leak.depends_on_size]
+    if len(always) == 2 * rank and len({leak.rows for leak in always}) == 1:
+        return f"{_lines(always[0].rows, 'output row')} on every side"
+    told = [", ".join(_side(leak, rank) for leak in part) for part in (always, sometimes) if part]
+    if sometimes:
+        told[-1] = f"for some input sizes {told[-1]}"
+    return " and ".join(told)
 
 
-def _rows(count: int) -> str:
-    return f"{count} output row{'' if count == 1 else 's'}"
+def _side(leak: Leak, rank: int) -> str:
+    side = _SIDES[rank][leak.axis][0 if leak.side == "low" else 1]
+    return f"{_lines(leak.rows, _LINES[rank][leak.axis])} at the {side}"
+
+
+def _lines(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def part_name(leaf: ResolvedLayer, prefix: str) -> str:
+    """A layer in a table, `expand 3x3` or `bn`; `prefix` is left away."""
+    label = leaf.label.removeprefix(prefix)
+    has_kernel = leaf.layer.type in ("conv", "conv_transpose", "avg_pool")
+    return f"{label} {kernel(leaf.geometry)}" if has_kernel else label
+
+
+def common_stem(names: Sequence[str]) -> str:
+    """The dotted components that all names begin with, final dot included."""
+    split = [name.split(".") for name in names]
+    shared = []
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return "".join(f"{part}." for part in shared[: min(map(len, split)) - 1])
 
 
 def border_refusal(tree: Tree[ResolvedLayer], leaks: Sequence[Leak], rank: int) -> str:
