@@ -5,14 +5,24 @@ Knows the recipe and how to run an operator; nothing of manifests or plans.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
-from convsqueeze.checkpoint import open_checkpoint
+from convsqueeze.checkpoint import TensorInfo, open_checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.recipe import RecipeLayer, read_recipe
+
+
+class Source(Protocol):
+    """Named tensors, as a checkpoint has them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def load(self, name: str) -> Tensor: ...
 
 
 class SqueezedConv(nn.Module):
@@ -68,25 +78,31 @@ def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> No
 
 
 def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv:
-    """The module of a recipe's layer from its tensors by full name."""
+    """The module of a recipe's layer from its tensors by full name.
+
+    Raises CheckpointError where the weight is missing, GeometryError where the shapes do not fit.
+    """
     weight = tensors.get(f"{layer.name}.weight")
     if weight is None:
         raise CheckpointError(f"{layer.name}.weight is not in the squeezed file.")
     return SqueezedConv(layer, weight, tensors.get(f"{layer.name}.bias"))
 
 
-def load_layers(path: str | Path, *, dtype: torch.dtype | None = None) -> dict[str, nn.Module]:
+def stored_tensors(layer: RecipeLayer, source: Source) -> dict[str, Tensor]:
+    """A layer's tensors by full name, those that there are."""
+    names = (f"{layer.name}.weight", f"{layer.name}.bias")
+    return {name: source.load(name) for name in names if name in source.tensors}
+
+
+def load_layers(
+    path: str | Path, *, key: str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, SqueezedConv]:
     """Each squeezed layer of a file by name, ready to call.
 
-    `dtype` converts the weights (default: as stored). Raises CheckpointError where the file cannot
-    be read or holds no recipe.
+    `key` chooses the state dict in a wrapped file; `dtype` converts the weights (default: as
+    stored). Raises CheckpointError where the file cannot be read or holds no recipe.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
-    layers: dict[str, nn.Module] = {}
-    for layer in recipe.layers:
-        names = (f"{layer.name}.weight", f"{layer.name}.bias")
-        tensors = {name: checkpoint.load(name) for name in names if name in checkpoint.tensors}
-        module = module_of(layer, tensors)
-        layers[layer.name] = module if dtype is None else module.to(dtype)
-    return layers
+    modules = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in recipe.layers}
+    return {name: module.to(dtype=dtype) for name, module in modules.items()}

@@ -24,6 +24,7 @@ from convsqueeze.checkpoint import (
     write_checkpoint,
 )
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
+from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
@@ -74,6 +75,11 @@ class Result:
     edits: tuple[Edit, ...]
     recipe: Recipe
     verification: Report | None
+
+    def modules(self) -> dict[str, SqueezedConv]:
+        """Each squeezed layer by name, ready to call."""
+        tensors = {name: tensor for edit in self.edits for name, tensor in edit.insert.items()}
+        return {layer.name: module_of(layer, tensors) for layer in self.recipe.layers}
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import GeometryError, ModelMismatchError, PlanError
 from convsqueeze.manifest import BatchNormLayer, IdentityLayer, manifest_from_data
-from convsqueeze.module import module_of
+from convsqueeze.module import module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import recipe_differences
@@ -52,9 +52,9 @@ def apply(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
     squeezed = copy.deepcopy(model)
     by_name = {layer.name: layer for layer in recipe.layers}
     for merge in plan.merges:
-        names = (f"{merge.into}.weight", f"{merge.into}.bias")
-        stored = {name: checkpoint.load(name) for name in names if name in checkpoint.tensors}
-        module = module_of(by_name[merge.into], stored).to(_like(squeezed, prefix, merge))
+        layer = by_name[merge.into]
+        module = module_of(layer, stored_tensors(layer, checkpoint))
+        module = module.to(_like(squeezed, prefix, merge))
         _replace(squeezed, prefix, merge, module)
     _load(squeezed, prefix, checkpoint)
     return squeezed

@@ -59,7 +59,16 @@ def pad(x: Tensor, axes: Sequence[Axis]) -> Tensor:
             x = _pad_from_image(x, dim, axis)
             amounts = (0, 0)
         zeros = [*amounts, *zeros]
-    return F.pad(x, zeros) if any(zeros) else x
+    return _grown_and_cropped(x, zeros)
+
+
+def _grown_and_cropped(x: Tensor, amounts: Sequence[int]) -> Tensor:
+    """`F.pad` with zeros, growing before it crops: F.pad crops first and may run out of samples."""
+    if any(amount > 0 for amount in amounts):
+        x = F.pad(x, [max(amount, 0) for amount in amounts])
+    if any(amount < 0 for amount in amounts):
+        x = F.pad(x, [min(amount, 0) for amount in amounts])
+    return x
 
 
 def _pad_from_image(x: Tensor, dim: int, axis: Axis) -> Tensor:
@@ -100,7 +109,7 @@ def _upsampling(
         start = axis.extent - 1 - before
         crop = [-start, start + axis.stride * (count - 1) + 1 - size, *crop]
     steps: tuple[Any, ...] = (..., *(slice(None, None, axis.stride) for axis in axes))
-    y = F.pad(full, crop)[steps]
+    y = _grown_and_cropped(full, crop)[steps]
     return y if bias is None else y + bias.view(-1, *(1,) * rank)
 
 

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from convsqueeze.checkpoint import open_checkpoint
 from convsqueeze.cli.data import inspect_data, merge_data, report_data
+from convsqueeze.cli.onnx_job import OnnxJob, with_onnx
 from convsqueeze.cli.progress import DelayedProgress
-from convsqueeze.cli.tables import print_inspection, print_merge, print_verify
+from convsqueeze.cli.tables import print_export, print_inspection, print_merge, print_verify
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether
 from convsqueeze.inspection import found_layers
 from convsqueeze.manifest import json_schema, load_manifest
-from convsqueeze.pipeline import Result, merge_file, verify_files
+from convsqueeze.pipeline import merge_file, verify_files
 from convsqueeze.verify import Settings
 
 app = typer.Typer(
@@ -100,12 +101,7 @@ def merge(
 ) -> None:
     """Merge layers of a checkpoint, verify the result and write it."""
     console, errors = _consoles(as_json)
-    onnx_reports = []
-
-    def before_writing(result: Result) -> None:
-        if onnx is not None:
-            onnx_reports.append(write_onnx(result, onnx, overwrite=overwrite))
-
+    onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed) if onnx is not None else None
     with DelayedProgress(errors, quiet=quiet) as track:
         done = merge_file(
             model,
@@ -117,16 +113,17 @@ def merge(
             settings=Settings(trials, seed),
             dry_run=dry_run,
             overwrite=overwrite,
-            before_writing=before_writing,
+            before_writing=onnx_job.check if onnx_job else lambda result: None,
             track=track,
         )
-    data = merge_data(done)
-    if onnx_reports:
-        data["onnx"] = export_data(onnx_reports[0])
+        exported = onnx_job.write() if onnx_job else None
     if as_json:
-        _print_json(data)
+        onnx_data = {"onnx": exported.to_data()} if exported else {}
+        _print_json({**merge_data(done), **onnx_data})
     if not quiet:
         print_merge(errors if as_json else console, done)
+        if exported:
+            print_export(errors if as_json else console, exported)
 
 
 @app.command()
@@ -159,10 +156,11 @@ def verify(
             settings=Settings(trials, seed, exhaustive),
             track=track,
         )
-        if onnx is not None:
-            report = verify_onnx(report, original, onnx, key=key, seed=seed)
+        seen: list[dict[str, Any]] = []
+        if onnx is not None and report.ok:
+            report, seen = with_onnx(report, onnx, squeezed, key, seed)
     if as_json:
-        _print_json(report_data(report))
+        _print_json({**report_data(report), **({"onnx": seen} if onnx else {})})
     print_verify(errors if as_json else console, report)
     report.raise_if_failed()
 
@@ -196,7 +194,7 @@ def export_onnx(
             overwrite=overwrite,
         )
     if as_json:
-        _print_json(export_data(result))
+        _print_json(result.to_data())
     print_export(errors if as_json else console, result)
 
 

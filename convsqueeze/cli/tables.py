@@ -1,6 +1,7 @@
 """What a run prints for people: one table and a few lines."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,9 @@ from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import common_stem, kernel, part_name, rows_told
 from convsqueeze.verify import LayerReport, Report
 
+if TYPE_CHECKING:  # onnx and onnxruntime take a moment to import, and most runs need neither
+    from convsqueeze.export import ExportResult
+
 
 def print_merge(console: Console, done: MergedFile) -> None:
     """The table of a merge, its totals, the files and the verdict."""
@@ -27,6 +31,9 @@ def print_merge(console: Console, done: MergedFile) -> None:
         if reports:
             cells.append(_error(reports[merge.into]))
         table.add_row(*cells)
+    sizes = {"x".join(map(str, merge.size)) for merge in done.plan.merges if merge.size}
+    if sizes:
+        table.caption = f"MACs for an input of {', '.join(sorted(sizes))}"
     table.add_section()
     before, after, macs_before, macs_after = plan_totals(done.plan)
     totals = ["total", "", _change(before, after), _change(macs_before, macs_after)]
@@ -98,7 +105,7 @@ def _print_verdict(console: Console, report: Report) -> None:
     if settings is not None and settings.exhaustive:
         how = "random inputs and impulses at every position"
     excused = [one for one in report.layers if one.policy == "interior"]
-    count = "1 layer is" if len(report.layers) == 1 else f"{len(report.layers)} layers are"
+    count = _layers_are(len(report.layers))
     inside = " away from the border" if excused else ""
     console.print(
         f"[bold green]verified[/]: {count} equal within the rounding of the stored weights"
@@ -110,6 +117,27 @@ def _print_verdict(console: Console, report: Report) -> None:
             f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
             f"({share:.0%} of the largest output)"
         )
+
+
+def print_export(console: Console, result: "ExportResult") -> None:
+    """The layers of an ONNX model and how near onnxruntime came to torch."""
+    table = _table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
+    for one in result.layers:
+        shown = ", ".join("x".join(map(str, size)) or "vector" for size in one.sizes)
+        error = _ratio(one.worst.error, one.worst.bound)
+        table.add_row(Text(one.name, style="bold"), one.dtype, shown, error)
+    console.print(table)
+    print_notes(console, result.notes)
+    console.print(
+        f"[bold green]checked[/]: {_layers_are(len(result.layers))} equal to torch within rounding "
+        f"in onnxruntime (opset {result.opset})"
+    )
+    for path in result.files:
+        console.print(f"[bold]{_file(path)}[/]", soft_wrap=True)
+
+
+def _layers_are(count: int) -> str:
+    return "1 layer is" if count == 1 else f"{count} layers are"
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

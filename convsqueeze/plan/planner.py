@@ -140,7 +140,7 @@ def make_plan(
     kept, refused, skipped = _sorted_by_growth(merges, growth)
     if problems or refused:
         raise PlanError([*problems, *refused])
-    notes += [*skipped, *_tie_notes(kept, checkpoint.ties())]
+    notes += [*skipped, *_tie_notes(kept, checkpoint.ties()), *_small_input_notes(kept)]
     return Plan(manifest, tuple(kept), tuple(notes))
 
 
@@ -344,6 +344,19 @@ def _tie_notes(merges: Sequence[Merge], ties: Sequence[Sequence[str]]) -> list[s
                 f"{', '.join(gone)} shares its memory with {', '.join(stays)}, which stays"
             )
     return notes
+
+
+def _small_input_notes(merges: Sequence[Merge]) -> Iterator[str]:
+    """Merges whose padding is wider than images that the layers apart take, as circular adds up."""
+    for merge in merges:
+        for number, axis in enumerate(merge.geometry.axes):
+            smallest = smallest_size(merge.geometry_tree, number)
+            if not axis.accepts(smallest):
+                yield (
+                    f"{merge.into} pads by {max(axis.before, axis.after)} ({axis.padding_mode}): "
+                    "torch's own layer refuses smaller images, SqueezedConv and ONNX take them"
+                )
+                break
 
 
 def _sentence(reason: str) -> str:

@@ -120,11 +120,11 @@ def _children(tree: Tree[ResolvedLayer]) -> tuple[Tree[ResolvedLayer], ...]:
 
 
 def _size_hint(leaks: Sequence[Leak]) -> str:
-    if not all(leak.depends_on_size for leak in leaks):
+    """Sizes past every kernel that are exact on all sides, if there are any."""
+    exact = set.intersection(*(set(leak.exact_sizes) for leak in leaks))
+    sizes = leaks[0].sizes
+    large = [size for size in sorted(exact) if size > sizes[len(sizes) // 2]]
+    if not large:
         return ""
-    exact = sorted(set.intersection(*(set(leak.exact_sizes) for leak in leaks)))
-    sizes = [size for size in exact if size > leaks[0].sizes[len(leaks[0].sizes) // 2]] or exact
-    if not sizes:
-        return ""
-    shown = ", ".join(map(str, sizes[:3]))
+    shown = ", ".join(map(str, large[:3]))
     return f" (sizes such as {shown} are exact: give input: if only such a size matters)"

@@ -1,13 +1,12 @@
 """Verification that can fail: original layers against squeezed ones, from the stored tensors."""
 
-from convsqueeze.verify.files import Report, Settings, Tensors, verify_checkpoints, verify_plan
+from convsqueeze.verify.files import Report, Settings, verify_checkpoints, verify_plan
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer
 
 __all__ = [
     "LayerReport",
     "Report",
     "Settings",
-    "Tensors",
     "Worst",
     "check_layer",
     "verify_checkpoints",

@@ -4,30 +4,20 @@ Trusts nothing that merging computed: the geometry is planned anew from the mani
 original's headers, and the recipe is held against it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from convsqueeze.checkpoint import Checkpoint, TensorInfo
+from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
-from convsqueeze.module import module_of
+from convsqueeze.module import Source, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeeze import recipe_differences
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer
-
-
-class Tensors(Protocol):
-    """Named tensors, as a checkpoint has them."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    def load(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,10 @@ class Report:
         layers = (f"{one.name}: {one.problem}." for one in self.layers if one.problem)
         return (*self.problems, *layers)
 
+    def with_problems(self, problems: Sequence[str]) -> "Report":
+        """The same report with more that is wrong."""
+        return replace(self, problems=(*self.problems, *problems))
+
     def raise_if_failed(self) -> None:
         """Raises VerificationError with every failure, if there is any."""
         if not self.ok:
@@ -69,8 +63,8 @@ Track = Callable[[str], None]
 
 def verify_plan(
     plan: Plan,
-    original: Tensors,
-    squeezed: Tensors,
+    original: Source,
+    squeezed: Source,
     layers: Mapping[str, RecipeLayer],
     settings: Settings,
     track: Track = lambda name: None,
@@ -81,8 +75,8 @@ def verify_plan(
 
 def _reports(
     plan: Plan,
-    original: Tensors,
-    squeezed: Tensors,
+    original: Source,
+    squeezed: Source,
     layers: Mapping[str, RecipeLayer],
     settings: Settings,
     track: Track,
@@ -92,8 +86,7 @@ def _reports(
         layer = layers.get(merge.into)
         if layer is None:
             continue
-        names = (f"{layer.name}.weight", f"{layer.name}.bias")
-        stored = {name: squeezed.load(name) for name in names if name in squeezed.tensors}
+        stored = stored_tensors(layer, squeezed)
         problem = _dtype_problem(merge, stored)
         try:
             module = module_of(layer, stored)
@@ -166,7 +159,7 @@ def _source_problems(original: Checkpoint, recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _kept(plan: Plan, original: Tensors) -> list[str]:
+def _kept(plan: Plan, original: Source) -> list[str]:
     gone = {key for merge in plan.merges for key in merge.consumed}
     return [name for name in original.tensors if name not in gone]
 
@@ -184,7 +177,7 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
         yield f"{squeezed.path}: {name} is in neither the original nor the merge."
 
 
-def _changed(name: str, original: Tensors, squeezed: Tensors) -> Iterator[str]:
+def _changed(name: str, original: Source, squeezed: Source) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
     before, after = original.load(name), squeezed.load(name)
     if before.dtype != after.dtype or before.shape != after.shape:

@@ -1,0 +1,52 @@
+"""ONNX beside the other work of a command; onnx is imported only when it is asked for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convsqueeze.errors import VerificationError
+from convsqueeze.module import load_layers
+from convsqueeze.pipeline import Result
+from convsqueeze.verify import Report
+
+if TYPE_CHECKING:
+    from convsqueeze.export import CheckedModel, ExportResult
+
+
+class OnnxJob:
+    """`merge --onnx`: refused with the merge, checked before anything is written, written last."""
+
+    def __init__(self, destination: Path, *, overwrite: bool, seed: int) -> None:
+        from convsqueeze.export import check_onnx_destination
+
+        check_onnx_destination(destination, overwrite=overwrite)
+        self._destination, self._overwrite, self._seed = destination, overwrite, seed
+        self._checked: CheckedModel | None = None
+
+    def check(self, result: Result) -> None:
+        """Build the model and hold it against torch. Raises VerificationError."""
+        from convsqueeze.export import checked_onnx
+
+        self._checked = checked_onnx(
+            result.modules(),
+            self._destination,
+            recipe_json=result.recipe.to_json(),
+            overwrite=self._overwrite,
+            seed=self._seed,
+        )
+
+    def write(self) -> "ExportResult | None":
+        """Write the checked model; None where there was nothing to check, as on a dry run."""
+        return None if self._checked is None else self._checked.write()
+
+
+def with_onnx(
+    report: Report, onnx: Path, squeezed: Path, key: str | None, seed: int
+) -> tuple[Report, list[dict[str, Any]]]:
+    """The report with what an ONNX file of the squeezed layers gets wrong, and what was seen."""
+    from convsqueeze.export import check_onnx_file
+
+    try:
+        seen = check_onnx_file(onnx, load_layers(squeezed, key=key), seed=seed)
+    except VerificationError as error:
+        return report.with_problems(error.problems), []
+    return report, [one.to_data() for one in seen]

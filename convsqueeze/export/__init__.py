@@ -1,0 +1,40 @@
+"""Squeezed layers -> ONNX: one model of all of them, checked against torch before it is written.
+
+`opsets`: what can be written; `graph`: layers to a model; `runtime`: a model to functions;
+`check`: the two against each other; `files`: where models are written. onnx and onnxruntime are
+imported here and nowhere else.
+"""
+
+from convsqueeze.export.check import ExportReport, check_model
+from convsqueeze.export.files import (
+    CheckedModel,
+    ExportResult,
+    check_onnx_destination,
+    check_onnx_file,
+    checked_onnx,
+    default_onnx_destination,
+    export,
+    write_onnx,
+)
+from convsqueeze.export.graph import build_model
+from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset, newest_opset
+from convsqueeze.export.runtime import OnnxLayers, open_onnx
+
+__all__ = [
+    "DEFAULT_OPSET",
+    "CheckedModel",
+    "ExportReport",
+    "ExportResult",
+    "OnnxLayers",
+    "build_model",
+    "check_model",
+    "check_onnx_destination",
+    "check_onnx_file",
+    "check_opset",
+    "checked_onnx",
+    "default_onnx_destination",
+    "export",
+    "newest_opset",
+    "open_onnx",
+    "write_onnx",
+]

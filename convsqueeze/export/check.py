@@ -1,0 +1,272 @@
+"""An ONNX model against the squeezed layers in torch: form, values, outputs. Writes nothing.
+
+The layer in torch runs in float64. onnxruntime's sum of k terms in a dtype of precision eps may be
+off by `k * eps / 2` of the sum of their magnitudes, whatever the order (Higham, "Accuracy and
+Stability of Numerical Algorithms", section 3.1); twice that is allowed, which covers inputs and
+weights rounded once more and the noise of the reference. Terms that are zero do not count. So half
+of the inputs are nearly empty: few terms meet in an output, and the bound is a few roundings even
+in float16.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count
+from math import prod
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto, helper, numpy_helper
+from torch import Tensor
+
+from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.errors import CheckpointError, VerificationError
+from convsqueeze.export.graph import geometry_of, parameters
+from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
+from convsqueeze.module import SqueezedConv
+from convsqueeze.verify import Worst
+
+Size = tuple[int, ...]
+
+LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
+"""Bytes beyond which a model is no single protobuf message: 2 GiB."""
+_MESSAGE_MARGIN = 1 << 20
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What the check saw of one layer: `dtype` of the model, the input `sizes` that were run, the
+    output that came nearest to its bound, and what is good to know.
+    """
+
+    name: str
+    dtype: str
+    sizes: tuple[Size, ...]
+    inputs: int
+    worst: Worst
+    notes: tuple[str, ...] = ()
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def fits_one_message(model: ModelProto) -> bool:
+    """Whether the model can be serialised in one piece."""
+    held = (
+        prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )
+    return bool(sum(held) + _MESSAGE_MARGIN < LARGEST_MESSAGE)
+
+
+def check_model(
+    model: ModelProto,
+    layers: Mapping[str, SqueezedConv],
+    *,
+    seed: int = 0,
+    where: str = "the ONNX model",
+) -> tuple[ExportReport, ...]:
+    """Check the model's form, each initializer bit for bit, and each layer's outputs.
+
+    Outputs at three input sizes a layer: the smallest legal one, one that is a multiple of the
+    strides and one that is not, with 1, 2 and 3 images. Raises VerificationError with every
+    failure, each with layer, place, size, error and bound.
+    """
+    try:
+        runnable = OnnxLayers(model, where)
+    except CheckpointError as error:
+        raise VerificationError([str(error)]) from error
+    problems = list(_form_problems(runnable, layers))
+    reports = []
+    for name, layer in layers.items() if not problems else ():
+        try:
+            reports.append(_checked(runnable, name, layer, seed))
+        except _Difference as difference:
+            problems.append(f"{name}: {difference}.")
+    if problems:
+        raise VerificationError([f"{where}: {problem}" for problem in problems])
+    return tuple(reports)
+
+
+class _Difference(Exception):
+    """What is wrong with one layer, in words."""
+
+
+def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> Iterator[str]:
+    """What is wrong with the model before anything is run."""
+    missing = [name for name in layers if name not in runnable.names]
+    for name in missing:
+        yield f"{name}: is not in the model, its input and output were needed."
+    if fits_one_message(runnable.model):
+        pieces = [runnable.model]
+    else:
+        pieces = [runnable.part(name) for name in layers if name not in missing]
+    for piece in pieces:
+        try:
+            onnx.checker.check_model(piece, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            yield f"is not well-formed: {first_line(error)}."
+
+
+def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
+    """One layer's report. Raises _Difference."""
+    _check_values(runnable, name, layer)
+    try:
+        computed = runnable.computes_in(name)
+    except RUNTIME_ERRORS as error:
+        raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
+    geometry = geometry_of(layer)
+    reference = _Reference(layer, computed)
+    generator = torch.Generator().manual_seed(seed)
+    worst, inputs = Worst(), 0
+    tried = input_sizes(geometry)
+    for batch, size in enumerate(tried, start=1):
+        for kind in ("dense", "sparse"):
+            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
+            found = _compared(runnable, name, reference, x, kind)
+            worst = max(worst, found, key=lambda one: one.share)
+            inputs += batch
+    notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
+    return ExportReport(name, _plain(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
+
+
+def _notes(
+    name: str, layer: SqueezedConv, exported: torch.dtype, computed: torch.dtype
+) -> Iterator[str]:
+    stored = layer.weight.dtype
+    if exported != stored:
+        yield (
+            f"{name}: stored as {_plain(stored)}, exported as {_plain(exported)}, which holds "
+            "every value exactly; onnxruntime has no such convolution on the CPU"
+        )
+    if computed != exported:
+        yield (
+            f"{name}: onnxruntime has no {_plain(exported)} kernel for it on the CPU; a copy "
+            f"rounded to {_plain(computed)} was run, the values were compared bit for bit"
+        )
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
+    """Raises _Difference unless the model holds a layer's very values, bit for bit."""
+    held = {tensor.name: tensor for tensor in runnable.part(name).graph.initializer}
+    wanted = parameters(name, layer)
+    for key in wanted.keys() ^ held.keys():
+        what = "is missing" if key in wanted else "belongs to no squeezed layer"
+        raise _Difference(f"the initializer {key} {what}")
+    for key, value in wanted.items():
+        found = torch.from_numpy(numpy_helper.to_array(held[key]).copy())
+        if found.dtype != value.dtype or found.shape != value.shape:
+            raise _Difference(
+                f"{key} is {_plain(found.dtype)} {tuple(found.shape)}, "
+                f"{_plain(value.dtype)} {tuple(value.shape)} was needed"
+            )
+        bits = _BITS[value.itemsize]
+        for place in (found.view(bits) != value.view(bits)).nonzero()[:1].tolist():
+            here = tuple(place)
+            raise _Difference(
+                f"{key} holds {found[here].item()!r} at {place}, {value[here].item()!r} was needed"
+            )
+
+
+def input_sizes(geometry: Geometry) -> list[Size]:
+    """The smallest legal size; one that is a multiple of the strides and one that is not (where
+    there is a stride), both with a whole kernel inside and three outputs or more, so that a wrong
+    stride shows; no two sides alike. Three times () for a linear layer.
+    """
+    smallest = tuple(_smallest(axis) for axis in geometry.axes)
+    aligned = tuple(
+        (-(-_telling(axis, size) // axis.stride) + index) * axis.stride
+        for index, (size, axis) in enumerate(zip(smallest, geometry.axes, strict=True))
+    )
+    return [smallest, aligned, tuple(size + 1 for size in aligned)]
+
+
+def _smallest(axis: Axis) -> int:
+    return next(size for size in count(1 + _cropped(axis)) if axis.accepts(size))
+
+
+def _telling(axis: Axis, smallest: int) -> int:
+    start = max(smallest, _cropped(axis) + axis.extent)
+    return next(size for size in count(start) if axis.output_size(size) >= 3)
+
+
+def _cropped(axis: Axis) -> int:
+    """Samples of which a layer may read none: torch refuses to take away more than there are."""
+    return max(-axis.before, 0) + max(-axis.after, 0)
+
+
+def _image(geometry: Geometry, shape: Size, generator: torch.Generator, kind: str) -> Tensor:
+    """Normal values; `sparse` keeps so few that about two of them meet in an output."""
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if kind == "dense":
+        return x
+    kept = torch.rand(shape, generator=generator) < 2 / prod(geometry.weight_shape[1:])
+    return x * kept
+
+
+class _Reference:
+    """A squeezed layer in float64, and how far a runtime may be off that computes in `dtype`."""
+
+    def __init__(self, layer: SqueezedConv, dtype: torch.dtype) -> None:
+        self.info = torch.finfo(dtype)
+        weight = layer.weight.detach().double()
+        bias = None if layer.bias is None else layer.bias.detach().double()
+        self.exact = SqueezedConv(layer.layer, weight, bias)
+        self.magnitude = SqueezedConv(
+            layer.layer, weight.abs(), None if bias is None else bias.abs()
+        )
+        self.terms = SqueezedConv(layer.layer, (weight != 0).double())
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Twice `k * eps / 2 * (|weight| conv |x| + |bias|)`, k the terms that are not zero and
+        two for bias and output; never below k of the smallest steps. Shape of the output.
+        """
+        terms = self.terms((x != 0).double()) + 2
+        magnitude = self.magnitude(x.abs())
+        bound = terms * (self.info.eps * magnitude + self.info.tiny * self.info.eps)
+        overflows = magnitude * (1 + terms * self.info.eps) > self.info.max
+        return torch.where(overflows, torch.inf, bound)
+
+
+@torch.no_grad()
+def _compared(
+    runnable: OnnxLayers, name: str, reference: _Reference, x: Tensor, kind: str
+) -> Worst:
+    """The output nearest to its bound. Raises _Difference where one is beyond it."""
+    size = "x".join(map(str, x.shape[2:])) or "one vector"
+    place = f"{kind} input of {size}, batch {x.shape[0]}"
+    expected = reference.exact(x.double())
+    try:
+        actual = runnable(name, x).double()
+    except RUNTIME_ERRORS as error:
+        raise _Difference(f"onnxruntime fails on a {place}: {first_line(error)}") from error
+    if actual.shape != expected.shape:
+        raise _Difference(
+            f"a {place} gives an output of shape {tuple(actual.shape)} in onnxruntime, "
+            f"{tuple(expected.shape)} in torch"
+        )
+    worst = _worst((actual - expected).abs(), reference.bound(x.double()), place)
+    if worst.share > 1.0:
+        raise _Difference(
+            f"onnxruntime and torch differ by {worst.error:.3e} where at most "
+            f"{worst.bound:.3e} is rounding, {worst.place}"
+        )
+    return worst
+
+
+def _worst(error: Tensor, bound: Tensor, place: str) -> Worst:
+    """The largest share of its bound; infinite where there is no number to compare."""
+    error = error.nan_to_num(torch.inf)
+    share = (error / bound).nan_to_num(0.0, torch.inf)
+    share = torch.where(error <= bound, share, share.where(share > 1.0, torch.inf))
+    index = torch.unravel_index(share.argmax(), share.shape)
+    at = [int(i) for i in index]
+    return Worst(
+        float(error[index]), float(bound[index]), float(share[index]), f"{place}, output {at}"
+    )

@@ -1,0 +1,267 @@
+"""ONNX files: where one goes, and writing it whole or not at all after it was checked."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from onnx import ModelProto
+from onnx.external_data_helper import set_external_data
+
+from convsqueeze.checkpoint import open_checkpoint, suffix_of
+from convsqueeze.checkpoint.disk import Writer, replace_files
+from convsqueeze.checkpoint.names import listed, nearest, shown
+from convsqueeze.errors import CheckpointError, OutputError, VerificationError
+from convsqueeze.export.check import ExportReport, check_model, fits_one_message
+from convsqueeze.export.graph import build_model
+from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset
+from convsqueeze.export.runtime import open_onnx
+from convsqueeze.module import SqueezedConv, module_of, stored_tensors
+from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
+
+SUFFIX = ".onnx"
+PAGE = 4096
+"""Where tensors begin in an external data file, so that runtimes can map them into memory."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """A written model: its files (the model first), its operator set and what the check saw."""
+
+    files: tuple[Path, ...]
+    bytes_written: int
+    opset: int
+    layers: tuple[ExportReport, ...]
+
+    @property
+    def destination(self) -> Path:
+        return self.files[0]
+
+    @property
+    def worst(self) -> ExportReport:
+        """The layer whose outputs came nearest to their bound."""
+        return max(self.layers, key=lambda layer: layer.worst.share)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(note for layer in self.layers for note in layer.notes)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "output": str(self.destination),
+            "files": [str(file) for file in self.files],
+            "bytes": self.bytes_written,
+            "opset": self.opset,
+            "layers": [layer.to_data() for layer in self.layers],
+            "notes": list(self.notes),
+        }
+
+
+def default_onnx_destination(path: Path) -> Path:
+    """`model.squeezed.pt` -> `model.squeezed.onnx`, beside the input."""
+    suffix = path.name[len(path.name) - len(suffix_of(path) or path.suffix) :]
+    return path.with_name(path.name.removesuffix(suffix) + SUFFIX)
+
+
+def check_onnx_destination(
+    destination: Path, *, overwrite: bool, source: Path | None = None
+) -> None:
+    """Raises OutputError where a model cannot or must not be written; touches nothing."""
+    if destination.suffix.lower() != SUFFIX:
+        raise OutputError(
+            f"{destination}: does not end in {SUFFIX}, which was needed. Name the output with -o."
+        )
+    try:
+        _check_place(destination, source)
+        _check_free(destination, overwrite=overwrite)
+    except OSError as error:
+        raise OutputError(
+            f"{destination}: cannot be used ({error.strerror}). Choose another place."
+        ) from error
+
+
+def _check_place(destination: Path, source: Path | None) -> None:
+    directory = destination.parent
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist"
+        raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{destination}: the directory {directory} cannot be written. "
+            "Choose another, or change its permissions."
+        )
+    if not destination.exists():
+        return
+    if not destination.is_file():
+        raise OutputError(
+            f"{destination}: is no regular file, which was needed. Choose another name."
+        )
+    if source is not None and source.exists() and destination.samefile(source):
+        raise OutputError(
+            f"{destination}: is the input, which is never replaced. Choose another name."
+        )
+
+
+def _check_free(place: Path, *, overwrite: bool) -> None:
+    if (place.exists() or place.is_symlink()) and not overwrite:
+        raise OutputError(
+            f"{place}: exists already. Choose another name, or replace it with --overwrite."
+        )
+
+
+def export(
+    path: Path | str,
+    destination: Path | str | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    opset: int | None = None,
+    key: str | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> ExportResult:
+    """Write the squeezed layers of the file at `path`, or those `names`, as one ONNX model.
+
+    `key` names the state dict inside a pickle. Everything that can be refused is refused before
+    a tensor is read, and nothing is written until onnxruntime has agreed with torch. Raises
+    CheckpointError, OutputError or VerificationError.
+    """
+    path = Path(path)
+    output = default_onnx_destination(path) if destination is None else Path(destination)
+    check_onnx_destination(output, overwrite=overwrite, source=path)
+    check_opset(DEFAULT_OPSET if opset is None else opset)
+    checkpoint = open_checkpoint(path, key=key)
+    recipe = read_recipe(checkpoint.recipe, str(path))
+    chosen = _chosen(recipe, names, str(path))
+    layers = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in chosen}
+    checkpoint.check_unchanged()
+    return write_onnx(
+        layers, output, recipe_json=recipe.to_json(), opset=opset, overwrite=overwrite, seed=seed
+    )
+
+
+def _chosen(recipe: Recipe, names: Sequence[str] | None, where: str) -> list[RecipeLayer]:
+    """The recipe's layers of these names, in its order. Raises CheckpointError for others."""
+    known = [layer.name for layer in recipe.layers]
+    for name in names or ():
+        if name not in known:
+            advice = nearest(name, known, f"It has {listed(known)}.")
+            raise CheckpointError(
+                f"{where}: has no squeezed layer {shown(name)}, one of its own was needed. {advice}"
+            )
+    return [layer for layer in recipe.layers if not names or layer.name in names]
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedModel:
+    """A model that onnxruntime and torch agree on and that is not written yet."""
+
+    model: ModelProto
+    destination: Path
+    opset: int
+    reports: tuple[ExportReport, ...]
+    overwrite: bool
+
+    def write(self) -> ExportResult:
+        """Write it, whole or not at all.
+
+        A model too large for one file has its values in `<destination>.data` beside it. Raises
+        OutputError, and then leaves what stood there as it was.
+        """
+        check_onnx_destination(self.destination, overwrite=self.overwrite)
+        outputs = _outputs(self.model, self.destination)
+        for place, _ in outputs:
+            _check_free(place, overwrite=self.overwrite)
+        replace_files(outputs, ready=lambda: None)
+        files = tuple(place for place, _ in reversed(outputs))
+        return ExportResult(files, sum(f.stat().st_size for f in files), self.opset, self.reports)
+
+
+def checked_onnx(
+    layers: Mapping[str, SqueezedConv],
+    destination: Path,
+    *,
+    recipe_json: str | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> CheckedModel:
+    """Build and check one model of `layers`, ready to write; see `build_model`, `check_model`.
+
+    Raises OutputError or VerificationError.
+    """
+    check_onnx_destination(destination, overwrite=overwrite)
+    opset = DEFAULT_OPSET if opset is None else opset
+    model = build_model(layers, opset=opset, recipe_json=recipe_json)
+    reports = check_model(model, layers, seed=seed, where=str(destination))
+    return CheckedModel(model, destination, opset, reports, overwrite)
+
+
+def write_onnx(
+    layers: Mapping[str, SqueezedConv],
+    destination: Path,
+    *,
+    recipe_json: str | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+) -> ExportResult:
+    """Build, check and write one model of `layers`. Raises OutputError or VerificationError."""
+    return checked_onnx(
+        layers, destination, recipe_json=recipe_json, opset=opset, overwrite=overwrite, seed=seed
+    ).write()
+
+
+def check_onnx_file(
+    path: Path, layers: Mapping[str, SqueezedConv], *, seed: int = 0
+) -> tuple[ExportReport, ...]:
+    """`check_model` of an ONNX file: every layer that it has against the one of that name.
+
+    Raises CheckpointError for a file that is no such model, VerificationError for any difference
+    and for a layer that is not among `layers`.
+    """
+    held = open_onnx(path)
+    return check_model(held.model, _only(layers, held.names, path), seed=seed, where=str(path))
+
+
+def _only(
+    layers: Mapping[str, SqueezedConv], names: Sequence[str], path: Path
+) -> dict[str, SqueezedConv]:
+    for name in names:
+        if name not in layers:
+            advice = nearest(name, layers, f"The squeezed file has {listed(layers)}.")
+            raise VerificationError(
+                [f"{path}: has a layer {shown(name)}, which the squeezed file has not. {advice}"]
+            )
+    return {name: layers[name] for name in names}
+
+
+def _outputs(model: ModelProto, destination: Path) -> list[tuple[Path, Writer]]:
+    """What to write where, the model last, so that a model in place has its data in place.
+
+    Takes the values out of `model` while they are written.
+    """
+    if fits_one_message(model):
+        return [(destination, _model_writer(model))]
+    data = destination.with_name(destination.name + ".data")
+    tensors = list(model.graph.initializer)
+    offset = 0
+    for tensor in tensors:
+        set_external_data(tensor, data.name, offset, len(tensor.raw_data))
+        offset += -(-len(tensor.raw_data) // PAGE) * PAGE
+
+    def write_data(file: BinaryIO) -> None:
+        for tensor in tensors:
+            file.write(tensor.raw_data)
+            file.write(bytes(-len(tensor.raw_data) % PAGE))
+            tensor.ClearField("raw_data")
+
+    return [(data, write_data), (destination, _model_writer(model))]
+
+
+def _model_writer(model: ModelProto) -> Writer:
+    def write(file: BinaryIO) -> None:
+        file.write(model.SerializeToString())
+
+    return write

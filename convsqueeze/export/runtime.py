@@ -1,0 +1,163 @@
+"""An exported model as functions: each layer by its name, run by onnxruntime.
+
+Knows the names that `graph` gives inputs and outputs, and nothing of what the layers should
+compute.
+"""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.utils import Extractor
+from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
+from torch import Tensor
+
+from convsqueeze.checkpoint.disk import unreadable
+from convsqueeze.checkpoint.names import listed, nearest, shown
+from convsqueeze.errors import CheckpointError, VerificationError
+from convsqueeze.export.graph import INPUT, OUTPUT
+
+RUNTIME_ERRORS = (
+    state.EPFail,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+"""What onnxruntime raises for a model or an input that it cannot run; they have no root."""
+
+_DTYPES: dict[int, torch.dtype] = {
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+}
+
+
+class OnnxLayers:
+    """The layers of a model that `build_model` made: `layers(name, x)` runs one of them.
+
+    Raises CheckpointError for a model without such layers.
+    """
+
+    def __init__(self, model: ModelProto, where: str = "the ONNX model") -> None:
+        self.model, self.where = model, where
+        self._element_types = _layers_in(model)
+        self._current: tuple[str, onnxruntime.InferenceSession] | None = None
+        if not self._element_types:
+            raise CheckpointError(
+                f"{where}: has no layer of a squeezed file, an input <name>{INPUT} and an output "
+                f"<name>{OUTPUT} for each were needed. Write it with `convsqueeze export-onnx`."
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._element_types)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a layer's input and output."""
+        return _DTYPES[self._element_types[self._known(name)]]
+
+    def computes_in(self, name: str) -> torch.dtype:
+        """The dtype in which onnxruntime runs a layer: float32 where it has no kernel for its own.
+
+        Such a layer is run as a copy with every value rounded to float32.
+        """
+        found = self._session(name).get_inputs()[0].type
+        return torch.float32 if found == "tensor(float)" else self.dtype(name)
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        """A layer's output for `x` of any floating-point dtype, which is rounded to the layer's.
+
+        (batch, in_channels, *size) to (batch, out_channels, *output_size).
+        """
+        session = self._session(name)
+        given = x.detach().cpu().to(self.computes_in(name)).numpy()
+        (y,) = session.run([name + OUTPUT], {name + INPUT: given})
+        return torch.from_numpy(y)
+
+    def part(self, name: str) -> ModelProto:
+        """The model of one layer alone."""
+        self._known(name)
+        part: ModelProto = Extractor(self.model).extract_model([name + INPUT], [name + OUTPUT])
+        return part
+
+    def _known(self, name: str) -> str:
+        if name in self._element_types:
+            return name
+        advice = nearest(name, self.names, f"It has {listed(self.names)}.")
+        raise VerificationError(
+            [
+                f"{self.where}: has no layer {shown(name)}, an input and an output of that name "
+                f"were needed. {advice}"
+            ]
+        )
+
+    def _session(self, name: str) -> onnxruntime.InferenceSession:
+        """Only the latest is kept: a session holds the layer's weights once more, or twice."""
+        if self._current is None or self._current[0] != name:
+            part = self.part(name)
+            try:
+                session = session_of(part)
+            except state.NotImplemented:
+                session = session_of(_single(part))
+            self._current = name, session
+        return self._current[1]
+
+
+def open_onnx(path: Path) -> OnnxLayers:
+    """The layers of an ONNX file, external data included.
+
+    Raises CheckpointError for a file that is missing, no ONNX model, or holds no squeezed layers.
+    """
+    try:
+        model = onnx.load(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise CheckpointError(
+            f"{path}: is not a whole ONNX model ({first_line(error)}). "
+            "Write it again with `convsqueeze export-onnx`."
+        ) from error
+    return OnnxLayers(model, str(path))
+
+
+def first_line(error: Exception) -> str:
+    """Of what a library said; its other lines are for its own developers."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
+    """A session with onnxruntime's defaults, as a user's would be, that keeps quiet."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _layers_in(model: ModelProto) -> dict[str, int]:
+    """Each layer's name and the element type of its input, in the model's order."""
+    outputs = {value.name for value in model.graph.output}
+    found = {}
+    for value in model.graph.input:
+        name = value.name.removesuffix(INPUT)
+        if name != value.name and name + OUTPUT in outputs:
+            found[name] = value.type.tensor_type.elem_type
+    return {name: element for name, element in found.items() if element in _DTYPES}
+
+
+def _single(model: ModelProto) -> ModelProto:
+    """A copy in float32: the same nodes, every value rounded."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    for value in (*copy.graph.input, *copy.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in copy.graph.initializer:
+        values = numpy_helper.to_array(tensor).astype("float32")
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return copy
