@@ -5,7 +5,7 @@ them and leaves with the exit status each class carries. Knows nothing of tensor
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ConvsqueezeError(Exception):
@@ -35,7 +35,15 @@ class ReportedTogether(ConvsqueezeError):
 
 
 class ManifestError(ReportedTogether):
-    """A manifest that does not parse, does not fit its schema, or does not fit the checkpoint."""
+    """A manifest that does not parse or does not fit its schema.
+
+    `sound` is the manifest without its unsound entries, where something is left of it: what stands
+    there can be planned, so that its problems are told in the same run.
+    """
+
+    def __init__(self, problems: Sequence[str], sound: Any = None) -> None:
+        super().__init__(problems)
+        self.sound = sound
 
 
 class PlanError(ReportedTogether):

@@ -66,7 +66,7 @@ def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> No
             f"but its recipe says kernel_size {list(layer.kernel_size)}"
         )
     channels = weight.shape[0]
-    if channels % layer.groups:
+    if layer.groups < 1 or channels % layer.groups:
         raise GeometryError(
             f"{layer.name}: {channels} channels do not divide into groups = {layer.groups}"
         )

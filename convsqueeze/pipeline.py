@@ -23,6 +23,7 @@ from convsqueeze.checkpoint import (
     suffix_of,
     write_checkpoint,
 )
+from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, make_plan
@@ -135,7 +136,7 @@ def squeeze_checkpoint(
 
 def merge_file(
     path: Path,
-    manifest: Manifest,
+    manifest: Manifest | Path,
     destination: Path | None = None,
     *,
     key: str | None = None,
@@ -147,7 +148,7 @@ def merge_file(
     before_writing: Callable[[Result], None] = lambda result: None,
     track: Track = _untracked,
 ) -> MergedFile:
-    """Merge the file at `path` as `manifest` says and write the result.
+    """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
     `before_writing` may look at the verified result and raise, so that nothing is written.
     Raises ConvsqueezeError of the kind that tells what was wrong.
@@ -157,7 +158,7 @@ def merge_file(
     output = destination or default_destination(path)
     if not dry_run:
         check_destination(checkpoint, output, overwrite=overwrite)
-    plan = make_plan(manifest, checkpoint, border=border, growth=growth)
+    plan = _planned(manifest, checkpoint, border, growth)
     size = _bytes(checkpoint)
     if dry_run:
         return MergedFile(plan, None, plan.notes, path, None, size, 0)
@@ -174,8 +175,32 @@ def merge_file(
     notes = write_checkpoint(
         checkpoint, output, result.edits, result.recipe.to_json(), overwrite=overwrite
     )
-    written = _bytes(open_checkpoint(output, key=checkpoint.wrapper or None))
+    written = _bytes(_open_like(checkpoint, output))
     return MergedFile(plan, result.verification, (*plan.notes, *notes), path, output, size, written)
+
+
+def _planned(
+    manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
+) -> Plan:
+    """The plan; the problems of a manifest's wording and of its sound entries are told together."""
+    if isinstance(manifest, Manifest):
+        return make_plan(manifest, checkpoint, border=border, growth=growth)
+    try:
+        return make_plan(load_manifest(manifest), checkpoint, border=border, growth=growth)
+    except ManifestError as error:
+        if error.sound is None:
+            raise
+        try:
+            make_plan(error.sound, checkpoint, border=border, growth=growth)
+        except PlanError as more:
+            raise ManifestError([*error.problems, *more.problems]) from error
+        raise
+
+
+def _open_like(original: Checkpoint, squeezed: Path) -> Checkpoint:
+    """The squeezed file, with the original's wrapper where its format has one."""
+    wrapper = original.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
+    return open_checkpoint(squeezed, key=wrapper or None)
 
 
 def _bytes(checkpoint: Checkpoint) -> int:
@@ -196,12 +221,12 @@ def merge_state_dict(
     what it says. Raises PlanError with every refusal, ManifestError, TensorDataError, and
     VerificationError unless `verify` is False.
     """
-    if isinstance(manifest, str | Path):
-        manifest = load_manifest(Path(manifest))
-    elif not isinstance(manifest, Manifest):
+    if isinstance(manifest, str):
+        manifest = Path(manifest)
+    elif not isinstance(manifest, Manifest | Path):
         manifest = manifest_from_data(manifest)
     checkpoint = from_state_dict(state_dict)
-    plan = make_plan(manifest, checkpoint, border=border, growth=growth)
+    plan = _planned(manifest, checkpoint, border, growth)
     result = squeeze_checkpoint(
         plan,
         checkpoint,
@@ -229,8 +254,7 @@ def verify_files(
     """
     track(f"opening {original.name}", 0, 0)
     before = open_checkpoint(original, key=key)
-    wrapper = before.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
-    after = open_checkpoint(squeezed, key=wrapper or None)
+    after = _open_like(before, squeezed)
     recipe = read_recipe(after.recipe, str(squeezed))
     done = 0
 

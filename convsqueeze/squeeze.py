@@ -114,6 +114,9 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     """Where a recipe does not say what the plan gives, a sentence each; `where` names its file."""
     planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
     found = {layer.name: layer for layer in recipe.layers}
+    names = [layer.name for layer in recipe.layers]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{where}: its recipe has the layer {name} twice."
     for name in planned.keys() - found.keys():
         yield f"{where}: its recipe lacks the layer {name}, which the manifest merges."
     for name in found.keys() - planned.keys():

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra import layers
+from convsqueeze.algebra.border import merged, reach, smallest_size
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import GeometryError, ModelMismatchError, PlanError
 from convsqueeze.manifest import BatchNormLayer, IdentityLayer, manifest_from_data
 from convsqueeze.module import module_of, stored_tensors
-from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
+from convsqueeze.plan import Merge, Plan, ResolvedLayer, geometry_tree, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import recipe_differences
+from convsqueeze.verify.reference import reference
 
 
 class Zero(nn.Module):
@@ -42,10 +44,11 @@ def apply(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
     """
     checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
-    plan, prefix = _plan_of(model, recipe)
+    own = from_state_dict(model.state_dict())
+    prefix, plan = own.prefix, _plan_of(own, recipe)
     problems = [
         *recipe_differences(plan, recipe, str(path)),
-        *(p for merge in plan.merges for p in _module_problems(model, prefix, merge)),
+        *(p for merge in plan.merges for p in _module_problems(model, own, merge)),
     ]
     if problems:
         raise ModelMismatchError(problems)
@@ -60,17 +63,15 @@ def apply(model: nn.Module, path: str | Path, *, key: str | None = None) -> nn.M
     return squeezed
 
 
-def _plan_of(model: nn.Module, recipe: Recipe) -> tuple[Plan, str]:
-    """The recipe's manifest planned on the model's own tensors, and the prefix of their names."""
-    own = from_state_dict(model.state_dict())
+def _plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
+    """The recipe's manifest planned on the model's own tensors."""
     manifest = manifest_from_data(recipe.manifest, "recipe")
     try:
-        plan = make_plan(manifest, own, border=recipe.border, growth=recipe.growth)
+        return make_plan(manifest, own, border=recipe.border, growth=recipe.growth)
     except PlanError as error:
         raise ModelMismatchError(
             [f"the model's layers are not those of the recipe: {p}" for p in error.problems]
         ) from error
-    return plan, own.prefix
 
 
 def _like(model: nn.Module, prefix: str, merge: Merge) -> Tensor:
@@ -80,20 +81,69 @@ def _like(model: nn.Module, prefix: str, merge: Merge) -> Tensor:
     return tensor
 
 
-def _module_problems(model: nn.Module, prefix: str, merge: Merge) -> Iterator[str]:
-    for leaf in merge.layers:
-        if leaf.layer.name is not None:
-            yield from _layer_problems(_submodule(model, prefix + leaf.layer.name), leaf)
-    target = _submodule(model, prefix + merge.into)
+def _module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+    """What in the model stands against one merge; `own` are the model's tensors."""
+    named = [
+        (leaf, _submodule(model, own.prefix + leaf.layer.name))
+        for leaf in merge.layers
+        if leaf.layer.name is not None
+    ]
+    for leaf, module in named:
+        yield from _layer_problems(module, leaf)
+    target = _submodule(model, own.prefix + merge.into)
     if target is None:
         yield (
             f"{merge.into}: the model has no module of this name to put the squeezed layer in. "
             "Merge into the name of a module that the model calls."
         )
     elif _encloses(merge):
-        yield from _lost_children(target, merge)
+        yield from _lost(target, own, merge)
     else:
         yield from _left_in_code(merge.tree, merge.into, keep=True)
+        for leaf, module in named:
+            yield from _own_forward(module, own, leaf)
+
+
+def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+    """A module that holds all the merged layers must do nothing beside them."""
+    if _computes(target, own, merge.tree):
+        return
+    others = ", ".join(_other_children(target, merge))
+    beside = f"holds {others} too, which" if others else "does more in its forward, which"
+    yield (
+        f"{merge.into}: {beside} the merge would lose: it computes something else than the merged "
+        "layers alone. Merge into one of the merged layers instead."
+    )
+
+
+def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer) -> Iterator[str]:
+    """A subclass of a torch layer may do more than that layer: it is run to see."""
+    if module is None or type(module).__module__.startswith("torch.nn."):
+        return
+    if not _computes(module, own, leaf):
+        yield (
+            f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
+            f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it out."
+        )
+
+
+def _computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
+    """Whether a module computes what the layers do, on a random image and in float64."""
+    shapes = geometry_tree(tree)
+    rank = len(merged(shapes).axes)
+    size = tuple(smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank))
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, merged(shapes).in_channels, *size)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        expected = reference(tree, own.load)(x)
+        try:
+            found = copy.deepcopy(module).cpu().double().eval()(x)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= 1e-9 * expected.abs().max())
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -110,15 +160,12 @@ def _encloses(merge: Merge) -> bool:
     ) and any(leaf.layer.name != merge.into for leaf in merge.layers)
 
 
-def _lost_children(target: nn.Module, merge: Merge) -> Iterator[str]:
+def _other_children(target: nn.Module, merge: Merge) -> Iterator[str]:
     consumed = {leaf.layer.name for leaf in merge.layers}
     for name, child in target.named_modules(prefix=merge.into):
         is_leaf = not any(True for _ in child.children())
         if is_leaf and name != merge.into and name not in consumed and not _is_inside(name, merge):
-            yield (
-                f"{merge.into}: holds {name} ({type(child).__name__}), which is no part of the "
-                "merge and would be lost. Merge into one of the merged layers instead."
-            )
+            yield f"{name} ({type(child).__name__})"
 
 
 def _is_inside(name: str, merge: Merge) -> bool:

@@ -239,7 +239,7 @@ def test_the_model_computes_what_the_original_layers_compute(case: Case) -> None
     computed = runnable.computes_in("deep.layer")
     storage, arithmetic = torch.finfo(case.dtype).eps, torch.finfo(computed).eps
     original = reference(merge.tree, checkpoint.load)
-    magnitude = reference(merge.tree, checkpoint.load, "magnitude")
+    magnitude = reference(merge.tree, checkpoint.load, magnitude=True)
     generator = torch.Generator().manual_seed(2)
     tried = (sizes(merge.geometry_tree, None) * 3)[:3]
     for batch, size in enumerate(tried, start=1):

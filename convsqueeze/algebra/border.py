@@ -18,7 +18,7 @@ from math import lcm
 from typing import Literal
 
 from convsqueeze.algebra.geometry import Axis, Geometry, add, carries_padding, compose
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves
+from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
 from convsqueeze.errors import GeometryError
 
 Side = Literal["low", "high"]
@@ -45,7 +45,9 @@ class Leak:
 
     @property
     def depends_on_size(self) -> bool:
-        return bool(self.exact_sizes)
+        """Whether sizes past every kernel are exact: one that is smaller is no case to speak of."""
+        middle = self.sizes[len(self.sizes) // 2]
+        return any(size > middle for size in self.exact_sizes)
 
 
 @lru_cache(maxsize=4096)
@@ -81,33 +83,41 @@ def smallest_size(tree: GeometryTree, axis: int) -> int:
 
     Raises GeometryError where they accept none.
     """
-    limit = 2 + sum(_reach(leaf.axes[axis]) * _scale(tree, axis) for leaf in leaves(tree))
-    for size in range(1, limit + 1):
+    for size in range(1, 2 * reach(tree, axis) + 3):
         if output_size(tree, axis, size) is not None:
             return size
     raise GeometryError("no input is large enough for these layers one after the other")
 
 
-def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
-    """Input sizes after which what happens at the border repeats: past every kernel, one period."""
-    first = smallest_size(tree, axis)
-    whole = merged(tree).axes[axis]
-    reach = sum(_reach(leaf.axes[axis]) for leaf in leaves(tree))
-    return range(first, first + reach + _reach(whole) + _scale(tree, axis) + 1)
+def reach(tree: GeometryTree, axis: int) -> int:
+    """Input samples from the border beyond which nothing but the kernels matters, at most."""
+    return _reach_and_stride(tree, axis)[0]
 
 
-def _reach(axis: Axis) -> int:
+def period(tree: GeometryTree, axis: int) -> int:
+    """A multiple of the strides of every chain: sizes that far apart meet the border alike."""
+    return _reach_and_stride(tree, axis)[1]
+
+
+def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
+    """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product."""
+    return fold(
+        tree,
+        lambda leaf: (_width(leaf.axes[axis]), leaf.axes[axis].stride),
+        lambda links: reduce(lambda a, b: (a[0] + a[1] * b[0], a[1] * b[1]), links),
+        lambda branches: (max(r for r, _ in branches), lcm(*(s for _, s in branches))),
+    )
+
+
+def _width(axis: Axis) -> int:
     return axis.extent + abs(axis.before) + abs(axis.after)
 
 
-def _scale(tree: GeometryTree, axis: int) -> int:
-    """A multiple of every stride of every chain, so that one period of sizes is covered."""
-    return fold(
-        tree,
-        lambda leaf: leaf.axes[axis].stride,
-        lambda links: reduce(lambda a, b: a * b, links),
-        lambda branches: lcm(*branches),
-    )
+def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
+    """Input sizes after which what happens at the border repeats: past every kernel, one period."""
+    first = smallest_size(tree, axis)
+    enough = reach(tree, axis) + _width(merged(tree).axes[axis]) + period(tree, axis)
+    return range(first, first + enough + 1)
 
 
 def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, ...]:

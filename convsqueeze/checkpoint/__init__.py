@@ -5,6 +5,7 @@ Knows formats, nothing of convolutions. One module a format: `pickled` (.pt, .pt
 """
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
+from convsqueeze.checkpoint.compare import differences_beside, tensor_difference
 from convsqueeze.checkpoint.edits import Edit, edited_names
 from convsqueeze.checkpoint.opening import open_checkpoint
 from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
@@ -26,10 +27,12 @@ __all__ = [
     "TensorInfo",
     "check_destination",
     "default_destination",
+    "differences_beside",
     "edited_names",
     "edited_state_dict",
     "from_state_dict",
     "open_checkpoint",
     "suffix_of",
+    "tensor_difference",
     "write_checkpoint",
 ]

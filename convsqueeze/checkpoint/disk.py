@@ -81,7 +81,7 @@ def replace_files(outputs: Sequence[tuple[Path, Writer]], ready: Callable[[], No
     finally:
         for temporary, _ in temporaries:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                temporary.unlink()
 
 
 def _write_new(temporary: Path, place: Path, write: Writer) -> None:

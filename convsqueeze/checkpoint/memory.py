@@ -22,14 +22,9 @@ class Span:
 
 def span(tensor: torch.Tensor) -> Span | None:
     """None for a tensor without one: empty, sparse, nested, meta, or a wrapper subclass."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type == "meta":
+    if _storage(tensor) is None or tensor.numel() == 0:
         return None
-    if tensor.numel() == 0:
-        return None
-    try:
-        start = tensor.data_ptr()
-    except RuntimeError:  # a wrapper subclass around other tensors
-        return None
+    start = tensor.data_ptr()
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return Span(str(tensor.device), start, start + (last + 1) * tensor.element_size())
 
@@ -84,7 +79,7 @@ def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[
     for label, (name, view) in enumerate(zip(group, views, strict=True)):
         place = owner.as_strided(view.shape, view.stride(), (view.data_ptr() - start) // unit)
         groups[label] = [name]
-        for earlier in place.unique().tolist():  # type: ignore[no-untyped-call]
+        for earlier in place.unique().tolist():
             while earlier in merged:
                 earlier = merged[earlier]
             if earlier not in (-1, label):
@@ -119,38 +114,44 @@ def part(
     fixed |= {_storage(tensor) for tensor in kept.values() if not _plain(tensor)}
     shrinking = {_storage(tensor) for tensor in leaving} - fixed - {None}
     moving = {name: tensor for name, tensor in kept.items() if _storage(tensor) in shrinking}
-    result = dict(kept)
+    empty = {name: tensor for name, tensor in moving.items() if tensor.numel() == 0}
+    result = {**kept, **_moved(empty, torch.UntypedStorage(0))}
     for group in clusters(moving):
-        result.update(_moved(group, moving))
+        views = {name: moving[name] for name in group}
+        start, stop = _hull(list(views.values()))
+        old = views[group[0]].untyped_storage()
+        result |= _moved(views, old[start - old.data_ptr() : stop - old.data_ptr()])
     return result
 
 
 def _plain(tensor: torch.Tensor) -> bool:
     """Whether dtype, shape, strides and storage say all there is to say of it."""
     return type(tensor) in PLAIN and not (
-        tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or span(tensor) is None
+        tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or _storage(tensor) is None
     )
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
-    return None if span(tensor) is None else tensor.untyped_storage().data_ptr()
+    """Where the tensor's storage starts; None where it has none of its own, or no values."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type == "meta":
+        return None
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a wrapper subclass around other tensors
+        return None
 
 
-def _moved(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    start, stop = _hull([tensors[name] for name in group])
-    old = tensors[group[0]].untyped_storage()
-    storage = old[start - old.data_ptr() : stop - old.data_ptr()]
-    known: dict[int, torch.Tensor] = {}
-    for name in group:
-        tensor = tensors[name]
-        if id(tensor) not in known:
-            known[id(tensor)] = _view(storage, tensor)
-    return {name: known[id(tensors[name])] for name in group}
+def _moved(
+    views: Mapping[str, torch.Tensor], storage: torch.UntypedStorage
+) -> dict[str, torch.Tensor]:
+    """The same views on another storage; names that held one object still do."""
+    moved = {id(tensor): _view(storage, tensor) for tensor in views.values()}
+    return {name: moved[id(tensor)] for name, tensor in views.items()}
 
 
 def _view(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
-    offset = (like.data_ptr() - storage.data_ptr()) // like.element_size()
-    view = torch.empty(0, dtype=like.dtype, device=like.device)
+    offset = (like.data_ptr() - storage.data_ptr()) // like.element_size() if like.numel() else 0
+    view = torch.empty(0, dtype=like.dtype, device=storage.device)
     view.set_(storage, offset, like.shape, like.stride())
     if isinstance(like, torch.nn.Parameter):
         return torch.nn.Parameter(view, requires_grad=like.requires_grad)

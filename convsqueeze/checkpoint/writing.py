@@ -84,8 +84,18 @@ def _leftover(destination: Path, written: Sequence[Path]) -> tuple[str, ...]:
 
 def check_destination(source: Checkpoint, destination: Path, *, overwrite: bool) -> None:
     """Raises OutputError where `destination` cannot or must not be written; touches nothing."""
+    try:
+        _check_name(destination)
+        _check_place(source, destination, overwrite)
+    except OSError as error:
+        raise OutputError(
+            f"{destination}: cannot be used ({error.strerror}). Choose another place."
+        ) from error
+
+
+def _check_name(destination: Path) -> None:
     if destination.is_dir():
-        raise OutputError(f"{destination}: a directory, the name of a file was needed.")
+        raise OutputError(f"{destination}: a directory, the name of a file was needed. Add one.")
     if not suffix_of(destination):
         raise OutputError(
             f"{destination}: has no suffix of a known format, one of {', '.join(KNOWN_SUFFIXES)} "
@@ -95,12 +105,6 @@ def check_destination(source: Checkpoint, destination: Path, *, overwrite: bool)
     if not directory.is_dir():
         what = "is not a directory" if directory.exists() else "does not exist"
         raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
-    try:
-        _check_place(source, destination, overwrite)
-    except OSError as error:
-        raise OutputError(
-            f"{destination}: cannot be used ({error.strerror}). Choose another place."
-        ) from error
 
 
 def _check_place(source: Checkpoint, destination: Path, overwrite: bool) -> None:

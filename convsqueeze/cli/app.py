@@ -4,6 +4,7 @@ import json
 import sys
 from enum import StrEnum
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +106,7 @@ def merge(
     with DelayedProgress(errors, quiet=quiet) as track:
         done = merge_file(
             model,
-            load_manifest(pairs),
+            pairs,
             output,
             key=key,
             border=border.value if border else None,
@@ -225,8 +226,17 @@ def _consoles(as_json: bool) -> tuple[Console, Console]:
 
 
 def _print_json(data: Any) -> None:
-    json.dump(data, sys.stdout, indent=2)
+    """JSON has no infinity or NaN: such a number is printed as null."""
+    json.dump(_finite(data), sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
 
 
 def main() -> None:
@@ -238,5 +248,5 @@ def main() -> None:
         for problem in problems:
             sys.stderr.write(f"error: {problem}\n")
         if error.exit_status == 1:
-            sys.stderr.write("verification failed; nothing was written\n")
+            sys.stderr.write("Verification failed.\n")
         sys.exit(error.exit_status)

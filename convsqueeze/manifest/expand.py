@@ -24,11 +24,16 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 @dataclass(frozen=True)
 class Expansion:
-    """The entries that one templated entry stands for, and what matched only in part."""
+    """The entries that one templated entry stands for.
+
+    `partial` are names that match while the rest of the entry has no layers there; `unmatched` are
+    the templates that match nothing at all.
+    """
 
     entries: tuple[tuple[Binding, Entry], ...]
     partial: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
 
 
 def expand(entry: Entry, names: Sequence[str]) -> Expansion:
@@ -40,19 +45,46 @@ def expand(entry: Entry, names: Sequence[str]) -> Expansion:
     templates = tuple(dict.fromkeys(_templates(_data(entry))))
     if not templates:
         return Expansion((((), entry),))
-    found = [tuple(dict.fromkeys(_bindings(template, names))) for template in templates]
-    joined: list[dict[str, str]] = [{}]
-    for bindings in found:
-        joined = [{**a, **dict(b)} for a in joined for b in bindings if _agree(a, dict(b))]
-    complete = [tuple(sorted(binding.items())) for binding in joined]
+    found = {template: tuple(dict.fromkeys(_bindings(template, names))) for template in templates}
+    joined: list[Binding] = [()]
+    for bindings in found.values():
+        joined = list(_join(joined, bindings))
     partial = [
         _fill(template, dict(binding))
-        for template, bindings in zip(templates, found, strict=True)
-        for binding in bindings
-        if not any(_agree(dict(binding), dict(whole)) for whole in complete)
+        for template, bindings in found.items()
+        for binding in _not_among(bindings, joined)
     ]
-    entries = tuple((binding, _bound(entry, dict(binding))) for binding in complete)
-    return Expansion(entries, tuple(partial), templates)
+    return Expansion(
+        tuple((binding, _bound(entry, dict(binding))) for binding in joined),
+        tuple(partial),
+        templates,
+        tuple(template for template, bindings in found.items() if not bindings),
+    )
+
+
+def _join(left: Sequence[Binding], right: Sequence[Binding]) -> Iterator[Binding]:
+    """Every pair that agrees on the placeholders both have, made one."""
+    shared = _keys(left) & _keys(right)
+    by_shared: dict[Binding, list[Binding]] = {}
+    for binding in right:
+        by_shared.setdefault(_only(binding, shared), []).append(binding)
+    for binding in left:
+        for other in by_shared.get(_only(binding, shared), ()):
+            yield tuple(sorted({**dict(binding), **dict(other)}.items()))
+
+
+def _not_among(bindings: Sequence[Binding], complete: Sequence[Binding]) -> list[Binding]:
+    own = _keys(bindings)
+    taken = {_only(binding, own) for binding in complete}
+    return [binding for binding in bindings if binding not in taken]
+
+
+def _keys(bindings: Sequence[Binding]) -> set[str]:
+    return {key for key, _ in bindings[0]} if bindings else set()
+
+
+def _only(binding: Binding, keys: set[str]) -> Binding:
+    return tuple((key, value) for key, value in binding if key in keys)
 
 
 def _data(entry: Entry) -> dict[str, Any]:
@@ -84,10 +116,6 @@ def _bindings(template: str, names: Iterable[str]) -> Iterator[Binding]:
         match = matcher.match(name)
         if match:
             yield tuple(sorted(match.groupdict().items()))
-
-
-def _agree(left: dict[str, str], right: dict[str, str]) -> bool:
-    return all(right[key] == value for key, value in left.items() if key in right)
 
 
 def _fill(text: str, binding: dict[str, str]) -> str:

@@ -4,10 +4,12 @@ Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5`
 `no` is a name; ruamel.yaml keeps the lines and refuses duplicate keys.
 """
 
+import datetime
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,19 @@ KeyPath = tuple[str | int, ...]
 class Manifest:
     """A checked manifest and where each of its keys stands, for messages.
 
-    `source` names the file (or says where the data came from); `lines` maps a key path to its line.
+    `source` names the file (or says where the data came from); `lines` maps a key path to its line;
+    `indices` are the places that the entries have there, where some were left out.
     """
 
     document: Document
     source: str = "manifest"
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
+    indices: tuple[int, ...] | None = None
 
-    def where(self, path: KeyPath) -> str:
-        """The place of a key: `pairs.yaml:7 pairs[1].second`."""
-        return _where(self.source, self.lines, path)
+    def where(self, index: int, path: KeyPath = ()) -> str:
+        """The place of a key in an entry: `pairs.yaml:7 pairs[1].second`."""
+        written = index if self.indices is None else self.indices[index]
+        return _where(self.source, self.lines, ("pairs", written, *path))
 
     def to_data(self) -> dict[str, Any]:
         """The manifest as plain data, defaults left out: what the recipe keeps."""
@@ -73,6 +78,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
     reader = YAML(typ="rt")
     try:
         data = reader.load(text)
+    except RecursionError as error:
+        raise ManifestError([f"{source}: is nested too deeply.{_yaml_wanted()}"]) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -109,18 +116,68 @@ def _collect_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
     if not isinstance(data, Mapping):
         raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+    plain, problems = _plain(data, (), source, lines)
+    if problems:
+        raise ManifestError(problems)
     try:
-        text = json.dumps(data)
-    except (TypeError, ValueError) as error:
-        raise ManifestError(
-            [f"{source}: holds a value that is no plain data ({error})."]
-        ) from error
-    try:
-        return Manifest(Document.model_validate_json(text, strict=True), source, lines)
+        return Manifest(_document(plain), source, lines)
     except ValidationError as error:
-        plain = json.loads(text)
-        told = [_told(detail, plain, source, lines) for detail in error.errors()]
-        raise ManifestError(list(dict.fromkeys(problem for problem in told if problem))) from error
+        details = error.errors()
+        told = [_told(detail, plain, source, lines) for detail in details]
+        sound = _without_unsound(details, plain, source, lines)
+        raise ManifestError(list(dict.fromkeys(filter(None, told))), sound) from error
+
+
+def _document(plain: Any) -> Document:
+    return Document.model_validate_json(json.dumps(plain), strict=True)
+
+
+def _plain(
+    node: Any, path: KeyPath, source: str, lines: Mapping[KeyPath, int]
+) -> tuple[Any, list[str]]:
+    """The node as what JSON can hold, and what it cannot. A date is text, as in YAML 1.2."""
+    if isinstance(node, Mapping):
+        odd = [key for key in node if not isinstance(key, str)]
+        if odd:
+            told = f"has the key {odd[0]}, a name was needed. See `convsqueeze schema`."
+            return None, [f"{_where(source, lines, path)}: {told}"]
+        found = {k: _plain(v, (*path, k), source, lines) for k, v in node.items()}
+        whole: Any = {key: value for key, (value, _) in found.items()}
+        return whole, [problem for _, problems in found.values() for problem in problems]
+    if isinstance(node, list | tuple):
+        items = [_plain(value, (*path, i), source, lines) for i, value in enumerate(node)]
+        return [value for value, _ in items], [p for _, problems in items for p in problems]
+    if isinstance(node, datetime.date):
+        return node.isoformat(), []
+    if node is None or isinstance(node, bool | int | str):
+        return node, []
+    if isinstance(node, float) and isfinite(node):
+        return node, []
+    told = (
+        f"is a {type(node).__name__}, plain text, a number or a list was needed. Write it plainly."
+    )
+    return None, [f"{_where(source, lines, path)}: {told}"]
+
+
+def _without_unsound(
+    details: Sequence[ErrorDetails], plain: Any, source: str, lines: Mapping[KeyPath, int]
+) -> Manifest | None:
+    """The manifest with its unsound entries left out, where that leaves a sound one."""
+    unsound = {
+        detail["loc"][1]
+        for detail in details
+        if detail["loc"][:1] == ("pairs",) and len(detail["loc"]) > 1
+    }
+    entries = plain.get("pairs")
+    if not unsound or not isinstance(entries, list):
+        return None
+    kept = [index for index in range(len(entries)) if index not in unsound]
+    known = {key: plain[key] for key in plain if key in Document.model_fields}
+    try:
+        document = _document({**known, "pairs": [entries[index] for index in kept]})
+    except ValidationError:
+        return None
+    return Manifest(document, source, lines, tuple(kept))
 
 
 def _yaml_wanted() -> str:

@@ -37,6 +37,12 @@ def _per_axis(lowest: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("1")
+    return value
+
+
 def _check_padding(value: Any) -> Any:
     if _is_int(value) or value in ("same", "valid"):
         return value
@@ -98,7 +104,14 @@ class _Layer(Strict):
         return self.name or getattr(self, "weight", None) or self.type  # type: ignore[attr-defined]
 
 
+def _one_of(*keys: str) -> ConfigDict:
+    """A class whose JSON Schema needs one of these keys, as its validator does."""
+    return ConfigDict(json_schema_extra={"anyOf": [{"required": [key]} for key in keys]})
+
+
 class _WithTensors(_Layer):
+    model_config = _one_of("name", "weight")
+
     weight: Name | None = Field(None, description="Name of the weight, if not <name>.weight.")
     bias: Name | None = Field(None, description="Name of the bias, if not <name>.bias.")
 
@@ -147,6 +160,8 @@ class BatchNormLayer(_Layer):
 
 class ScaleLayer(_WithTensors):
     """A factor (and summand) for each channel: LayerScale, a residual scale, LoRA's alpha / r."""
+
+    model_config = _one_of("name", "weight", "bias", "factor")
 
     type: Literal["scale"]
     factor: float = Field(1.0, allow_inf_nan=False)
@@ -287,7 +302,7 @@ Entry = Annotated[
 class Document(Strict):
     """A convsqueeze manifest: which layers to merge, with their geometry in torch's terms."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_not_bool)]
     border: Border = Field("exact", description="Border policy of entries that name none.")
     pairs: tuple[Entry, ...] = Field(min_length=1)
 

@@ -6,6 +6,7 @@ values, no arithmetic on them and no output.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import reduce
 from math import prod
 from typing import Literal
@@ -22,6 +23,7 @@ from convsqueeze.manifest import (
     ConvLayer,
     ConvTransposeLayer,
     Entry,
+    Expansion,
     LinearLayer,
     Manifest,
     expand,
@@ -122,11 +124,10 @@ def make_plan(
     notes: list[str] = []
     problems: list[str] = []
     for index, entry in enumerate(manifest.document.pairs):
-        where = manifest.where(("pairs", index))
+        where = manifest.where(index)
         expansion = expand(entry, list(infos))
         if not expansion.entries:
-            told = " and ".join(expansion.templates)
-            problems.append(f"{where}: no layers match {told}. See `convsqueeze inspect`.")
+            problems.append(f"{where}: {_unmatched(expansion, infos)}")
         notes += [
             f"{where}: {name} matches in part and is left alone" for name in expansion.partial
         ]
@@ -147,12 +148,11 @@ def make_plan(
 def _candidate(
     manifest: Manifest, index: int, suffix: str, entry: Entry, policy: Border, infos: Infos
 ) -> _Candidate:
-    place = manifest.where(("pairs", index)) + suffix
+    place = manifest.where(index) + suffix
 
     def told(problems: Sequence[Problem]) -> tuple[str, ...]:
         return tuple(
-            f"{manifest.where(('pairs', index, *p.path))}{suffix}: {_sentence(p.reason)}"
-            for p in problems
+            f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}" for p in problems
         )
 
     tree, geometry, problems = resolve(entry, infos)
@@ -167,6 +167,20 @@ def _candidate(
         reason = border_refusal(tree, merge.leaks, len(geometry.axes))
         return _Candidate(place, entry, None, told([Problem(_blamed(entry, merge), reason)]))
     return _Candidate(place, entry, merge, ())
+
+
+def _unmatched(expansion: Expansion, infos: Infos) -> str:
+    """Why an entry with placeholders stands for nothing."""
+    if not expansion.unmatched:
+        names = " and ".join(expansion.templates)
+        return f"no layers match {names} at once. See `convsqueeze inspect`."
+    names = " and ".join(expansion.unmatched)
+    stems = sorted({name.rpartition(".")[0] for name in infos} - {""})
+    close = get_close_matches(expansion.unmatched[0], stems, n=3, cutoff=0.5)
+    hint = (
+        f"The nearest names are {' and '.join(close)}." if close else "See `convsqueeze inspect`."
+    )
+    return f"no layer matches {names}. {hint}"
 
 
 def _merge(

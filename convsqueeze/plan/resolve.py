@@ -7,7 +7,6 @@ the same functions serve both. Knows names, shapes and layer kinds; holds no ten
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import reduce
 from typing import Literal
 
 import torch
@@ -198,14 +197,9 @@ def resolve(
         return None, None, problems
     try:
         rank = _rank(entry, named)
-        channels = _input_channels(named)
-        if channels is None:
-            raise _Misfit(
-                (), "no layer here tells the number of channels. Name one that has weights"
-            )
-        tree, geometry = _place(named, rank, channels)
     except _Misfit as misfit:
         return None, None, [Problem(misfit.path, misfit.reason)]
+    tree, geometry = _place(named, rank, _input_channels(named), problems)
     return tree, geometry, problems
 
 
@@ -301,6 +295,10 @@ def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:
 def _missing(layer: Layer, role: str, infos: Infos) -> str:
     given = getattr(layer, role, None) if role in ("weight", "bias") else None
     key = given or f"{layer.name}.{role}"
+    own = [name for name in infos if name.rpartition(".")[0] == layer.name]
+    if own and not given:
+        roles = ", ".join(name.rpartition(".")[2] for name in own)
+        return f"{key} is not in the checkpoint, {layer.name} has {roles}. Check the layer's type"
     known = list(infos) if given else sorted({name.rpartition(".")[0] for name in infos} - {""})
     close = get_close_matches(given or layer.name or "", known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}?" if close else "See `convsqueeze inspect`."
@@ -312,12 +310,14 @@ def _bad_dtypes(parameters: Mapping[str, Parameter], infos: Infos) -> list[str]:
     problems = []
     for key in keys:
         dtype, layout = infos[key].dtype, infos[key].layout
-        if dtype not in STORAGE_DTYPES or layout != torch.strided:
-            kind = dtype if layout == torch.strided else layout
-            problems.append(
-                f"{key} is stored as {str(kind).removeprefix('torch.')}, dense float64, float32, "
-                "float16 or bfloat16 was needed. Dequantize it, or leave the layer out"
-            )
+        if dtype in STORAGE_DTYPES and layout == torch.strided:
+            continue
+        kind = str(dtype if layout == torch.strided else layout).removeprefix("torch.")
+        advice = "Dequantize" if "int" in kind or "float8" in kind else "Convert"
+        problems.append(
+            f"{key} is stored as {kind}, dense float64, float32, float16 or bfloat16 was needed. "
+            f"{advice} it first, or leave the layer out"
+        )
     return problems
 
 
@@ -365,32 +365,69 @@ def _input_channels(tree: Tree[_Named]) -> int | None:
             return count if count > 1 else None
 
 
-def _place(tree: Tree[_Named], rank: int, channels: int) -> tuple[Tree[ResolvedLayer], Geometry]:
-    """Every layer with its geometry, given the channels that enter, and that of the whole."""
+Placed = tuple[Tree[ResolvedLayer] | None, Geometry | None]
+
+
+def _place(tree: Tree[_Named], rank: int, channels: int | None, problems: list[Problem]) -> Placed:
+    """Every layer with its geometry, given the channels that enter, and that of the whole.
+
+    What does not fit is added to `problems`; the rest is placed all the same, as far as its own
+    tensors tell, so that one run tells everything.
+    """
     if isinstance(tree, Chain):
-        links: list[Tree[ResolvedLayer]] = []
-        whole: Geometry | None = None
-        for link in tree.links:
-            placed, geometry = _place(link, rank, whole.out_channels if whole else channels)
-            whole = geometry if whole is None else _combined(compose, geometry, whole, link)
-            links.append(placed)
-        assert whole is not None  # the schema allows no empty chain
-        return Chain(tuple(links)), whole
+        return _place_chain(tree, rank, channels, problems)
     if isinstance(tree, Sum):
-        placed_branches = [_place(branch, rank, channels) for branch in tree.branches]
-        first = placed_branches[0][1]
-        whole = reduce(
-            lambda left, right: _combined(add, left, right[1], right[0]),
-            zip(tree.branches[1:], (g for _, g in placed_branches[1:]), strict=True),
-            first,
-        )
-        return Sum(tuple(placed for placed, _ in placed_branches)), whole
+        return _place_sum(tree, rank, channels, problems)
+    if channels is None:
+        channels = _input_channels(tree)
+    if channels is None:
+        if not problems:  # else it is the misfit before that hides the channels
+            reason = "nothing here tells the number of channels. Name a layer that has weights"
+            problems.append(Problem(tree.path, f"{tree.layer.label}: {reason}"))
+        return None, None
     try:
         geometry = build(tree.layer, tree.meta(), rank, channels).geometry
     except GeometryError as error:
-        raise _Misfit(tree.path, f"{tree.layer.label}: {error}") from error
-    resolved = ResolvedLayer(tree.layer, tree.path, tree.parameters, tree.counters, geometry)
-    return resolved, geometry
+        problems.append(Problem(tree.path, f"{tree.layer.label}: {error}"))
+        return None, None
+    return (
+        ResolvedLayer(tree.layer, tree.path, tree.parameters, tree.counters, geometry),
+        geometry,
+    )
+
+
+def _place_chain(
+    chain: Chain[_Named], rank: int, channels: int | None, problems: list[Problem]
+) -> Placed:
+    placed: list[Tree[ResolvedLayer]] = []
+    whole: Geometry | None = None
+    for index, link in enumerate(chain.links):
+        tree, geometry = _place(link, rank, channels, problems)
+        if tree is not None:
+            placed.append(tree)
+        if index == 0:
+            whole = geometry
+        elif whole is not None and geometry is not None:
+            whole = _combined(compose, geometry, whole, link, problems)
+        else:
+            whole = None
+        rest = Chain(chain.links[index + 1 :])
+        channels = _input_channels(rest) if geometry is None else geometry.out_channels
+    return (Chain(tuple(placed)), whole) if len(placed) == len(chain.links) else (None, None)
+
+
+def _place_sum(
+    branches: Sum[_Named], rank: int, channels: int | None, problems: list[Problem]
+) -> Placed:
+    found = [_place(branch, rank, channels, problems) for branch in branches.branches]
+    placed = tuple(tree for tree, _ in found if tree is not None)
+    whole = found[0][1]
+    for branch, (_, geometry) in zip(branches.branches[1:], found[1:], strict=True):
+        if whole is None or geometry is None:
+            whole = None
+            break
+        whole = _combined(add, whole, geometry, branch, problems)
+    return (Sum(placed), whole) if len(placed) == len(found) else (None, None)
 
 
 def _combined(
@@ -398,9 +435,11 @@ def _combined(
     left: Geometry,
     right: Geometry,
     blamed: Tree[_Named],
-) -> Geometry:
+    problems: list[Problem],
+) -> Geometry | None:
     try:
         return operation(left, right)
     except GeometryError as error:
         first = next(tree_leaves(blamed))
-        raise _Misfit(first.path, f"{first.layer.label}: {error}") from error
+        problems.append(Problem(first.path, f"{first.layer.label}: {error}"))
+        return None

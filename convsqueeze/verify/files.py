@@ -7,10 +7,9 @@ original's headers, and the recipe is held against it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.checkpoint import Checkpoint, differences_beside, tensor_difference
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, module_of, stored_tensors
@@ -86,23 +85,31 @@ def _reports(
         layer = layers.get(merge.into)
         if layer is None:
             continue
-        stored = stored_tensors(layer, squeezed)
-        problem = _dtype_problem(merge, stored)
-        try:
-            module = module_of(layer, stored)
-        except (GeometryError, CheckpointError, ValueError) as error:
-            problem = str(error).rstrip(".")
-        if problem is not None:
-            yield _unrunnable(merge, problem)
-            continue
-        yield check_layer(
-            merge,
-            module,
-            original.load,
-            trials=settings.trials,
-            seed=settings.seed,
-            exhaustive=settings.exhaustive,
-        )
+        yield _layer_report(merge, layer, original, stored_tensors(layer, squeezed), settings)
+
+
+def _layer_report(
+    merge: Merge,
+    layer: RecipeLayer,
+    original: Source,
+    stored: Mapping[str, Tensor],
+    settings: Settings,
+) -> LayerReport:
+    problem = _dtype_problem(merge, stored)
+    if problem is not None:
+        return _unrunnable(merge, problem)
+    try:
+        module = module_of(layer, stored)
+    except (GeometryError, CheckpointError, ValueError) as error:
+        return _unrunnable(merge, str(error).rstrip("."))
+    return check_layer(
+        merge,
+        module,
+        original.load,
+        trials=settings.trials,
+        seed=settings.seed,
+        exhaustive=settings.exhaustive,
+    )
 
 
 def _dtype_problem(merge: Merge, stored: Mapping[str, Tensor]) -> str | None:
@@ -127,7 +134,8 @@ def verify_checkpoints(
 ) -> Report:
     """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
 
-    Raises PlanError or ManifestError where the manifest does not fit the original.
+    Raises PlanError where the given manifest does not fit the original, CheckpointError where the
+    recipe's cannot be read.
     """
     problems = list(_source_problems(original, recipe))
     carried = manifest_from_data(recipe.manifest, f"{squeezed.path} recipe")
@@ -137,15 +145,16 @@ def verify_checkpoints(
         )
     try:
         plan = make_plan(manifest or carried, original, border=recipe.border, growth=recipe.growth)
-    except PlanError:
-        if problems:
-            return Report((), tuple(problems))
+    except PlanError as error:
+        if manifest is None or problems:  # the recipe's own manifest once fitted this original
+            return Report((), (*problems, *error.problems))
         raise
     problems += recipe_differences(plan, recipe, str(squeezed.path))
     problems += _name_problems(plan, original, squeezed)
     untouched = [name for name in _kept(plan, original) if name in squeezed.tensors]
     for name in untouched:
         problems += _changed(name, original, squeezed)
+    problems += differences_beside(original, squeezed)
     layers = {layer.name: layer for layer in recipe.layers}
     reports = verify_plan(plan, original, squeezed, layers, settings, track)
     return Report(reports, tuple(problems), len(untouched), settings, plan)
@@ -179,21 +188,6 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
 
 def _changed(name: str, original: Source, squeezed: Source) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
-    before, after = original.load(name), squeezed.load(name)
-    if before.dtype != after.dtype or before.shape != after.shape:
-        yield (
-            f"{name}: is {after.dtype} {tuple(after.shape)}, the original's is "
-            f"{before.dtype} {tuple(before.shape)}."
-        )
-        return
-    different = (_bits(before) != _bits(after)).nonzero()
-    if len(different):
-        element = int(different[0]) // max(before.element_size(), 1)
-        place = [int(i) for i in torch.unravel_index(torch.tensor(element), before.shape)]
-        yield f"{name}: was not merged, but differs from the original at {place}."
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    if tensor.is_quantized:
-        tensor = tensor.int_repr()
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    difference = tensor_difference(original.load(name), squeezed.load(name))
+    if difference is not None:
+        yield f"{name}: was not merged, but {difference}."

@@ -25,7 +25,7 @@ from convsqueeze.verify.probes import (
     random_image,
     sizes,
 )
-from convsqueeze.verify.reference import Run, reference, term_count
+from convsqueeze.verify.reference import Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
 
@@ -90,7 +90,6 @@ def check_layer(
     trials: int,
     seed: int,
     exhaustive: bool = False,
-    advance: Callable[[], None] = lambda: None,
 ) -> LayerReport:
     """Run original and squeezed layer on random images and impulses and compare every output.
 
@@ -105,13 +104,7 @@ def check_layer(
             report = _compared(report, merge, probe, x)
             if not report.ok:
                 return report
-        advance()
     return report
-
-
-def probe_count(exhaustive: bool) -> int:
-    """How often `check_layer` advances."""
-    return 4 if exhaustive else 3
 
 
 def _probes(
@@ -125,45 +118,51 @@ def _probes(
     shapes, geometry = merge.geometry_tree, merge.geometry
     tried = sizes(shapes, merge.input_size)
     generator = torch.Generator().manual_seed(seed)
-    whole, linear = _double(module, bias=True), _double(module, bias=False)
-    rounding = _rounding(module)
-    magnitude = reference(merge.tree, load, "magnitude")
     noise = 2 * (term_count(merge.tree) + _terms(geometry)) * UNIT_ROUNDOFF
 
-    def bound(x: Tensor) -> Tensor:
-        return rounding(x.abs()) + noise * magnitude(x.abs())
+    def probe(kind: str, inputs: Iterator[Tensor], part: Part) -> _Probe:
+        rounding = _rounding(module, part)
+        magnitude = reference(merge.tree, load, part, magnitude=True)
+        return _Probe(
+            kind,
+            inputs,
+            original=reference(merge.tree, load, part),
+            squeezed=_double(module, part),
+            bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()),
+        )
 
-    def bound_linear(x: Tensor) -> Tensor:
-        return rounding(x.abs()) - rounding(torch.zeros_like(x)) + noise * magnitude(x.abs())
-
-    images = (random_image(geometry, size, generator, trials) for size in tried)
+    yield probe(
+        "random", (random_image(geometry, size, generator, trials) for size in tried), "affine"
+    )
     zeros = (torch.zeros(1, geometry.in_channels, *size, dtype=torch.float64) for size in tried)
-    original = reference(merge.tree, load)
-    yield _Probe("random", images, original, whole, bound)
-    yield _Probe("zero", zeros, original, whole, bound)
-    original_linear = reference(merge.tree, load, "linear")
-    kernel = impulse_batches(geometry, kernel_impulses(shapes, merge.input_size))
-    yield _Probe("impulse", kernel, original_linear, linear, bound_linear)
+    yield probe("zero", zeros, "affine")
+    kernel = kernel_impulses(shapes, merge.input_size)
+    yield probe("impulse", impulse_batches(geometry, kernel), "linear")
     if exhaustive:
         every = every_impulse(shapes, merge.input_size)
         batches = chain.from_iterable(impulse_batches(geometry, one) for one in every)
-        yield _Probe("impulse", batches, original_linear, linear, bound_linear)
+        yield probe("impulse", batches, "linear")
 
 
 def _terms(geometry: Geometry) -> int:
     return torch.Size(geometry.weight_shape[1:]).numel() + 1
 
 
-def _double(module: SqueezedConv, *, bias: bool) -> Run:
-    """The squeezed layer in float64, with or without its bias."""
-    kept = None if module.bias is None or not bias else module.bias.detach().double()
-    return _without_grad(SqueezedConv(module.layer, module.weight.detach().double(), kept))
+def _double(module: SqueezedConv, part: Part) -> Run:
+    """The squeezed layer, or its linear part, in float64."""
+    bias = module.bias if part == "affine" else None
+    weight = module.weight.detach().double()
+    double = SqueezedConv(module.layer, weight, None if bias is None else bias.detach().double())
+    return _without_grad(double)
 
 
-def _rounding(module: SqueezedConv) -> Run:
+def _rounding(module: SqueezedConv, part: Part) -> Run:
     """Half an ulp of every stored weight as a layer of its own."""
-    bias = None if module.bias is None else half_ulp(module.bias.detach())
-    return _without_grad(SqueezedConv(module.layer, half_ulp(module.weight.detach()), bias))
+    bias = module.bias if part == "affine" else None
+    weight = half_ulp(module.weight.detach())
+    return _without_grad(
+        SqueezedConv(module.layer, weight, None if bias is None else half_ulp(bias.detach()))
+    )
 
 
 def _without_grad(module: nn.Module) -> Run:

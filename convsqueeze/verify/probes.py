@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border import merged, output_size, smallest_size, wrong_rows
+from convsqueeze.algebra.border import (
+    merged,
+    output_size,
+    period,
+    reach,
+    smallest_size,
+    wrong_rows,
+)
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.tree import Tree, leaves
+from convsqueeze.algebra.tree import Tree
 
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
@@ -26,21 +33,6 @@ class Impulses:
     size: Size
     start: Size
     count: Size
-
-
-def _reach(tree: Tree[Geometry], axis: int) -> int:
-    """Samples from the border beyond which nothing but the kernel matters."""
-    return sum(
-        leaf.axes[axis].extent + abs(leaf.axes[axis].before) + abs(leaf.axes[axis].after)
-        for leaf in leaves(tree)
-    )
-
-
-def _period(tree: Tree[Geometry], axis: int) -> int:
-    period = 1
-    for leaf in leaves(tree):
-        period *= leaf.axes[axis].stride
-    return period
 
 
 def sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
@@ -63,14 +55,13 @@ def sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
 
 
 def _multiple(tree: Tree[Geometry], axis: int) -> int:
-    period = _period(tree, axis)
-    enough = smallest_size(tree, axis) + _reach(tree, axis)
-    return -(-enough // period) * period
+    repeat, enough = period(tree, axis), smallest_size(tree, axis) + reach(tree, axis)
+    return -(-enough // repeat) * repeat
 
 
 def _equivalent(tree: Tree[Geometry], axis: int, size: int) -> int:
-    period, enough = _period(tree, axis), smallest_size(tree, axis) + 2 * _reach(tree, axis)
-    return size if size <= enough + period else enough + (size - enough) % period
+    repeat, enough = period(tree, axis), smallest_size(tree, axis) + 2 * reach(tree, axis)
+    return size if size <= enough + repeat else enough + (size - enough) % repeat
 
 
 def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
@@ -97,7 +88,7 @@ def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, 
     if fixed is not None:
         candidates: Sequence[int] = [_equivalent(tree, axis, fixed)]
     else:
-        candidates = range(first, first + 2 * _reach(tree, axis) + 2 * whole.stride + 1)
+        candidates = range(first, first + 2 * reach(tree, axis) + 2 * whole.stride + 1)
     for size in candidates:
         if output_size(tree, axis, size) is None:
             continue
@@ -132,7 +123,7 @@ def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
         chosen = sizes(tree, fixed)
     else:
         smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
-        whole = tuple(smallest[a] + _reach(tree, a) + _period(tree, a) for a in range(rank))
+        whole = tuple(smallest[a] + reach(tree, a) + period(tree, a) for a in range(rank))
         chosen = list(dict.fromkeys([smallest, whole]))
     return [Impulses(size, (0,) * rank, size) for size in chosen]
 

@@ -25,7 +25,7 @@ from convsqueeze.manifest import (
 from convsqueeze.plan import ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
-Part = Literal["affine", "linear", "magnitude"]
+Part = Literal["affine", "linear"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -37,12 +37,16 @@ _AVG_POOL: dict[int, Callable[..., Tensor]] = {
 
 
 def reference(
-    tree: Tree[ResolvedLayer], load: Callable[[str], Tensor], part: Part = "affine"
+    tree: Tree[ResolvedLayer],
+    load: Callable[[str], Tensor],
+    part: Part = "affine",
+    *,
+    magnitude: bool = False,
 ) -> Run:
     """The layers of `tree` as one function of a float64 input (batch, channels, *size).
 
-    `part`: the whole `affine` function; its `linear` part (no biases, no means); or its
-    `magnitude`, the same sums over absolute values, which bounds what rounding can do.
+    `part`: the whole `affine` function, or its `linear` part (no biases, no means). `magnitude`:
+    the same sums over absolute values, which bounds what rounding can do to them.
     """
 
     def chain(links: Sequence[Run]) -> Run:
@@ -56,17 +60,19 @@ def reference(
     def add(branches: Sequence[Run]) -> Run:
         return lambda x: sum((branch(x) for branch in branches[1:]), branches[0](x))
 
-    return fold(tree, lambda leaf: _layer(leaf, load, part), chain, add)
+    return fold(tree, lambda leaf: _layer(leaf, load, part, magnitude), chain, add)
 
 
-def _layer(resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part) -> Run:
+def _layer(
+    resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part, magnitude: bool
+) -> Run:
     layer, rank = resolved.layer, resolved.rank
     tensors = {role: _stored(p.keys, load) for role, p in resolved.parameters.items()}
     if part == "linear":
         for role in ("bias", "running_mean"):
             if role in tensors:
                 tensors[role] = torch.zeros_like(tensors[role])
-    if part == "magnitude":
+    if magnitude:
         tensors = {role: tensor.abs() for role, tensor in tensors.items()}
     weight, bias = tensors.get("weight"), tensors.get("bias")
     match layer:
@@ -77,12 +83,12 @@ def _layer(resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part) -
         case LinearLayer():
             return lambda x: F.linear(x.movedim(1, -1), tensors["weight"], bias).movedim(-1, 1)
         case BatchNormLayer():
-            mean = -tensors["running_mean"] if part == "magnitude" else tensors["running_mean"]
+            mean = -tensors["running_mean"] if magnitude else tensors["running_mean"]
             return lambda x: F.batch_norm(
                 x, mean, tensors["running_var"], weight, bias, training=False, eps=layer.eps
             )
         case ScaleLayer():
-            factor = abs(layer.factor) if part == "magnitude" else layer.factor
+            factor = abs(layer.factor) if magnitude else layer.factor
             return lambda x: _scale(x, factor, weight, bias)
         case AvgPoolLayer():
             return lambda x: _AVG_POOL[rank](

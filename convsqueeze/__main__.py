@@ -1,0 +1,5 @@
+"""`python -m convsqueeze`: the command line."""
+
+from convsqueeze.cli.app import main
+
+main()

@@ -1,0 +1,109 @@
+"""Whether two checkpoints hold the very same, bit for bit: single tensors, and what pickles keep
+beside their state dict.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from convsqueeze.checkpoint.base import Checkpoint
+from convsqueeze.checkpoint.names import shown
+from convsqueeze.checkpoint.pickled import PickledTensors
+
+
+def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
+    """Where two tensors differ in dtype, shape, quantization or any bit; None where they do not."""
+    if before.dtype != after.dtype or before.shape != after.shape:
+        return (
+            f"is {after.dtype} {tuple(after.shape)}, the original's is "
+            f"{before.dtype} {tuple(before.shape)}"
+        )
+    if before.layout != after.layout or _quantizer(before) != _quantizer(after):
+        return "is laid out or quantized in another way than the original's"
+    different = (_bytes(before) != _bytes(after)).nonzero()
+    if not len(different):
+        return None
+    element = int(different[0]) // before.element_size()
+    place = [int(index) for index in torch.unravel_index(torch.tensor(element), before.shape)]
+    return f"differs from the original at {place}"
+
+
+def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:
+    if not tensor.is_quantized:
+        return ()
+    scheme = tensor.qscheme()
+    if scheme in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return scheme, tensor.q_scale(), tensor.q_zero_point()
+    scales, zero_points = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return scheme, scales.tolist(), zero_points.tolist(), tensor.q_per_channel_axis()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    values = tensor.detach()
+    if values.is_quantized:
+        values = values.int_repr()
+    if values.layout != torch.strided:
+        values = values.to_dense()
+    return values.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def differences_beside(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
+    """What is not the same beside the state dicts of two pickles, a sentence each.
+
+    Nothing is compared where one of the two is no pickle: the other formats hold tensors only.
+    """
+    old, new = before.contents, after.contents
+    if not isinstance(old, PickledTensors) or not isinstance(new, PickledTensors):
+        return
+    for place in _unlike(old.saved, new.saved, (), (old.key_path, new.key_path), set()):
+        name = ".".join(map(str, place)) or "the saved object"
+        yield f"{after.path}: {shown(name)} is not what the original holds there."
+
+
+Place = tuple[object, ...]
+
+
+def _unlike(
+    before: object, after: object, place: Place, skipped: tuple[Place, Place], seen: set[int]
+) -> Iterator[Place]:
+    """Every place at which two objects of plain values and tensors differ."""
+    if id(before) in seen:
+        return
+    if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
+        if tensor_difference(before, after) is not None:
+            yield place
+        return
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        seen.add(id(before))
+        yield from _unlike_mappings(before, after, place, skipped, seen)
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        seen.add(id(before))
+        if len(before) != len(after):
+            yield place
+            return
+        for index, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from _unlike(old, new, (*place, index), skipped, seen)
+    elif type(before) is not type(after) or not _equal(before, after):
+        yield place
+
+
+def _unlike_mappings(
+    before: Mapping[object, object],
+    after: Mapping[object, object],
+    place: Place,
+    skipped: tuple[Place, Place],
+    seen: set[int],
+) -> Iterator[Place]:
+    own, other = dict(before), dict(after)
+    if place == skipped[0]:  # the state dict's tensors have their own, stricter comparison
+        own = {k: v for k, v in own.items() if not isinstance(v, torch.Tensor)}
+        other = {k: v for k, v in other.items() if not isinstance(v, torch.Tensor)}
+    for key in [*own, *(key for key in other if key not in own)]:
+        if key in own and key in other:
+            yield from _unlike(own[key], other[key], (*place, key), skipped, seen)
+        else:
+            yield (*place, key)
+
+
+def _equal(before: object, after: object) -> bool:
+    return before == after or (before != before and after != after)  # NaN is what it was

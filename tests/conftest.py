@@ -1,0 +1,9 @@
+"""One thread a test process: small operators on shared cores are many times slower with more."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402  (after the setting it reads)
+
+torch.set_num_threads(1)
