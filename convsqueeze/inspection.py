@@ -5,6 +5,15 @@ from dataclasses import dataclass
 
 from convsqueeze.checkpoint import Checkpoint, TensorInfo
 
+WEIGHTS = {
+    "weight": "",
+    "weight_v": "weight norm",
+    "parametrizations.weight.original1": "weight norm",
+    "weight_orig": "spectral norm or pruned",
+    "parametrizations.weight.original": "parametrized",
+}
+"""What a layer's weight may be stored as, and what that means."""
+
 
 @dataclass(frozen=True)
 class FoundLayer:
@@ -18,6 +27,12 @@ class FoundLayer:
     @property
     def weights(self) -> int:
         return sum(info.numel for info in self.tensors.values())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight; where there is none, of the first tensor."""
+        role = next((role for role in WEIGHTS if role in self.tensors), next(iter(self.tensors)))
+        return self.tensors[role].shape
 
 
 def found_layers(checkpoint: Checkpoint) -> list[FoundLayer]:
@@ -41,17 +56,11 @@ def _split(key: str) -> tuple[str, str]:
 def _kind(tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
     if "running_mean" in tensors and "running_var" in tensors:
         return "batch_norm", f"{tensors['running_mean'].numel} channels, eps is not stored"
-    for role, note in (
-        ("weight", ""),
-        ("weight_v", ", weight norm"),
-        ("parametrizations.weight.original1", ", weight norm"),
-        ("weight_orig", ", spectral norm or pruned"),
-        ("parametrizations.weight.original", ", parametrized"),
-    ):
+    for role, note in WEIGHTS.items():
         if role in tensors:
             kind, detail = _by_shape(tensors[role].shape)
-            bias = ", bias" if "bias" in tensors else ""
-            return kind, f"{detail}{bias}{note}"
+            facts = [detail, "bias" if "bias" in tensors else "", note]
+            return kind, ", ".join(fact for fact in facts if fact)
     return "other", ", ".join(tensors)
 
 

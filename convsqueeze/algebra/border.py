@@ -137,6 +137,7 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
     return tuple(found)
 
 
+@lru_cache(maxsize=4096)
 def wrong_rows(tree: GeometryTree, axis: int, size: int) -> frozenset[int]:
     """The output indices on one axis at which the plain merge differs, for one input size."""
     trace = _trace(tree, axis, size, ())

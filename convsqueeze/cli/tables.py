@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,10 +14,14 @@ from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import common_stem, kernel, part_name, rows_told
+from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.verify import LayerReport, Report
 
 if TYPE_CHECKING:  # onnx and onnxruntime take a moment to import, and most runs need neither
     from convsqueeze.export import ExportResult
+
+
+NUMBERS = ("kernel", "weights", "MACs", "inputs", "interior error\n/ bound", "border error")
 
 
 def print_merge(console: Console, done: MergedFile) -> None:
@@ -147,12 +151,13 @@ def print_notes(console: Console, notes: Sequence[str]) -> None:
 
 def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[FoundLayer]) -> None:
     """The layers of a checkpoint, one a row."""
-    table = _table(checkpoint.path.name, "name", "kind", "what shapes tell", "dtype")
+    table = _table(checkpoint.path.name, "name", "kind", "shape", "what it tells", "dtype")
     for layer in layers:
         dtypes = {str(info.dtype).removeprefix("torch.") for info in layer.tensors.values()}
         table.add_row(
             Text(layer.name or "(top)", style="bold"),
             layer.kind,
+            "x".join(map(str, layer.shape)) or "one number",
             layer.detail,
             ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
         )
@@ -162,15 +167,35 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
         facts.append(f"state dict under {checkpoint.wrapper}")
     if checkpoint.prefix:
         facts.append(f"names without their prefix {checkpoint.prefix}")
-    facts.append("squeezed, holds a recipe" if checkpoint.recipe else "no recipe")
+    if checkpoint.recipe is None:
+        facts.append("no recipe")
     console.print(escape("; ".join(facts)))
+    if checkpoint.recipe is not None:
+        _print_recipe(console, read_recipe(checkpoint.recipe, str(checkpoint.path)))
+
+
+def _print_recipe(console: Console, recipe: Recipe) -> None:
+    title = f"recipe: squeezed from {recipe.source.file}"
+    table = _table(title, "layer", "from", "kernel", "stride", "padding", "groups", "border")
+    for layer in recipe.layers:
+        sides = [low if low == high else [low, high] for low, high in layer.padding]
+        table.add_row(
+            Text(layer.name, style="bold"),
+            ", ".join(layer.sources),
+            "x".join(map(str, layer.kernel_size)) or layer.kind,
+            "x".join(map(str, layer.stride)),
+            ", ".join(map(str, sides)),
+            str(layer.groups),
+            layer.border,
+        )
+    console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold", expand=False)
     for column in columns:
-        right = column not in ("layer", "border", "name", "kind", "what shapes tell", "dtype")
-        table.add_column(column, justify="right" if right else "left", overflow="fold", min_width=6)
+        justify: JustifyMethod = "right" if column in NUMBERS else "left"
+        table.add_column(column, justify=justify, overflow="fold", min_width=6)
     return table
 
 
