@@ -1,0 +1,158 @@
+"""How layers are stored: weight norm, ties, mixed dtypes, norms without weights, overflow."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+
+import convsqueeze
+from convsqueeze.errors import ModelMismatchError, PlanError, TensorDataError
+
+PAIR = {"version": 1, "pairs": [{"first": {"name": "0", "padding": 2}, "second": {"name": "1"}}]}
+
+
+def pair(bias: bool = False) -> nn.Sequential:
+    """A 3x3 convolution with full padding, 6 to 40 channels, then a 1x1 to 4."""
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(6, 40, 3, padding=2, bias=bias), nn.Conv2d(40, 4, 1))
+
+
+def squeezed_output(merged: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The merged pair as torch's own convolution, in float64."""
+    weight, bias = merged["0.weight"].double(), merged["0.bias"].double()
+    return nn.functional.conv2d(x, weight, bias, padding=2)
+
+
+def weight_normed_0(network: nn.Sequential) -> nn.Sequential:
+    network[0] = weight_norm(network[0])
+    return network
+
+
+def weight_normed_1(network: nn.Sequential) -> nn.Sequential:
+    network[0] = weight_norm(network[0], dim=1)
+    network[1] = weight_norm(network[1], dim=None)
+    return network
+
+
+def parametrized(network: nn.Sequential) -> nn.Sequential:
+    network[0] = parametrizations.weight_norm(network[0])
+    network[1] = parametrizations.weight_norm(network[1], dim=1)
+    return network
+
+
+@pytest.mark.parametrize("wrap", [weight_normed_0, weight_normed_1, parametrized])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weight_norm_is_resolved(wrap: Callable[[nn.Sequential], nn.Sequential]) -> None:
+    network = wrap(pair())
+    for name, parameter in network.named_parameters():
+        if name.endswith(("weight_g", "original0")):
+            with torch.no_grad():
+                parameter.mul_(torch.linspace(0.3, 2, parameter.numel()).view(parameter.shape))
+    before = network.state_dict()
+    merged, report = convsqueeze.merge_state_dict(before, PAIR)
+    assert list(merged) == ["0.weight", "0.bias"]
+    assert report.weights_before == sum(tensor.numel() for tensor in before.values())
+    x = torch.randn(2, 6, 9, 8, dtype=torch.float64)
+    expected = network.double()(x)
+    error = (squeezed_output(merged, x) - expected).abs().max()
+    assert error <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_apply_replaces_weight_normed_layers(tmp_path: Path) -> None:
+    network = parametrized(pair())
+    merged, _ = convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+    torch.save(merged, tmp_path / "squeezed.pt")
+    applied = convsqueeze.apply(network, tmp_path / "squeezed.pt")
+    x = torch.randn(1, 6, 7, 7)
+    assert torch.allclose(applied(x), network(x), atol=1e-5)
+    assert isinstance(applied[1], nn.Identity)
+
+
+def test_a_tied_tensor_stays_where_it_is_still_used() -> None:
+    state = dict(pair().state_dict())
+    state["elsewhere.weight"] = state["0.weight"]
+    merged, report = convsqueeze.merge_state_dict(state, PAIR)
+    assert torch.equal(merged["elsewhere.weight"], state["0.weight"])
+    assert any("0.weight" in note and "elsewhere.weight" in note for note in report.notes)
+
+
+def test_a_norm_in_float32_does_not_widen_half_convolutions() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+    network[0].half()
+    manifest = {
+        "version": 1,
+        "pairs": [{"chain": [{"name": "0"}, {"name": "1", "type": "batch_norm", "eps": 1e-5}]}],
+    }
+    merged, report = convsqueeze.merge_state_dict(network.state_dict(), manifest, growth="allow")
+    assert merged["0.weight"].dtype == merged["0.bias"].dtype == torch.float16
+    assert report.verification is not None
+    assert report.verification.ok
+
+
+def test_a_norm_without_weights_is_a_norm() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, affine=False)
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), norm).eval()
+    nn.init.uniform_(norm.running_var, 0.1, 2)
+    nn.init.normal_(norm.running_mean)
+    manifest = {
+        "version": 1,
+        "pairs": [{"chain": [{"name": "0"}, {"name": "1", "type": "batch_norm", "eps": 1e-3}]}],
+    }
+    merged, _ = convsqueeze.merge_state_dict(network.state_dict(), manifest)
+    assert list(merged) == ["0.weight", "0.bias"]
+    x = torch.randn(1, 4, 6, 6)
+    norm.eps = 1e-3
+    found = nn.functional.conv2d(x, merged["0.weight"], merged["0.bias"])
+    assert torch.allclose(found, network(x), atol=1e-5)
+
+
+def test_overflow_on_the_way_to_half_precision_is_refused_with_layer_and_value() -> None:
+    network = pair().half()
+    with torch.no_grad():
+        network[0].weight.fill_(300.0)
+        network[1].weight.fill_(300.0)
+    with pytest.raises(TensorDataError, match=r"0\.weight would hold 3\.6e\+06 at \[0, 0, 0, 0\]"):
+        convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+
+
+def test_the_given_state_dict_is_left_as_it_was() -> None:
+    before = pair().state_dict()
+    copied = {name: tensor.clone() for name, tensor in before.items()}
+    convsqueeze.merge_state_dict(before, PAIR)
+    assert list(before) == list(copied)
+    assert all(torch.equal(before[name], copied[name]) for name in copied)
+
+
+def test_a_manifest_may_be_a_path_or_data_and_policies_may_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.yaml"
+    path.write_text("version: 1\npairs:\n- first: {name: '0', padding: 2}\n  second: {name: '1'}\n")
+    state = pair(bias=True).state_dict()
+    by_path, _ = convsqueeze.merge_state_dict(state, path)
+    by_text, _ = convsqueeze.merge_state_dict(state, str(path))
+    by_data, _ = convsqueeze.merge_state_dict(state, PAIR)
+    loaded, _ = convsqueeze.merge_state_dict(state, convsqueeze.load_manifest(path))
+    for other in (by_text, by_data, loaded):
+        assert torch.equal(by_path["0.weight"], other["0.weight"])
+    padded = {
+        "version": 1,
+        "pairs": [{"first": {"name": "0", "padding": 2}, "second": {"name": "1", "padding": 1}}],
+    }
+    with pytest.raises(PlanError, match="border: interior"):
+        convsqueeze.merge_state_dict(state, padded)
+    _, report = convsqueeze.merge_state_dict(state, padded, border="interior")
+    assert report.plan.merges[0].border == "interior"
+
+
+def test_apply_refuses_a_model_of_other_geometry(tmp_path: Path) -> None:
+    network = pair()
+    merged, _ = convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+    torch.save(merged, tmp_path / "squeezed.pt")
+    other = nn.Sequential(nn.Conv2d(6, 40, 3, padding=1, bias=False), nn.Conv2d(40, 4, 1))
+    with pytest.raises(ModelMismatchError, match=r"0: is Conv2d\(6, 40.*padding 2"):
+        convsqueeze.apply(other, tmp_path / "squeezed.pt")
