@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra import layers
-from convsqueeze.algebra.border import merged, reach, smallest_size
 from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import GeometryError, ModelMismatchError, PlanError

@@ -236,9 +236,9 @@ def test_inspect_before_and_after(mixed: Path) -> None:
     assert (outcome.status, outcome.stderr) == (0, "")
     told = as_rows(outcome.stdout)
     for words in (
-        "stem.conv conv 3x3, 3 to 12 channels",
-        "stem.bn batch_norm 12 channels, eps is not stored",
-        "head.0 linear 6 to 24, bias",
+        "stem.conv conv 12x3x3x3 3x3, 3 to 12",
+        "stem.bn batch_norm 12 12 channels, eps is not",
+        "head.0 linear 24x6 6 to 24, bias",
         "no recipe",
     ):
         assert words in told

@@ -6,24 +6,29 @@ the merged kernel sees what the inner layer would have computed there. So an out
 its window meets a ring sample on which the two differ, or an intermediate sample that is wrong
 already; in a chain the wrong rows grow as `ceil((rows + p) / s)`.
 
-Instead of one inequality a case, the ring is walked in whole numbers, axis by axis, for every
-input size until the answer repeats (it depends on the size modulo the strides). Knows geometry
-only; what it says holds for generic values of weights and biases.
+Instead of one inequality a case, the ring is walked in whole numbers, axis by axis and layer by
+layer, for every input size until the answer repeats (it depends on the size modulo the strides): at
+each ring position the input samples that the merged kernel reads are held against those that the
+padding stands for. Knows geometry only; what it says holds for generic values of weights and
+biases. In chains of three and more layers a padding mode that repeats an already wrong sample may
+name a row too many, never one too few.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, reduce
-from math import lcm
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
-from convsqueeze.algebra.geometry import Axis, Geometry, add, carries_padding, compose
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
+from convsqueeze.algebra.geometry import Axis, Geometry, common_axis, merge_axes
+from convsqueeze.algebra.sizes import GeometryTree, merged, sizes_to_examine
+from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.errors import GeometryError
 
 Side = Literal["low", "high"]
 Cause = Literal["bias", "window", "mode"]
-GeometryTree = Tree[Geometry]
+Place = tuple[int, ...]
+Event = tuple[Side, Cause, Place]
+SIDES: tuple[Side, ...] = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -50,76 +55,6 @@ class Leak:
         return any(size > middle for size in self.exact_sizes)
 
 
-@lru_cache(maxsize=4096)
-def merged(tree: GeometryTree) -> Geometry:
-    """The geometry of the one operator that a tree of layers makes.
-
-    Raises GeometryError where they do not make one.
-    """
-    return fold(
-        tree,
-        lambda leaf: leaf,
-        lambda links: reduce(lambda inner, outer: compose(outer, inner), links),
-        lambda branches: add(*branches),
-    )
-
-
-def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:
-    """Samples that leave on one axis, as the original layers compute it; None if one refuses."""
-    if isinstance(tree, Chain):
-        current: int | None = size
-        for link in tree.links:
-            current = None if current is None else output_size(link, axis, current)
-        return current
-    if isinstance(tree, Sum):
-        sizes = [output_size(branch, axis, size) for branch in tree.branches]
-        return None if None in sizes else sizes[0]
-    own = tree.axes[axis]
-    return own.output_size(size) if own.accepts(size) else None
-
-
-def smallest_size(tree: GeometryTree, axis: int) -> int:
-    """The smallest input size that all the original layers accept on one axis.
-
-    Raises GeometryError where they accept none.
-    """
-    for size in range(1, 2 * reach(tree, axis) + 3):
-        if output_size(tree, axis, size) is not None:
-            return size
-    raise GeometryError("no input is large enough for these layers one after the other")
-
-
-def reach(tree: GeometryTree, axis: int) -> int:
-    """Input samples from the border beyond which nothing but the kernels matters, at most."""
-    return _reach_and_stride(tree, axis)[0]
-
-
-def period(tree: GeometryTree, axis: int) -> int:
-    """A multiple of the strides of every chain: sizes that far apart meet the border alike."""
-    return _reach_and_stride(tree, axis)[1]
-
-
-def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
-    """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product."""
-    return fold(
-        tree,
-        lambda leaf: (_width(leaf.axes[axis]), leaf.axes[axis].stride),
-        lambda links: reduce(lambda a, b: (a[0] + a[1] * b[0], a[1] * b[1]), links),
-        lambda branches: (max(r for r, _ in branches), lcm(*(s for _, s in branches))),
-    )
-
-
-def _width(axis: Axis) -> int:
-    return axis.extent + abs(axis.before) + abs(axis.after)
-
-
-def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
-    """Input sizes after which what happens at the border repeats: past every kernel, one period."""
-    first = smallest_size(tree, axis)
-    enough = reach(tree, axis) + _width(merged(tree).axes[axis]) + period(tree, axis)
-    return range(first, first + enough + 1)
-
-
 def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, ...]:
     """Every axis side on which the plain merge of `tree` differs from the layers themselves.
 
@@ -129,7 +64,7 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
     found = []
     for axis in range(len(merged(tree).axes)):
         sizes = sizes_to_examine(tree, axis) if size is None else [size[axis]]
-        traces = {n: _trace(tree, axis, n, ()) for n in sizes}
+        traces = {n: _trace(tree, axis, n) for n in sizes}
         for side in ("low", "high"):
             leak = _summary(traces, axis, side)
             if leak is not None:
@@ -140,18 +75,66 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
 @lru_cache(maxsize=4096)
 def wrong_rows(tree: GeometryTree, axis: int, size: int) -> frozenset[int]:
     """The output indices on one axis at which the plain merge differs, for one input size."""
-    trace = _trace(tree, axis, size, ())
+    trace = _trace(tree, axis, size)
     return trace.low | trace.high
 
 
 @dataclass(frozen=True)
+class _Inner:
+    """On one axis, the operator that all layers so far make: what a merged kernel sees.
+
+    `taps` are the positions that are read, relative to `stride * i`; their hull may have gaps.
+    """
+
+    axis: Axis
+    taps: frozenset[int]
+    bias: bool
+
+    def then(self, outer: Geometry, axis: int) -> "_Inner":
+        own = outer.axes[axis]
+        whole = merge_axes(own, self.axis).axis
+        common = self.axis.upsample * own.upsample // whole.upsample
+        taps = {own.upsample * t + self.axis.stride * b for t in self.taps for b in own.taps}
+        kept = frozenset(tap // common for tap in taps if tap % common == 0)
+        return _Inner(whole, kept, self.bias or outer.bias)
+
+    def reads(self, position: int, size: int, mode: str) -> list[int | None]:
+        """Which of `size` input samples each tap reads for its output at `position`."""
+        return [
+            _sample(self.axis.stride * position + tap, size, mode, self.axis.upsample)
+            for tap in sorted(self.taps)
+        ]
+
+
+def _sample(position: int, size: int, mode: str, upsample: int = 1) -> int | None:
+    """The sample that stands at a position of an image padded by `mode`; None: a zero."""
+    index, rest = divmod(position, upsample)
+    if rest:
+        return None
+    if 0 <= index < size:
+        return index
+    if mode == "circular":
+        return index % size
+    if mode == "replicate":
+        return min(max(index, 0), size - 1)
+    if mode == "reflect":
+        period = max(2 * (size - 1), 1)
+        return min(index % period, period - index % period) if size > 1 else 0
+    return None
+
+
+@dataclass(frozen=True)
 class _Trace:
-    """What one input size meets on one axis: wrong output indices by the side they come from."""
+    """What one input size meets on one axis: wrong output indices by the side they come from.
+
+    `inner` is the operator that led here, None where nothing did.
+    """
 
     count: int
     low: frozenset[int] = frozenset()
     high: frozenset[int] = frozenset()
-    events: tuple[tuple[Side, Cause, tuple[int, ...]], ...] = ()
+    events: tuple[Event, ...] = ()
+    inner: _Inner | None = None
 
     def side(self, side: Side) -> frozenset[int]:
         return self.low if side == "low" else self.high
@@ -171,83 +154,100 @@ def _summary(traces: dict[int, _Trace], axis: int, side: Side) -> Leak | None:
     return Leak(axis, side, rows, cause, link, exact, tuple(traces))
 
 
-def _trace(tree: GeometryTree, axis: int, size: int, place: tuple[int, ...]) -> _Trace:
-    if isinstance(tree, Chain):
-        return _trace_chain(tree, axis, size, place)
-    if isinstance(tree, Sum):
-        parts = [_trace(b, axis, size, (*place, i)) for i, b in enumerate(tree.branches)]
-        return _union(parts[0].count, parts)
-    return _Trace(tree.axes[axis].output_size(size))
+def _trace(tree: GeometryTree, axis: int, size: int) -> _Trace:
+    return _walk(tree, axis, size, _Trace(size), (), ())
 
 
-def _union(count: int, parts: Iterable[_Trace]) -> _Trace:
-    low: frozenset[int] = frozenset()
-    high: frozenset[int] = frozenset()
-    events: tuple[tuple[Side, Cause, tuple[int, ...]], ...] = ()
-    for part in parts:
-        low, high, events = low | part.low, high | part.high, events + part.events
-    return _Trace(count, low, high, events)
-
-
-def _trace_chain(chain: Chain[Geometry], axis: int, size: int, place: tuple[int, ...]) -> _Trace:
-    trace = _trace(chain.links[0], axis, size, (*place, 0))
-    for index, link in enumerate(chain.links[1:], start=1):
-        inner = merged(Chain(chain.links[:index]))
-        outer = merged(link).axes[axis]
-        count = outer.output_size(trace.count)
-        own = _trace(link, axis, trace.count, (*place, index))
-        carried = _Trace(
-            count,
-            _readers(outer, trace.low, count),
-            _readers(outer, trace.high, count),
-            trace.events,
-        )
-        ring = _ring(inner, axis, outer, trace.count, size, count, (*place, index))
-        trace = _union(count, (carried, own, ring))
-    return trace
-
-
-def _ring(
-    inner: Geometry,
-    axis: int,
-    outer: Axis,
-    middle: int,
-    size: int,
-    count: int,
-    link: tuple[int, ...],
+def _walk(
+    tree: GeometryTree, axis: int, size: int, trace: _Trace, path: Place, blamed: Place
 ) -> _Trace:
-    """What the ring around `middle` intermediate samples spoils among `count` outputs."""
-    last_read = (outer.upsample * (middle - 1) + max(outer.after, 0)) // outer.upsample
-    sides: dict[Side, range] = {
-        "low": range(-(max(outer.before, 0) // outer.upsample), 0),
-        "high": range(middle, last_read + 1),
-    }
-    wrong: dict[Side, frozenset[int]] = {}
-    events: list[tuple[Side, Cause, tuple[int, ...]]] = []
-    for side, positions in sides.items():
-        spoiled: set[int] = set()
+    """`trace` after the layers of `tree`; `blamed` is the last place that has a layer before it."""
+    if isinstance(tree, Chain):
+        for index, link in enumerate(tree.links):
+            place = (*path, index)
+            later = place if index else blamed
+            trace = _along(link, axis, size, trace, place, later)
+        return trace
+    if isinstance(tree, Sum):
+        parts = [
+            _walk(branch, axis, size, trace, (*path, index), blamed)
+            for index, branch in enumerate(tree.branches)
+        ]
+        return _union(parts)
+    return _through(tree, axis, size, trace, blamed)
+
+
+def _along(
+    link: GeometryTree, axis: int, size: int, trace: _Trace, place: Place, blamed: Place
+) -> _Trace:
+    """A link layer by layer; as one layer where only all of it can follow what came before."""
+    try:
+        return _walk(link, axis, size, trace, place, blamed)
+    except GeometryError:
+        own = _walk(link, axis, trace.count, _Trace(trace.count), place, blamed)
+        whole = _through(merged(link), axis, size, trace, blamed)
+        return _union([whole, replace(own, inner=whole.inner)])
+
+
+def _union(parts: Sequence[_Trace]) -> _Trace:
+    inners = [part.inner for part in parts if part.inner is not None]
+    return _Trace(
+        parts[0].count,
+        frozenset().union(*(part.low for part in parts)),
+        frozenset().union(*(part.high for part in parts)),
+        tuple(dict.fromkeys(event for part in parts for event in part.events)),
+        _Inner(
+            common_axis([inner.axis for inner in inners]),
+            frozenset().union(*(inner.taps for inner in inners)),
+            any(inner.bias for inner in inners),
+        ),
+    )
+
+
+def _through(layer: Geometry, axis: int, size: int, trace: _Trace, blamed: Place) -> _Trace:
+    """`trace` after one layer: what reads a wrong sample is wrong, and what reads a false ring."""
+    own = layer.axes[axis]
+    count = own.output_size(trace.count)
+    inner = trace.inner
+    if inner is None:
+        return _Trace(count, inner=_Inner(own, frozenset(own.taps), layer.bias))
+    whole = inner.then(layer, axis)
+    wrong = {side: set(_readers(own, trace.side(side), count)) for side in SIDES}
+    events = list(trace.events)
+    for side, positions in _ring(own, trace.count).items():
         for position in positions:
-            cause = _differs(inner, axis, outer, position, size)
-            met = _readers(outer, (position,), count) if cause else frozenset()
+            cause = _differs(inner, whole.axis, own, position, trace, size)
+            met = _readers(own, (position,), count) if cause else frozenset()
             if cause and met:
-                spoiled |= met
-                events.append((side, cause, link))
-        wrong[side] = frozenset(spoiled)
-    return _Trace(count, wrong["low"], wrong["high"], tuple(events))
+                wrong[side] |= met
+                events.append((side, cause, blamed))
+    return _Trace(count, frozenset(wrong["low"]), frozenset(wrong["high"]), tuple(events), whole)
 
 
-def _differs(inner: Geometry, axis: int, outer: Axis, position: int, size: int) -> Cause | None:
+def _ring(own: Axis, count: int) -> dict[Side, range]:
+    """Positions around `count` samples that a layer's padding fills."""
+    last = (own.upsample * (count - 1) + max(own.after, 0)) // own.upsample
+    return {
+        "low": range(-(max(own.before, 0) // own.upsample), 0),
+        "high": range(count, last + 1),
+    }
+
+
+def _differs(
+    inner: _Inner, whole: Axis, own: Axis, position: int, trace: _Trace, size: int
+) -> Cause | None:
     """Why the sample that the merged kernel implies at a ring position is not the padding's."""
-    own = inner.axes[axis]
-    if carries_padding(outer, own):
-        return None
-    if outer.padding_mode != "zeros" or own.padding_mode != "zeros":
+    implied = inner.reads(position, size, whole.padding_mode)
+    source = _sample(position, trace.count, own.padding_mode)
+    if source is not None:
+        actual = inner.reads(source, size, inner.axis.padding_mode)
+        spoiled = source in trace.low or source in trace.high
+        return "mode" if spoiled or implied != actual else None
+    if all(sample is None for sample in implied):
+        return "bias" if inner.bias else None
+    if whole.padding_mode != "zeros":
         return "mode"
-    if inner.bias:
-        return "bias"
-    image = range(0, own.upsample * (size - 1) + 1, own.upsample)
-    reads_image = any(own.stride * position + tap in image for tap in own.taps)
-    return "window" if reads_image else None
+    return "bias" if inner.bias else "window"
 
 
 def _readers(outer: Axis, positions: Iterable[int], count: int) -> frozenset[int]:

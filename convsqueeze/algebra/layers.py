@@ -200,9 +200,14 @@ def average_pool(
 
 def pad(channels: int, *, padding: Padding, rank: int, padding_mode: str = "zeros") -> Conv:
     """`torch.nn.functional.pad`: padding and nothing else; negative amounts crop."""
+    pairs = padding_pairs(padding, rank)
+    if padding_mode == "circular" and any(min(pair) < 0 < max(pair) for pair in pairs):
+        raise GeometryError(
+            f"circular padding {[list(pair) for pair in pairs]} crops one side and wraps what is "
+            "left to the other, which is not the padding of one convolution"
+        )
     axes = tuple(
-        Axis(before=before, after=after, padding_mode=padding_mode)
-        for before, after in padding_pairs(padding, rank)
+        Axis(before=before, after=after, padding_mode=padding_mode) for before, after in pairs
     )
     return Conv(torch.ones(channels, 1, *(1,) * rank, dtype=torch.float64), None, axes, channels)
 

@@ -13,8 +13,9 @@ from typing import Literal
 
 import torch
 
-from convsqueeze.algebra.border import Leak, leaks, smallest_size
+from convsqueeze.algebra.border import Leak, leaks
 from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError, PlanError

@@ -11,15 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border import (
-    merged,
-    output_size,
-    period,
-    reach,
-    smallest_size,
-    wrong_rows,
-)
+from convsqueeze.algebra.border import wrong_rows
 from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
 from convsqueeze.algebra.tree import Tree
 
 Size = tuple[int, ...]

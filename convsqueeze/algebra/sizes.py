@@ -1,0 +1,83 @@
+"""Sizes of signals on their way through a tree of layers: which are legal, which are alike.
+
+Knows geometry only, and nothing of what the layers compute.
+"""
+
+from functools import lru_cache, reduce
+from math import lcm
+
+from convsqueeze.algebra.geometry import Axis, Geometry, add, compose
+from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
+from convsqueeze.errors import GeometryError
+
+GeometryTree = Tree[Geometry]
+
+
+@lru_cache(maxsize=4096)
+def merged(tree: GeometryTree) -> Geometry:
+    """The geometry of the one operator that a tree of layers makes.
+
+    Raises GeometryError where they do not make one.
+    """
+    return fold(
+        tree,
+        lambda leaf: leaf,
+        lambda links: reduce(lambda inner, outer: compose(outer, inner), links),
+        lambda branches: add(*branches),
+    )
+
+
+def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:
+    """Samples that leave on one axis, as the original layers compute it; None if one refuses."""
+    if isinstance(tree, Chain):
+        current: int | None = size
+        for link in tree.links:
+            current = None if current is None else output_size(link, axis, current)
+        return current
+    if isinstance(tree, Sum):
+        sizes = [output_size(branch, axis, size) for branch in tree.branches]
+        return None if None in sizes else sizes[0]
+    own = tree.axes[axis]
+    return own.output_size(size) if own.accepts(size) else None
+
+
+def smallest_size(tree: GeometryTree, axis: int) -> int:
+    """The smallest input size that all the original layers accept on one axis.
+
+    Raises GeometryError where they accept none.
+    """
+    for size in range(1, 2 * reach(tree, axis) + 3):
+        if output_size(tree, axis, size) is not None:
+            return size
+    raise GeometryError("no input is large enough for these layers one after the other")
+
+
+def reach(tree: GeometryTree, axis: int) -> int:
+    """Input samples from the border beyond which nothing but the kernels matters, at most."""
+    return _reach_and_stride(tree, axis)[0]
+
+
+def period(tree: GeometryTree, axis: int) -> int:
+    """A multiple of the strides of every chain: sizes that far apart meet the border alike."""
+    return _reach_and_stride(tree, axis)[1]
+
+
+def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
+    """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product."""
+    return fold(
+        tree,
+        lambda leaf: (_width(leaf.axes[axis]), leaf.axes[axis].stride),
+        lambda links: reduce(lambda a, b: (a[0] + a[1] * b[0], a[1] * b[1]), links),
+        lambda branches: (max(r for r, _ in branches), lcm(*(s for _, s in branches))),
+    )
+
+
+def _width(axis: Axis) -> int:
+    return axis.extent + abs(axis.before) + abs(axis.after)
+
+
+def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
+    """Input sizes after which what happens at the border repeats: past every kernel, one period."""
+    first = smallest_size(tree, axis)
+    enough = reach(tree, axis) + _width(merged(tree).axes[axis]) + period(tree, axis)
+    return range(first, first + enough + 1)

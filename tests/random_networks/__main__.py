@@ -1,0 +1,67 @@
+"""Many random manifests: prints what they came to, leaves with 1 at the first disagreement."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from .manifests import KINDS
+from .trial import VERDICTS, Disagreement, Outcome, examine, workable_case
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """The counts, in lines."""
+    verdicts = Counter(o.verdict for o in outcomes)
+    sizes = sum(o.sizes for o in outcomes)
+    lines = [
+        f"{len(outcomes):,} cases: {verdicts['exact']:,} exact, {verdicts['border']:,} refused at "
+        f"the border, {verdicts['not one']:,} not one convolution; {sizes:,} input sizes run"
+    ]
+    for verdict in VERDICTS:
+        lines.append(f"  {verdict}: {_counts(o.reason for o in outcomes if o.verdict == verdict)}")
+    for kind in KINDS:
+        counts = Counter(o.verdict for o in outcomes if o.case.kind == kind)
+        listed = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in VERDICTS)
+        lines.append(f"  by kind, {kind}: {listed}")
+    lines.append(f"  by rank: {_counts(str(o.case.rank) for o in outcomes)}")
+    lines.append(f"  by dtype: {_counts(_dtype(o) for o in outcomes)}")
+    flagged, spared = sum(o.flagged for o in outcomes), sum(o.spared for o in outcomes)
+    lines.append(f"  rows called wrong: {flagged:,}, of which {spared:,} held no wrong output")
+    return "\n".join(lines)
+
+
+def _counts(names: Iterable[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in Counter(names).most_common())
+
+
+def _dtype(outcome: Outcome) -> str:
+    weight = next(iter(outcome.case.tensors.values()))
+    return str(weight.dtype).removeprefix("torch.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.random_networks", description=__doc__)
+    parser.add_argument("--cases", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-going", action="store_true", help="collect every disagreement")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    started, outcomes, bad = time.monotonic(), [], 0
+    for index in range(given.cases):
+        try:
+            outcomes.append(examine(workable_case(given.seed * 1_000_000 + index)))
+        except Disagreement as disagreement:
+            print(disagreement, file=sys.stderr)
+            bad += 1
+            if not given.keep_going:
+                break
+    print(summary(outcomes))
+    print(f"  {bad} disagreements, {time.monotonic() - started:.0f} s")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
