@@ -17,11 +17,11 @@ from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export import (
     DEFAULT_OPSET,
     check_onnx_file,
+    checked_onnx,
     default_onnx_destination,
     export,
     newest_opset,
     open_onnx,
-    write_onnx,
 )
 from convsqueeze.export import check as check_module
 from convsqueeze.export import files as files_module
@@ -271,10 +271,10 @@ def test_faults_are_seen_in_a_model_too_large_for_one_message(squeezed: Path) ->
 
 def test_layers_in_memory_are_written_with_their_recipe(tmp_path: Path, squeezed: Path) -> None:
     layers = modules(squeezed)
-    result = write_onnx(layers, tmp_path / "a.onnx", recipe_json='{"version":1}')
+    result = checked_onnx(layers, tmp_path / "a.onnx", recipe_json='{"version":1}').write()
     assert onnx.load(result.destination).metadata_props[0].value == '{"version":1}'
     with pytest.raises(OutputError, match="exists already"):
-        write_onnx(layers, tmp_path / "a.onnx")
+        checked_onnx(layers, tmp_path / "a.onnx").write()
 
 
 def test_a_written_file_gives_its_layers(squeezed: Path) -> None:

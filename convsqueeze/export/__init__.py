@@ -14,7 +14,6 @@ from convsqueeze.export.files import (
     checked_onnx,
     default_onnx_destination,
     export,
-    write_onnx,
 )
 from convsqueeze.export.graph import build_model
 from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset, newest_opset
@@ -36,5 +35,4 @@ __all__ = [
     "export",
     "newest_opset",
     "open_onnx",
-    "write_onnx",
 ]

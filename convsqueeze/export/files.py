@@ -136,9 +136,9 @@ def export(
     chosen = _chosen(recipe, names, str(path))
     layers = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in chosen}
     checkpoint.check_unchanged()
-    return write_onnx(
+    return checked_onnx(
         layers, output, recipe_json=recipe.to_json(), opset=opset, overwrite=overwrite, seed=seed
-    )
+    ).write()
 
 
 def _chosen(recipe: Recipe, names: Sequence[str] | None, where: str) -> list[RecipeLayer]:
@@ -196,21 +196,6 @@ def checked_onnx(
     model = build_model(layers, opset=opset, recipe_json=recipe_json)
     reports = check_model(model, layers, seed=seed, where=str(destination))
     return CheckedModel(model, destination, opset, reports, overwrite)
-
-
-def write_onnx(
-    layers: Mapping[str, SqueezedConv],
-    destination: Path,
-    *,
-    recipe_json: str | None = None,
-    opset: int | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-) -> ExportResult:
-    """Build, check and write one model of `layers`. Raises OutputError or VerificationError."""
-    return checked_onnx(
-        layers, destination, recipe_json=recipe_json, opset=opset, overwrite=overwrite, seed=seed
-    ).write()
 
 
 def check_onnx_file(

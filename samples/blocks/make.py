@@ -1,6 +1,6 @@
 """Write the three small checkpoints of this folder: random weights, real names and geometry.
 
-    python samples/blocks/make.py
+python samples/blocks/make.py
 """
 
 from pathlib import Path
