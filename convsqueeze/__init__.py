@@ -3,10 +3,10 @@
 load_layers(path)                      each squeezed layer, ready to call
 apply(model, path)                     the squeezed layers in your own model
 merge_state_dict(state_dict, manifest) the same merge in memory
-Conv                                   the algebra: `outer @ inner`, `a + b`, `s * a`
+Conv, layers                           the algebra: `outer @ inner`, `a + b`, `s * a`
 """
 
-from convsqueeze.algebra import Axis, Conv
+from convsqueeze.algebra import Axis, Conv, layers
 from convsqueeze.errors import ConvsqueezeError
 from convsqueeze.manifest import Manifest, load_manifest
 from convsqueeze.module import SqueezedConv, load_layers
@@ -21,6 +21,7 @@ __all__ = [
     "MergeReport",
     "SqueezedConv",
     "apply",
+    "layers",
     "load_layers",
     "load_manifest",
     "merge_file",
