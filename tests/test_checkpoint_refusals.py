@@ -194,6 +194,22 @@ def test_sizes_that_the_data_does_not_bear_out(tmp_path: Path, old: bytes, new: 
     assert torch.equal(open_checkpoint(path).load("a"), STATE["a"])
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 byte")]
+)
+def test_too_little_memory_is_said(
+    tmp_path: Path, zipped: bool, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickled(STATE, _use_new_zipfile_serialization=zipped))
+    monkeypatch.setattr(torch, "load", fail)
+    refused(path, "asks for more memory than there is")
+
+
 def test_tensor_expanded_far_beyond_its_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(pickled({"a": torch.ones(1).expand(1 << 40)}))

@@ -333,6 +333,35 @@ def test_header_longer_than_the_file(tmp_path: Path, length: int) -> None:
         open_checkpoint(path)
 
 
+def test_header_longer_than_the_library_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = "convsqueeze.checkpoint.safetensors_header.LONGEST"
+    torch.save({"a": torch.ones(2)}, tmp_path / "in.pt")
+    source = open_checkpoint(tmp_path / "in.pt")
+    write_checkpoint(source, tmp_path / "1.safetensors", [], RECIPE)
+    length = int.from_bytes((tmp_path / "1.safetensors").read_bytes()[:8], "little")
+    monkeypatch.setattr(limit, length)
+    open_checkpoint(tmp_path / "1.safetensors")
+    write_checkpoint(source, tmp_path / "2.safetensors", [], RECIPE)
+    monkeypatch.setattr(limit, length - 1)
+    with pytest.raises(CheckpointError, match=f"claims a header of {length} bytes"):
+        open_checkpoint(tmp_path / "1.safetensors")
+    with pytest.raises(OutputError, match=f"the header takes {length} bytes"):
+        write_checkpoint(source, tmp_path / "3.safetensors", [], RECIPE)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_content_decides_not_the_name(tmp_path: Path, count: int) -> None:
+    save_file({"a": torch.ones(count)}, tmp_path / "model.bin")
+    assert open_checkpoint(tmp_path / "model.bin").format == "safetensors"
+    data = (tmp_path / "model.bin").read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    (tmp_path / "cut.bin").write_bytes(data[: end - 1])
+    with pytest.raises(CheckpointError, match="no kind of file that is known here, or cut off"):
+        open_checkpoint(tmp_path / "cut.bin")
+
+
 def test_cut_off_anywhere(tmp_path: Path) -> None:
     save_file({"a": torch.ones(4), "b": torch.ones(3)}, tmp_path / "m.safetensors")
     whole = (tmp_path / "m.safetensors").read_bytes()

@@ -47,7 +47,7 @@ def test_edited_shards(tmp_path: Path, prefix: str) -> None:
     assert (checkpoint.format, checkpoint.prefix, checkpoint.recipe) == ("sharded", prefix, None)
     assert list(checkpoint.tensors) == list(WEIGHT_MAP)
     assert all(torch.equal(checkpoint.load(name), TENSORS[name]) for name in WEIGHT_MAP)
-    new = {"new.weight": torch.ones(2, 3), "new.bias": torch.ones(2)}
+    new = {"new.weight": torch.ones(2, 3), "new.bias": torch.ones(3)}
     edits = [Edit("e", frozenset({"e", "b"}), new)]
     out = tmp_path / "out.safetensors.index.json"
     assert write_checkpoint(checkpoint, out, edits, RECIPE) == ()
@@ -58,8 +58,8 @@ def test_edited_shards(tmp_path: Path, prefix: str) -> None:
     assert index["weight_map"] == {prefix + name: home for name, home in homes.items()}
     assert list(index["weight_map"]) == [prefix + name for name in homes]
     assert index["metadata"] == {
-        "total_size": 16 * 4 + 24 + 8,
-        "total_parameters": 24,
+        "total_size": 16 * 4 + 24 + 12,
+        "total_parameters": 25,
         "author": "me",
         "convsqueeze": RECIPE,
     }
@@ -111,6 +111,23 @@ def test_to_single_files_and_back(tmp_path: Path) -> None:
         metadata = json.loads(out.read_text())["metadata"]
         assert metadata == {"total_size": 96, "convsqueeze": RECIPE}
         assert "convsqueeze" not in open_checkpoint(out).metadata
+
+
+def test_metadata_of_a_single_file_goes_into_its_shard(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "one.safetensors", {"author": "me"})
+    out = tmp_path / "out.safetensors.index.json"
+    write_checkpoint(open_checkpoint(tmp_path / "one.safetensors"), out, [], RECIPE)
+    with safe_open(tmp_path / "out-00001-of-00001.safetensors", "pt") as shard:
+        assert shard.metadata() == {"author": "me"}
+
+
+def test_index_too_long_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = sharded(tmp_path)
+    monkeypatch.setattr("convsqueeze.checkpoint.sharded.LONGEST_INDEX", index.stat().st_size)
+    open_checkpoint(index)
+    monkeypatch.setattr("convsqueeze.checkpoint.sharded.LONGEST_INDEX", index.stat().st_size - 1)
+    with pytest.raises(CheckpointError, match="bytes, at most"):
+        open_checkpoint(index)
 
 
 def test_shards_may_be_links(tmp_path: Path) -> None:

@@ -276,6 +276,36 @@ def test_edit_that_does_not_fit(tmp_path: Path, edits: list[Edit], says: str) ->
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_state_dict_from_memory_is_written(tmp_path: Path, name: str) -> None:
+    flat = torch.arange(10.0)
+    source = from_state_dict({"m.a": flat[:5], "m.b": flat[5:], "m._extra_state": 7})
+    edits = [Edit("m.a", frozenset({"m.a"}), {"m.c": torch.ones(2)})]
+    notes = write_checkpoint(source, tmp_path / name, edits, "recipe")
+    lost = "m._extra_state: not kept, a .safetensors file holds tensors only"
+    assert notes == (() if name.endswith(".pt") else (lost,))
+    after = open_checkpoint(tmp_path / name)
+    assert (list(after.tensors), after.recipe) == (["m.c", "m.b"], "recipe")
+    assert torch.equal(after.load("m.b"), flat[5:])
+    if name.endswith(".pt"):
+        whole = torch.load(tmp_path / name, weights_only=True)
+        assert whole["m._extra_state"] == 7
+        assert whole["m.b"].untyped_storage().nbytes() == 20
+
+
+def test_state_dict_that_cannot_be_pickled(tmp_path: Path) -> None:
+    source = from_state_dict({"a": torch.ones(1), "f": lambda: None})
+    with pytest.raises(OutputError, match=r"torch\.save refuses what it holds"):
+        write_checkpoint(source, tmp_path / "out.pt", [], "")
+    assert names(tmp_path) == []
+    write_checkpoint(source, tmp_path / "out.safetensors", [], "")
+
+
+def test_empty_state_dict() -> None:
+    with pytest.raises(CheckpointError, match="holds no tensor"):
+        from_state_dict({"a": 1})
+
+
 def test_edits_are_meant_literally() -> None:
     source = from_state_dict({name: torch.ones(1) for name in "abcdef"})
     new = {name: torch.ones(1) for name in ("x", "a")}

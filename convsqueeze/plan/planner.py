@@ -30,7 +30,8 @@ from convsqueeze.manifest import (
     expand,
     unbound,
 )
-from convsqueeze.plan.resolve import Infos, Problem, ResolvedLayer, resolve
+from convsqueeze.plan.parameters import Infos, Problem
+from convsqueeze.plan.resolve import ResolvedLayer, resolve
 from convsqueeze.plan.wording import border_refusal
 
 Growth = Literal["refuse", "skip", "allow"]
