@@ -1,6 +1,7 @@
 """Planning: every refusal, from names and shapes, before any arithmetic."""
 
-from convsqueeze.plan.planner import Growth, Merge, Plan, geometry_tree, make_plan
+from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
+from convsqueeze.plan.planner import make_plan
 from convsqueeze.plan.resolve import ResolvedLayer
 
 __all__ = ["Growth", "Merge", "Plan", "ResolvedLayer", "geometry_tree", "make_plan"]

@@ -4,19 +4,18 @@ Everything that can be refused from names, shapes and geometry is refused here. 
 values, no arithmetic on them and no output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
 from math import prod
-from typing import Literal
 
 import torch
 
-from convsqueeze.algebra.border import Leak, leaks
+from convsqueeze.algebra.border import leaks
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.manifest import (
@@ -30,73 +29,14 @@ from convsqueeze.manifest import (
     expand,
     unbound,
 )
+from convsqueeze.plan.checks import conflicts, small_input_notes, sorted_by_growth, tie_notes
+from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
 from convsqueeze.plan.parameters import Infos, Problem
 from convsqueeze.plan.resolve import ResolvedLayer, resolve
 from convsqueeze.plan.wording import border_refusal
 
-Growth = Literal["refuse", "skip", "allow"]
 NOMINAL_SIZE = 64
-
-
-@dataclass(frozen=True)
-class Merge:
-    """One merge that will be done: layers, result, cost.
-
-    `macs_*` count multiplications for one image of `size`; `leaks` is empty where the plain
-    convolution is exact at every pixel.
-    """
-
-    place: str
-    into: str
-    tree: Tree[ResolvedLayer]
-    geometry: Geometry
-    leaks: tuple[Leak, ...]
-    input_size: tuple[int, ...] | None
-    dtype: torch.dtype
-    consumed: tuple[str, ...]
-    weights_before: int
-    size: tuple[int, ...]
-
-    @property
-    def layers(self) -> tuple[ResolvedLayer, ...]:
-        return tuple(leaves(self.tree))
-
-    @property
-    def geometry_tree(self) -> Tree[Geometry]:
-        return geometry_tree(self.tree)
-
-    @property
-    def border(self) -> Border:
-        return "interior" if self.leaks else "exact"
-
-    @property
-    def weights_after(self) -> int:
-        return self.geometry.weights
-
-    @property
-    def macs_before(self) -> int:
-        return _macs(self.tree, self.size)[0]
-
-    @property
-    def macs_after(self) -> int:
-        return self.geometry.macs(self.size)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What merging a checkpoint by a manifest will do."""
-
-    manifest: Manifest
-    merges: tuple[Merge, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def weights_before(self) -> int:
-        return sum(merge.weights_before for merge in self.merges)
-
-    @property
-    def weights_after(self) -> int:
-        return sum(merge.weights_after for merge in self.merges)
+"""Samples on each axis that costs are told for, where the manifest fixes no input size."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +79,11 @@ def make_plan(
             candidates.append(_candidate(manifest, index, suffix, bound, policy, infos))
     merges = [c.merge for c in candidates if c.merge is not None]
     problems += [problem for candidate in candidates for problem in candidate.problems]
-    problems += _conflicts(merges, infos)
-    kept, refused, skipped = _sorted_by_growth(merges, growth)
+    problems += conflicts(merges, infos)
+    kept, refused, skipped = sorted_by_growth(merges, growth)
     if problems or refused:
         raise PlanError([*problems, *refused])
-    notes += [*skipped, *_tie_notes(kept, checkpoint.ties()), *_small_input_notes(kept)]
+    notes += [*skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
     return Plan(manifest, tuple(kept), tuple(notes))
 
 
@@ -216,15 +156,6 @@ def _merge(
     )
 
 
-def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
-    """The same tree with only the geometry of each layer."""
-    if isinstance(tree, Chain):
-        return Chain(tuple(geometry_tree(link) for link in tree.links))
-    if isinstance(tree, Sum):
-        return Sum(tuple(geometry_tree(branch) for branch in tree.branches))
-    return tree.geometry
-
-
 def _into(entry: Entry, tree: Tree[ResolvedLayer]) -> str:
     if entry.into is not None:
         return entry.into
@@ -269,110 +200,6 @@ def _dtype(tree: Tree[ResolvedLayer], infos: Infos) -> torch.dtype:
         for key in parameter.keys
     ]
     return reduce(torch.promote_types, dtypes, dtypes[0])
-
-
-def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Multiplications of the original layers on one image of `size`, and the output size."""
-    if isinstance(tree, Chain):
-        total = 0
-        for link in tree.links:
-            macs, size = _macs(link, size)
-            total += macs
-        return total, size
-    if isinstance(tree, Sum):
-        parts = [_macs(branch, size) for branch in tree.branches]
-        return sum(macs for macs, _ in parts), parts[0][1]
-    return tree.geometry.macs(size) if tree.parameters else 0, tree.geometry.output_size(size)
-
-
-def _conflicts(merges: Sequence[Merge], infos: Infos) -> list[str]:
-    """Tensors that two layers use, and results that would overwrite something that stays."""
-    return [*_used_twice(merges), *_overwritten(merges, infos), *_same_into(merges)]
-
-
-def _used_twice(merges: Sequence[Merge]) -> Iterator[str]:
-    users: dict[str, list[str]] = {}
-    for merge in merges:
-        of_layers = [key for leaf in merge.layers for key in leaf.keys]
-        for key in [*of_layers, *(key for key in merge.consumed if key not in of_layers)]:
-            users.setdefault(key, []).append(merge.place)
-    for key, places in users.items():
-        if len(places) > 1:
-            by = " and ".join(dict.fromkeys(places))
-            yield f"{places[-1]}: {key} is used {len(places)} times (by {by}). Use it once."
-
-
-def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:
-    gone = {key for merge in merges for key in merge.consumed}
-    for merge in merges:
-        if not merge.into:
-            yield f"{merge.place}: no layer here has a name to merge into. Give into: NAME."
-        for key in (f"{merge.into}.weight", f"{merge.into}.bias"):
-            if key in infos and key not in gone:
-                yield (
-                    f"{merge.place}: {key} is in the checkpoint and is not merged, so into: "
-                    f"{merge.into} would overwrite it. Give another into, or list it under drop."
-                )
-
-
-def _same_into(merges: Sequence[Merge]) -> Iterator[str]:
-    places: dict[str, list[str]] = {}
-    for merge in merges:
-        places.setdefault(merge.into, []).append(merge.place)
-    for into, used in places.items():
-        if len(used) > 1 and into:
-            where = " and ".join(used)
-            yield f"{where}: into {into} is given {len(used)} times. Give each its own."
-
-
-def _sorted_by_growth(
-    merges: Sequence[Merge], growth: Growth
-) -> tuple[list[Merge], list[str], list[str]]:
-    """Merges to do, refusals of merges that grow, notes on those that are skipped."""
-    kept, refused, skipped = [], [], []
-    for merge in merges:
-        if merge.weights_after <= merge.weights_before or growth == "allow":
-            kept.append(merge)
-            continue
-        times = merge.weights_after / merge.weights_before
-        grows = (
-            f"{merge.place}: {merge.into} would grow from {merge.weights_before:,} to "
-            f"{merge.weights_after:,} weights ({times:.1f} times)"
-        )
-        if growth == "skip":
-            skipped.append(f"{grows} and is left as it is")
-        else:
-            refused.append(
-                f"{grows}, a merge must not grow the checkpoint. "
-                "Remove the entry, or use --growth skip or --growth allow."
-            )
-    return kept, refused, skipped
-
-
-def _tie_notes(merges: Sequence[Merge], ties: Sequence[Sequence[str]]) -> list[str]:
-    consumed = {key for merge in merges for key in merge.consumed}
-    notes = []
-    for group in ties:
-        gone = [key for key in group if key in consumed]
-        stays = [key for key in group if key not in consumed]
-        if gone and stays:
-            notes.append(
-                f"{', '.join(gone)} shares its memory with {', '.join(stays)}, which stays"
-            )
-    return notes
-
-
-def _small_input_notes(merges: Sequence[Merge]) -> Iterator[str]:
-    """Merges whose padding is wider than images that the layers apart take, as circular adds up."""
-    for merge in merges:
-        for number, axis in enumerate(merge.geometry.axes):
-            smallest = smallest_size(merge.geometry_tree, number)
-            if not axis.accepts(smallest):
-                yield (
-                    f"{merge.into} pads by {max(axis.before, axis.after)} ({axis.padding_mode}): "
-                    "torch's own layer refuses smaller images, SqueezedConv and ONNX take them"
-                )
-                break
 
 
 def _sentence(reason: str) -> str:

@@ -1,0 +1,211 @@
+"""Which stored tensors a manifest's layers mean, and what is missing or stored in no usable form.
+
+Knows names, shapes and dtypes; nothing of geometry.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.precision import STORAGE_DTYPES
+from convsqueeze.algebra.tree import Chain, Sum, Tree
+from convsqueeze.checkpoint import TensorInfo
+from convsqueeze.errors import TensorDataError
+from convsqueeze.manifest import (
+    AvgPoolLayer,
+    BatchNormLayer,
+    ChainItem,
+    ConvLayer,
+    ConvTransposeLayer,
+    Entry,
+    IdentityLayer,
+    KeyPath,
+    Layer,
+    LinearLayer,
+    PadLayer,
+    PairEntry,
+    ScaleLayer,
+    SumItem,
+    item_parts,
+    parts,
+)
+
+Infos = Mapping[str, TensorInfo]
+Load = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why an entry cannot be merged, at a key of the entry."""
+
+    path: KeyPath
+    reason: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Where one parameter of a layer is stored: one tensor, or weight norm's length and direction.
+
+    `keys` are (key,) or (g, v): the weight is `g * v / |v|`, the norm taken over every dimension
+    along which `g` has size one (Salimans and Kingma, "Weight normalization", 2016).
+    """
+
+    keys: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def is_weight_norm(self) -> bool:
+        return len(self.keys) == 2
+
+    def values(self, load: Load) -> Tensor:
+        """The parameter; a weight-norm weight in float64. Raises TensorDataError unless finite."""
+        stored = [load(key) for key in self.keys]
+        for key, tensor in zip(self.keys, stored, strict=True):
+            _check_finite(key, tensor)
+        if not self.is_weight_norm:
+            return stored[0]
+        length, direction = (tensor.double() for tensor in stored)
+        summed = [d for d in range(direction.ndim) if length.ndim == 0 or length.shape[d] == 1]
+        return direction * (length / direction.square().sum(summed, keepdim=True).sqrt())
+
+
+def _check_finite(key: str, tensor: Tensor) -> None:
+    bad = (~tensor.isfinite()).nonzero()
+    if len(bad):
+        place = tuple(bad[0].tolist())
+        raise TensorDataError(
+            f"{key}: holds {tensor[place].item()} at {list(place)} ({len(bad)} such values), "
+            "finite numbers were needed. Repair the checkpoint, or leave this layer out."
+        )
+
+
+@dataclass(frozen=True)
+class NamedLayer:
+    """A layer whose tensors are found and whose place in the rest is not yet known."""
+
+    layer: Layer
+    path: KeyPath
+    parameters: Mapping[str, Parameter]
+    counters: tuple[str, ...]
+
+    def meta(self) -> dict[str, Tensor]:
+        return {
+            role: torch.empty(parameter.shape, device="meta")
+            for role, parameter in self.parameters.items()
+        }
+
+
+def find(
+    item: "Entry | Layer | ChainItem | SumItem",
+    path: KeyPath,
+    infos: Infos,
+    problems: list[Problem],
+) -> Tree[NamedLayer] | None:
+    """The item with the tensors of each of its layers; None where a tensor is missing."""
+    if isinstance(item, PairEntry):
+        kind, children = parts(item)
+    elif isinstance(item, ChainItem | SumItem):
+        kind, children = item_parts(item)
+    else:
+        return _find_layer(item, path, infos, problems)
+    found = [find(child, (*path, *step), infos, problems) for step, child in children]
+    whole = tuple(child for child in found if child is not None)
+    if len(whole) < len(found):
+        return None
+    return Chain(whole) if kind == "chain" else Sum(whole)
+
+
+_REQUIRED: dict[type, tuple[str, ...]] = {
+    ConvLayer: ("weight",),
+    ConvTransposeLayer: ("weight",),
+    LinearLayer: ("weight",),
+    BatchNormLayer: ("running_mean", "running_var"),
+    ScaleLayer: (),
+    AvgPoolLayer: (),
+    IdentityLayer: (),
+    PadLayer: (),
+}
+
+
+def _find_layer(
+    layer: Layer, path: KeyPath, infos: Infos, problems: list[Problem]
+) -> NamedLayer | None:
+    required = _REQUIRED[type(layer)]
+    parameters: dict[str, Parameter] = {}
+    counters: tuple[str, ...] = ()
+    before = len(problems)
+    if not isinstance(layer, AvgPoolLayer | IdentityLayer | PadLayer):
+        for role in dict.fromkeys((*required, "weight", "bias")):
+            parameter = _parameter(layer, role, infos)
+            if isinstance(parameter, Parameter):
+                parameters[role] = parameter
+            elif role in required or getattr(layer, role, None) is not None:
+                problems.append(Problem(path, parameter or _missing(layer, role, infos)))
+        if isinstance(layer, ScaleLayer) and layer.name is not None and not parameters:
+            problems.append(Problem(path, _missing(layer, "weight", infos)))
+    if isinstance(layer, BatchNormLayer):
+        counter = f"{layer.name}.num_batches_tracked"
+        counters = (counter,) if counter in infos else ()
+    problems += [Problem(path, reason) for reason in _bad_dtypes(parameters, infos)]
+    return None if len(problems) > before else NamedLayer(layer, path, parameters, counters)
+
+
+def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:
+    """Where a parameter is stored; a reason where it is stored in a form that is not merged."""
+    given = getattr(layer, role, None) if role in ("weight", "bias") else None
+    if given is None and layer.name is None:
+        return None
+    if given is None and role == "bias" and getattr(layer, "weight", None) is not None:
+        return None
+    key = given or f"{layer.name}.{role}"
+    if key in infos:
+        return Parameter((key,), infos[key].shape)
+    stem, _, leaf = key.rpartition(".")
+    prefix = f"{stem}." if stem else ""
+    for g, v in (
+        (f"{key}_g", f"{key}_v"),
+        (
+            f"{prefix}parametrizations.{leaf}.original0",
+            f"{prefix}parametrizations.{leaf}.original1",
+        ),
+    ):
+        if g in infos and v in infos:
+            return Parameter((g, v), infos[v].shape)
+    if f"{key}_orig" in infos or f"{prefix}parametrizations.{leaf}.original" in infos:
+        return (
+            f"{key} is stored under another parametrization (spectral norm or pruning), a plain or "
+            "weight-normed tensor was needed. Remove the parametrization in torch and save again"
+        )
+    return None
+
+
+def _missing(layer: Layer, role: str, infos: Infos) -> str:
+    given = getattr(layer, role, None) if role in ("weight", "bias") else None
+    key = given or f"{layer.name}.{role}"
+    own = [name for name in infos if name.rpartition(".")[0] == layer.name]
+    if own and not given:
+        roles = ", ".join(name.rpartition(".")[2] for name in own)
+        return f"{key} is not in the checkpoint, {layer.name} has {roles}. Check the layer's type"
+    known = list(infos) if given else sorted({name.rpartition(".")[0] for name in infos} - {""})
+    close = get_close_matches(given or layer.name or "", known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}?" if close else "See `convsqueeze inspect`."
+    return f"{key} is not in the checkpoint. {hint}"
+
+
+def _bad_dtypes(parameters: Mapping[str, Parameter], infos: Infos) -> list[str]:
+    keys = [key for parameter in parameters.values() for key in parameter.keys]
+    problems = []
+    for key in keys:
+        dtype, layout = infos[key].dtype, infos[key].layout
+        if dtype in STORAGE_DTYPES and layout == torch.strided:
+            continue
+        kind = str(dtype if layout == torch.strided else layout).removeprefix("torch.")
+        advice = "Dequantize" if "int" in kind or "float8" in kind else "Convert"
+        problems.append(
+            f"{key} is stored as {kind}, dense float64, float32, float16 or bfloat16 was needed. "
+            f"{advice} it first, or leave the layer out"
+        )
+    return problems
