@@ -5,6 +5,7 @@ state dict in memory; nothing is written until verification has held.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class _Held:
 
     held: Mapping[str, Tensor]
 
-    @property
+    @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self.held.items()}
 

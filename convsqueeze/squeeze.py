@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
@@ -53,6 +54,7 @@ def squeeze_one(merge: Merge, load: Load) -> Squeezed:
     )
     rounded = exact.to(merge.dtype)
     _check_range(merge, exact, rounded)
+    _check_underflow(merge, exact, rounded)
     weight = rounded.weight
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
@@ -73,6 +75,21 @@ def _check_range(merge: Merge, exact: Conv, rounded: Conv) -> None:
             f"{merge.place}: {merge.into}.{name} would hold {value:.4g} at {place}, "
             f"which is no finite {dtype} number. Store these layers in a wider dtype, or check "
             "the norms' variances and scales."
+        )
+
+
+def _check_underflow(merge: Merge, exact: Conv, rounded: Conv) -> None:
+    """Rounding costs at most eps of a channel's weights, unless they underflow the dtype."""
+    wide = exact.weight.flatten(1).abs().sum(1)
+    lost = (exact.weight - rounded.weight.double()).flatten(1).abs().sum(1)
+    bad = (lost > torch.finfo(merge.dtype).eps * wide).nonzero()
+    if len(bad):
+        channel = int(bad[0])
+        dtype = str(merge.dtype).removeprefix("torch.")
+        raise TensorDataError(
+            f"{merge.place}: {merge.into}.weight would lose {lost[channel] / wide[channel]:.0%} of "
+            f"output channel {channel}, whose weights are below the range of {dtype}. Store these "
+            "layers in a wider dtype, or leave them apart."
         )
 
 

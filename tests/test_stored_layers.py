@@ -156,3 +156,144 @@ def test_apply_refuses_a_model_of_other_geometry(tmp_path: Path) -> None:
     other = nn.Sequential(nn.Conv2d(6, 40, 3, padding=1, bias=False), nn.Conv2d(40, 4, 1))
     with pytest.raises(ModelMismatchError, match=r"0: is Conv2d\(6, 40.*padding 2"):
         convsqueeze.apply(other, tmp_path / "squeezed.pt")
+
+
+def test_a_named_weight_does_not_lose_the_layer_its_bias() -> None:
+    state = pair().state_dict()
+    manifest = {
+        "version": 1,
+        "pairs": [
+            {
+                "first": {"name": "0", "padding": 2},
+                "second": {"name": "1", "weight": "1.weight"},
+            }
+        ],
+    }
+    merged, _ = convsqueeze.merge_state_dict(state, manifest)
+    assert torch.equal(merged["0.bias"], state["1.bias"])
+
+
+def test_weight_norm_over_everything_where_one_channel_leaves_nothing_else() -> None:
+    torch.manual_seed(0)
+    normed = parametrizations.weight_norm(nn.Conv2d(1, 4, 3, bias=False), dim=1)
+    network = nn.Sequential(normed, nn.Conv2d(4, 2, 1))
+    manifest = {"version": 1, "pairs": [{"first": {"name": "0"}, "second": {"name": "1"}}]}
+    merged, report = convsqueeze.merge_state_dict(network.state_dict(), manifest)
+    assert report.verification is not None
+    assert report.verification.ok
+    x = torch.randn(1, 1, 8, 8)
+    found = nn.functional.conv2d(x, merged["0.weight"], merged["0.bias"])
+    assert torch.allclose(found, network(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3, 1, 1)])
+def test_a_length_that_is_no_weight_norms_is_refused(shape: tuple[int, ...]) -> None:
+    state = {
+        "a.weight_g": torch.ones(shape),
+        "a.weight_v": torch.randn(4, 3, 3, 3),
+        "b.weight": torch.randn(2, 4, 1, 1),
+    }
+    manifest = {"version": 1, "pairs": [{"first": {"name": "a"}, "second": {"name": "b"}}]}
+    with pytest.raises(PlanError, match=r"a\.weight_g of shape .* is no weight norm's length"):
+        convsqueeze.merge_state_dict(state, manifest)
+
+
+def test_underflow_on_the_way_to_half_precision_is_refused() -> None:
+    network = pair().half()
+    with torch.no_grad():
+        network[0].weight.fill_(1e-5)
+        network[1].weight.fill_(1e-4)
+    with pytest.raises(TensorDataError, match=r"0\.weight would lose \d+% of output channel 0"):
+        convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+
+
+def test_interior_with_a_small_fixed_input_still_sees_every_weight(tmp_path: Path) -> None:
+    state = pair(bias=True).state_dict()
+    entry = {"first": {"name": "0", "padding": 1}, "second": {"name": "1", "padding": 1}}
+    manifest = {"version": 1, "pairs": [{**entry, "border": "interior", "input": [2, 2]}]}
+    _, report = convsqueeze.merge_state_dict(state, manifest)
+    assert report.verification is not None
+    assert report.verification.layers[0].interior.place
+    torch.save(state, tmp_path / "original.pt")
+    source = tmp_path / "original.pt"
+    (tmp_path / "pairs.yaml").write_text(
+        "version: 1\npairs:\n- first: {name: '0', padding: 1}\n"
+        "  second: {name: '1', padding: 1}\n  border: interior\n  input: [2, 2]\n"
+    )
+    done = convsqueeze.merge_file(source, tmp_path / "pairs.yaml")
+    assert done.output is not None
+    broken = torch.load(done.output, weights_only=True)
+    broken["0.weight"].view(-1)[7] += 1e-3
+    torch.save(broken, tmp_path / "broken.pt")
+    assert convsqueeze.verify_files(source, done.output).ok
+    assert not convsqueeze.verify_files(source, tmp_path / "broken.pt").ok
+
+
+class Plain(nn.Module):
+    """Two layers with something between them that only a run of the model can show."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=2, bias=False), nn.Conv2d(8, 8, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.between(self.a(x)))
+        return y
+
+
+def squeezed_pair(network: nn.Module, path: Path) -> Path:
+    pairs = [{"first": {"name": "a", "padding": 2}, "second": {"name": "b"}}]
+    merged, _ = convsqueeze.merge_state_dict(network.state_dict(), {"version": 1, "pairs": pairs})
+    torch.save(merged, path)
+    return path
+
+
+def test_an_example_shows_an_activation_between_the_layers(tmp_path: Path) -> None:
+    example = torch.randn(1, 8, 9, 9)
+    honest = Plain(torch.clone)
+    path = squeezed_pair(honest, tmp_path / "squeezed.pt")
+    assert isinstance(convsqueeze.apply(honest, path, example=example), Plain)
+    with pytest.raises(ModelMismatchError, match=r"differs by .* on the example"):
+        convsqueeze.apply(Plain(torch.relu), path, example=example)
+
+
+def test_a_hook_on_a_merged_layer_is_not_lost_in_silence(tmp_path: Path) -> None:
+    network = Plain(torch.clone)
+    path = squeezed_pair(network, tmp_path / "squeezed.pt")
+    network.a.register_forward_hook(lambda module, given, made: made.relu())
+    with pytest.raises(ModelMismatchError, match="a: has a forward hook"):
+        convsqueeze.apply(network, path)
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        (lambda a, b: [("a", a), ("between", nn.ReLU()), ("b", b)], "ReLU stands between"),
+        (lambda a, b: [("b", b), ("a", a)], "in another order"),
+    ],
+)
+def test_a_sequential_tells_order_and_what_stands_between(
+    tmp_path: Path, order: Callable[[nn.Module, nn.Module], list[tuple[str, nn.Module]]], told: str
+) -> None:
+    plain = Plain(torch.clone)
+    path = squeezed_pair(plain, tmp_path / "squeezed.pt")
+    other = nn.Sequential()
+    for name, module in order(plain.a, plain.b):
+        other.add_module(name, module)
+    with pytest.raises(ModelMismatchError, match=told):
+        convsqueeze.apply(other, path)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_apply_copies_a_model_with_the_older_weight_norm(tmp_path: Path) -> None:
+    network = weight_normed_0(pair())
+    merged, _ = convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+    torch.save(merged, tmp_path / "squeezed.pt")
+    network.eval()
+    network[0].requires_grad_(False)
+    network[1].requires_grad_(False)
+    applied = convsqueeze.apply(network, tmp_path / "squeezed.pt")
+    assert not applied[0].training
+    assert not any(parameter.requires_grad for parameter in applied.parameters())

@@ -277,7 +277,7 @@ class Geometry:
         return all(axis.accepts(n) for axis, n in zip(self.axes, size, strict=True))
 
     def macs(self, size: Sequence[int]) -> int:
-        """Multiplications for one image of `size`; a transposed axis is counted on its input."""
+        """Multiplications for one image of `size`; an upsampling axis is counted on its input."""
         positions = prod(
             n if axis.upsample > 1 else axis.output_size(n)
             for axis, n in zip(self.axes, size, strict=True)

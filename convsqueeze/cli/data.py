@@ -53,6 +53,7 @@ def layer_data(report: LayerReport) -> dict[str, Any]:
         "ok": report.ok,
         "problem": report.problem,
         "policy": report.policy,
+        "largest": _worst(report.largest),
         "interior": _worst(report.interior),
         "border": _worst(report.border),
         "border_error": report.border_error,

@@ -200,7 +200,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _error(report: LayerReport) -> str:
-    return _ratio(report.worst.error, report.worst.bound)
+    return _ratio(report.largest.error, report.largest.bound)
 
 
 def _border_error(report: LayerReport) -> str:

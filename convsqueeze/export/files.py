@@ -71,7 +71,7 @@ def check_onnx_destination(
     """Raises OutputError where a model cannot or must not be written; touches nothing."""
     if destination.suffix.lower() != SUFFIX:
         raise OutputError(
-            f"{destination}: does not end in {SUFFIX}, which was needed. Name the output with -o."
+            f"{destination}: does not end in {SUFFIX}, which was needed. Name the model file so."
         )
     try:
         _check_place(destination, source)

@@ -6,6 +6,7 @@ Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5`
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -85,7 +86,10 @@ def parse_manifest(text: str, source: str) -> Manifest:
         line = f":{mark.line + 1}" if mark else ""
         column = f", column {mark.column + 1}" if mark else ""
         problem = (error.problem or "syntax error").split("\n")[0]
-        raise ManifestError([f"{source}{line}: not valid YAML{column}: {problem}."]) from error
+        advice = _yaml_advice(text, mark.line if mark else 0)
+        raise ManifestError(
+            [f"{source}{line}: not valid YAML{column}: {problem}.{advice}"]
+        ) from error
     except YAMLError as error:
         first = str(error).strip().split("\n")[0]
         raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
@@ -97,6 +101,16 @@ def parse_manifest(text: str, source: str) -> Manifest:
 def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
     """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
     return _checked(data, source, {})
+
+
+def _yaml_advice(text: str, line: int) -> str:
+    """The two mistakes that YAML's own words do not explain."""
+    written = text.splitlines()[line] if line < len(text.splitlines()) else ""
+    if "\t" in written:
+        return " Indent with spaces, not with tabs."
+    if re.search(r"[^\"'\w]\s*[\w.]*\{\w+\}", written):
+        return ' Quote names with braces: "blocks.{i}.conv".'
+    return ""
 
 
 def _collect_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:

@@ -158,8 +158,6 @@ def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:
     given = getattr(layer, role, None) if role in ("weight", "bias") else None
     if given is None and layer.name is None:
         return None
-    if given is None and role == "bias" and getattr(layer, "weight", None) is not None:
-        return None
     key = given or f"{layer.name}.{role}"
     if key in infos:
         return Parameter((key,), infos[key].shape)
@@ -173,13 +171,27 @@ def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:
         ),
     ):
         if g in infos and v in infos:
-            return Parameter((g, v), infos[v].shape)
+            return _weight_norm(g, v, infos)
     if f"{key}_orig" in infos or f"{prefix}parametrizations.{leaf}.original" in infos:
         return (
             f"{key} is stored under another parametrization (spectral norm or pruning), a plain or "
             "weight-normed tensor was needed. Remove the parametrization in torch and save again"
         )
     return None
+
+
+def _weight_norm(g: str, v: str, infos: Infos) -> Parameter | str:
+    """Weight norm's two tensors; a reason where their shapes are not those of a weight norm."""
+    length, direction = infos[g].shape, infos[v].shape
+    fits = len(length) == len(direction) and all(
+        n in (1, m) for n, m in zip(length, direction, strict=True)
+    )
+    if length == () or (fits and sum(n > 1 for n in length) <= 1):
+        return Parameter((g, v), direction)
+    return (
+        f"{g} of shape {list(length)} is no weight norm's length for {v} of shape "
+        f"{list(direction)}: one number, or one along one dimension, was needed"
+    )
 
 
 def _missing(layer: Layer, role: str, infos: Infos) -> str:

@@ -187,18 +187,16 @@ def _dropped(name: str, infos: Infos) -> list[str]:
 
 
 def _dtype(tree: Tree[ResolvedLayer], infos: Infos) -> torch.dtype:
-    """What the merged tensors are stored in: the dtype of the layers with kernels.
+    """What the merged tensors are stored in: the dtype of the layers' kernels.
 
-    A norm kept in float32 beside half convolutions does not widen them.
+    A norm or a bias kept in float32 beside half kernels does not widen them.
     """
     kernels = (ConvLayer, ConvTransposeLayer, LinearLayer)
-    chosen = [leaf for leaf in leaves(tree) if isinstance(leaf.layer, kernels)]
-    dtypes = [
-        infos[key].dtype
-        for leaf in chosen or leaves(tree)
-        for parameter in leaf.parameters.values()
-        for key in parameter.keys
+    weights = [
+        leaf.parameters["weight"] for leaf in leaves(tree) if isinstance(leaf.layer, kernels)
     ]
+    every = [parameter for leaf in leaves(tree) for parameter in leaf.parameters.values()]
+    dtypes = [infos[key].dtype for parameter in weights or every for key in parameter.keys]
     return reduce(torch.promote_types, dtypes, dtypes[0])
 
 

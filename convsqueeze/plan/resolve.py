@@ -199,6 +199,9 @@ def _place(
     except GeometryError as error:
         problems.append(Problem(tree.path, f"{tree.layer.label}: {error}"))
         return None, None
+    if not geometry.in_channels or not geometry.out_channels:
+        problems.append(Problem(tree.path, f"{tree.layer.label}: has no channels, one was needed"))
+        return None, None
     return (
         ResolvedLayer(tree.layer, tree.path, tree.parameters, tree.counters, geometry),
         geometry,

@@ -120,7 +120,7 @@ def _dtype_problem(merge: Merge, stored: Mapping[str, Tensor]) -> str | None:
 
 
 def _unrunnable(merge: Merge, problem: str) -> LayerReport:
-    return LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, (), 0, problem)
+    return LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, (), 0, problem=problem)
 
 
 def verify_checkpoints(
@@ -144,7 +144,8 @@ def verify_checkpoints(
             f"{squeezed.path}: its recipe holds another manifest than {manifest.source}."
         )
     try:
-        plan = make_plan(manifest or carried, original, border=recipe.border, growth=recipe.growth)
+        border = recipe.border if manifest is None else None  # the given one says what it accepts
+        plan = make_plan(manifest or carried, original, border=border, growth=recipe.growth)
     except PlanError as error:
         if manifest is None or problems:  # the recipe's own manifest once fitted this original
             return Report((), (*problems, *error.problems))

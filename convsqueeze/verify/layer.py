@@ -8,8 +8,10 @@ larger is accepted.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convsqueeze.algebra.border import wrong_rows
@@ -17,6 +19,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
+from convsqueeze.recipe import RecipeLayer
 from convsqueeze.verify.probes import (
     Size,
     every_impulse,
@@ -28,6 +31,7 @@ from convsqueeze.verify.probes import (
 from convsqueeze.verify.reference import Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
+SMALLEST = 2.0**-1074
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class LayerReport:
 
     `interior` and `border` are apart; under the `interior` policy the border is measured and not
     held to the bound, and `border_error` is its largest absolute difference, `border_range` the
-    largest output there. `inputs` counts the images that were run.
+    largest output there. `largest` is the largest error of all that is held to the bound, wherever
+    it came nearest to it. `inputs` counts the images that were run.
     """
 
     name: str
@@ -57,6 +62,7 @@ class LayerReport:
     border_range: float
     sizes: tuple[Size, ...]
     inputs: int
+    largest: Worst = Worst()
     problem: str | None = None
 
     @property
@@ -97,14 +103,26 @@ def check_layer(
     `exhaustive` ones stand at every position of small images, which proves equality for every
     input of those sizes, both sides being affine. The outcome is the report; nothing is raised.
     """
-    tried = sizes(merge.geometry_tree, merge.input_size)
+    tried = _sizes(merge)
     report = LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, tuple(tried), 0)
     for probe in _probes(merge, module, load, trials, seed, exhaustive):
         for x in probe.inputs:
             report = _compared(report, merge, probe, x)
             if not report.ok:
                 return report
+    if not report.worst.place:
+        return replace(report, problem="no output of any input could be held to the bound")
     return report
+
+
+def _sizes(merge: Merge) -> list[Size]:
+    """The input sizes to try. Under `interior` a fixed size may be all border, so that one more
+    that has an inside is tried: the kernel is the same for every size.
+    """
+    tried = sizes(merge.geometry_tree, merge.input_size)
+    if merge.border == "interior" and merge.input_size is not None:
+        tried += [size for size in sizes(merge.geometry_tree, None)[1:2] if size not in tried]
+    return tried
 
 
 def _probes(
@@ -116,9 +134,10 @@ def _probes(
     exhaustive: bool,
 ) -> Iterator[_Probe]:
     shapes, geometry = merge.geometry_tree, merge.geometry
-    tried = sizes(shapes, merge.input_size)
+    tried = _sizes(merge)
     generator = torch.Generator().manual_seed(seed)
-    noise = 2 * (term_count(merge.tree) + _terms(geometry)) * UNIT_ROUNDOFF
+    terms = term_count(merge.tree) + _terms(geometry)
+    noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
 
     def probe(kind: str, inputs: Iterator[Tensor], part: Part) -> _Probe:
         rounding = _rounding(module, part)
@@ -128,7 +147,7 @@ def _probes(
             inputs,
             original=reference(merge.tree, load, part),
             squeezed=_double(module, part),
-            bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()),
+            bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()) + floor,
         )
 
     yield probe(
@@ -136,11 +155,11 @@ def _probes(
     )
     zeros = (torch.zeros(1, geometry.in_channels, *size, dtype=torch.float64) for size in tried)
     yield probe("zero", zeros, "affine")
-    kernel = kernel_impulses(shapes, merge.input_size)
-    yield probe("impulse", impulse_batches(geometry, kernel), "linear")
+    kernel = kernel_impulses(shapes, None if merge.border == "interior" else merge.input_size)
+    yield probe("impulse", impulse_batches(shapes, kernel), "linear")
     if exhaustive:
         every = every_impulse(shapes, merge.input_size)
-        batches = chain.from_iterable(impulse_batches(geometry, one) for one in every)
+        batches = chain.from_iterable(impulse_batches(shapes, one) for one in every)
         yield probe("impulse", batches, "linear")
 
 
@@ -150,10 +169,27 @@ def _terms(geometry: Geometry) -> int:
 
 def _double(module: SqueezedConv, part: Part) -> Run:
     """The squeezed layer, or its linear part, in float64."""
-    bias = module.bias if part == "affine" else None
+    stored = module.bias if part == "affine" else None
     weight = module.weight.detach().double()
-    double = SqueezedConv(module.layer, weight, None if bias is None else bias.detach().double())
-    return _without_grad(double)
+    bias = None if stored is None else stored.detach().double()
+    if module.layer.kind == "conv_transpose" and min(map(min, module.layer.padding)) >= 0:
+        return lambda x: _as_torch_transposes(module.layer, x, weight, bias)
+    return _without_grad(SqueezedConv(module.layer, weight, bias))
+
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def _as_torch_transposes(
+    layer: RecipeLayer, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """A stored transposed layer by torch's own op, which reads the file's layout as others will."""
+    full = _TRANSPOSED[len(layer.stride)](
+        x, weight, bias, stride=layer.stride, groups=layer.groups, dilation=layer.dilation
+    )
+    crop = [-amount for pair in reversed(layer.padding) for amount in pair]
+    steps: tuple[Any, ...] = tuple(slice(None, None, s) for s in layer.output_stride or ())
+    return F.pad(full, crop)[(..., *steps)]
 
 
 def _rounding(module: SqueezedConv, part: Part) -> Run:
@@ -192,16 +228,23 @@ def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> La
             problem=f"on an input of {_shown(size)} the output has shape "
             f"{tuple(actual.shape[1:])}, the original's has {tuple(expected.shape[1:])}",
         )
+    infinite = (~actual.isfinite()).nonzero()
+    if len(infinite):
+        place = _place(probe.kind, size, infinite[0].tolist())
+        return replace(report, problem=f"is {actual[tuple(infinite[0])].item()}, {place}")
     difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
     share = torch.where(difference > 0, difference / bound, 0.0)
     at_border = _border_mask(merge, size, expected.shape[2:])
     interior = _worse(report.interior, difference, bound, share, ~at_border, probe.kind, size)
     border = _worse(report.border, difference, bound, share, at_border, probe.kind, size)
+    held = ~at_border if merge.border == "interior" else torch.ones_like(at_border)
+    largest = _worse(report.largest, difference, bound, difference, held, probe.kind, size)
     loud = probe.kind == "random" and bool(at_border.any())
     report = replace(
         report,
         interior=interior,
         border=border,
+        largest=largest,
         border_error=max(report.border_error, _largest(difference, at_border) if loud else 0.0),
         border_range=max(report.border_range, _largest(expected.abs(), at_border) if loud else 0.0),
         inputs=report.inputs + x.shape[0],
@@ -245,21 +288,36 @@ def _worse(
     known: Worst,
     error: Tensor,
     bound: Tensor,
-    share: Tensor,
+    rank: Tensor,
     mask: Tensor,
     kind: str,
     size: Size,
 ) -> Worst:
+    """The output that ranks highest where the mask holds, or the known one if that ranks higher.
+
+    `rank` is the error itself or its share of the bound.
+    """
     if not bool(mask.any()):
         return known
-    masked = torch.where(mask, share, -1.0)
+    masked = torch.where(mask, rank, -1.0)
     index = torch.unravel_index(masked.argmax(), masked.shape)
-    largest = float(share[index])
-    if largest <= known.share and known.place:
+    found = float(error[index]), float(bound[index])
+    share = _share(*found)
+    by_error = rank is error
+    if known.place and (found[0] <= known.error if by_error else share <= known.share):
         return known
-    channel, *position = (int(i) for i in index[1:])
-    place = f"{kind} input of {_shown(size)}, output channel {channel}, at {position}"
-    return Worst(float(error[index]), float(bound[index]), largest, place)
+    return Worst(*found, share, _place(kind, size, [int(i) for i in index]))
+
+
+def _place(kind: str, size: Size, index: list[int]) -> str:
+    """Where an output stands: `index` is its batch entry, channel and position."""
+    return f"{kind} input of {_shown(size)}, output channel {index[1]}, at {index[2:]}"
+
+
+def _share(error: float, bound: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / bound if bound > 0 else torch.inf
 
 
 def _shown(size: Size) -> str:

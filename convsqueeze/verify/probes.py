@@ -3,9 +3,10 @@
 Knows geometry and the border; no values of weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from convsqueeze.algebra.border import wrong_rows
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
-from convsqueeze.algebra.tree import Tree
+from convsqueeze.algebra.tree import Tree, leaves
 
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
@@ -65,8 +66,8 @@ def random_image(geometry: Geometry, size: Size, generator: torch.Generator, bat
 
 
 def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
-    """The smallest image and the fewest positions whose impulses show every tap of the kernel
-    in outputs that the border does not spoil.
+    """A small image and positions whose impulses show every tap of the kernel in outputs that
+    the border does not spoil.
     """
     chosen = [
         _covering(tree, axis, fixed[axis] if fixed else None)
@@ -77,33 +78,37 @@ def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
 
 
 def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, int, int]:
+    """A small size, and the positions around its middle, one for each stride phase, that show
+    every tap; every position of the last size tried where none does.
+    """
     whole = merged(tree).axes[axis]
     first = smallest_size(tree, axis)
-    if fixed is not None:
-        candidates: Sequence[int] = [_equivalent(tree, axis, fixed)]
-    else:
-        candidates = range(first, first + 2 * reach(tree, axis) + 2 * whole.stride + 1)
+    candidates = [_equivalent(tree, axis, fixed)] if fixed is not None else []
+    if fixed is None:
+        last = 2 * reach(tree, axis) + 2 * whole.stride
+        candidates = [first, *(first + 2**k for k in range(last.bit_length() + 1))]
     for size in candidates:
         if output_size(tree, axis, size) is None:
             continue
-        spoiled = wrong_rows(tree, axis, size)
         count = min(whole.stride, size)
-        for start in range(size - count + 1):
-            if len(_seen(whole, size, range(start, start + count), spoiled)) == whole.kernel_size:
-                return size, start, count
+        start = (size - count) // 2
+        if _shows_every_tap(whole, size, start, count, wrong_rows(tree, axis, size)):
+            return size, start, count
     return candidates[-1], 0, candidates[-1]
 
 
-def _seen(axis: Axis, size: int, positions: range, spoiled: frozenset[int]) -> set[int]:
-    """The taps that meet an impulse at one of `positions` in an output that is not spoiled."""
+def _shows_every_tap(
+    axis: Axis, size: int, start: int, count: int, spoiled: frozenset[int]
+) -> bool:
+    """Whether each tap meets an impulse at one of the positions in an output not spoiled."""
     outputs = axis.output_size(size)
-    seen = set()
-    for tap, offset in enumerate(axis.taps):
-        for position in positions:
-            output, rest = divmod(axis.upsample * position - offset, axis.stride)
-            if rest == 0 and 0 <= output < outputs and output not in spoiled:
-                seen.add(tap)
-    return seen
+    for tap in axis.taps:
+        met = (divmod(axis.upsample * p - tap, axis.stride) for p in range(start, start + count))
+        if not any(
+            rest == 0 and 0 <= output < outputs and output not in spoiled for output, rest in met
+        ):
+            return False
+    return True
 
 
 def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
@@ -122,20 +127,19 @@ def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
     return [Impulses(size, (0,) * rank, size) for size in chosen]
 
 
-def impulse_batches(geometry: Geometry, impulses: Impulses) -> Iterator[Tensor]:
+def impulse_batches(tree: Tree[Geometry], impulses: Impulses) -> Iterator[Tensor]:
     """Images (batch, in_channels, *size) with one impulse for each channel and position.
 
     The groups of a layer do not meet, so one image carries an impulse in each of them.
     """
+    geometry = merged(tree)
     per_group = geometry.in_channels // geometry.groups
     positions = product(
         *(range(s, s + c) for s, c in zip(impulses.start, impulses.count, strict=True))
     )
     wanted = [(channel, position) for position in positions for channel in range(per_group)]
-    numbers = max(geometry.in_channels, geometry.out_channels) * max(
-        torch.Size(impulses.size).numel(), 1
-    )
-    batch = max(1, _CHUNK_NUMBERS // numbers)
+    widest = max(max(prod(leaf.weight_shape[1:]), leaf.out_channels) for leaf in leaves(tree))
+    batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(impulses.size), 1)))
     for begin in range(0, len(wanted), batch):
         chunk = wanted[begin : begin + batch]
         x = torch.zeros(len(chunk), geometry.in_channels, *impulses.size, dtype=torch.float64)

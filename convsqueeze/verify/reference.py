@@ -106,11 +106,11 @@ def _stored(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
     if len(values) == 1:
         return values[0]
     length, direction = values
-    if length.ndim == 0:
-        return direction * (length / direction.norm())
     free = [dim for dim in range(length.ndim) if length.shape[dim] > 1]
+    if not free:
+        return direction * (length / direction.norm())
     # not torch._weight_norm: it ends the process for any dimension but the first and the last
-    return direction * (length / torch.norm_except_dim(direction, 2, free[0] if free else 0))
+    return direction * (length / torch.norm_except_dim(direction, 2, free[0]))
 
 
 def _conv(layer: ConvLayer, rank: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,146 @@
+"""Squeezed layers put into a copy of the user's own model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
+from convsqueeze.errors import ModelMismatchError, PlanError
+from convsqueeze.manifest import manifest_from_data
+from convsqueeze.module import module_of, stored_tensors
+from convsqueeze.plan import Merge, Plan, make_plan
+from convsqueeze.recipe import Recipe, read_recipe
+from convsqueeze.squeeze import recipe_differences
+from convsqueeze.surgery.checks import module_problems
+from convsqueeze.surgery.places import copied, encloses, roles, submodule
+
+
+class Zero(nn.Module):
+    """Stands for a branch that now lives in another: adds nothing, whatever the sum's shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(())
+
+
+def apply(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    key: str | None = None,
+    example: Tensor | None = None,
+) -> nn.Module:
+    """A copy of `model` with the squeezed layers of a file in place and all its tensors loaded.
+
+    The module named `into` becomes the squeezed layer; the other merged modules become
+    `nn.Identity` (in another branch of a sum: `Zero`). `key` chooses the state dict in a wrapped
+    file. The given model is left as it is. With an `example` input both models are run on it in
+    float64 and eval mode (the given one with the weights it has) and must agree: the only check
+    that sees an activation between two layers, or an order that is not the model's.
+
+    Raises ModelMismatchError with every reason where the model's layers are not those of the
+    recipe, its own code would still do a part of the merge, or the outputs differ; CheckpointError
+    for the file.
+    """
+    checkpoint = open_checkpoint(Path(path), key=key)
+    recipe = read_recipe(checkpoint.recipe, str(path))
+    own = from_state_dict(model.state_dict())
+    prefix, plan = own.prefix, _plan_of(own, recipe)
+    problems = [
+        *recipe_differences(plan, recipe, str(path)),
+        *(p for merge in plan.merges for p in module_problems(model, own, merge)),
+    ]
+    if problems:
+        raise ModelMismatchError(problems)
+    squeezed = copied(model)
+    by_name = {layer.name: layer for layer in recipe.layers}
+    for merge in plan.merges:
+        layer = by_name[merge.into]
+        module = module_of(layer, stored_tensors(layer, checkpoint))
+        placed = _in_the_place_of(squeezed, own, merge, module)
+        _replace(squeezed, prefix, merge, placed)
+    _load(squeezed, prefix, checkpoint)
+    if example is not None:
+        _check_example(model, squeezed, example)
+    return squeezed
+
+
+EXAMPLE_TOLERANCE = 1e-3
+"""Of the largest output: far above float32 and half rounding, far below a lost activation."""
+
+
+def _check_example(model: nn.Module, squeezed: nn.Module, example: Tensor) -> None:
+    """Raises ModelMismatchError where two models differ on an input by more than rounding."""
+    x = example.detach().cpu().double()
+    with torch.no_grad():
+        before, after = (copied(m).cpu().double().eval()(x) for m in (model, squeezed))
+    largest = float(before.abs().max())
+    difference = float((after - before).abs().max()) if after.shape == before.shape else torch.inf
+    if not difference <= EXAMPLE_TOLERANCE * largest:
+        raise ModelMismatchError(
+            [
+                f"the squeezed model differs by {difference:.3g} on the example, whose largest "
+                f"output is {largest:.3g}. Something stands between merged layers, or the model "
+                "runs them in another order, or it does not hold the weights that were merged."
+            ]
+        )
+
+
+def _plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
+    """The recipe's manifest planned on the model's own tensors."""
+    manifest = manifest_from_data(recipe.manifest, "recipe")
+    try:
+        return make_plan(manifest, own, border=recipe.border, growth=recipe.growth)
+    except PlanError as error:
+        raise ModelMismatchError(
+            [f"the model's layers are not those of the recipe: {p}" for p in error.problems]
+        ) from error
+
+
+def _in_the_place_of(model: nn.Module, own: Checkpoint, merge: Merge, new: nn.Module) -> nn.Module:
+    """The new module on the device, in the dtype and the mode of the layers it replaces."""
+    keys = [
+        own.prefix + key
+        for leaf in merge.layers
+        for p in leaf.parameters.values()
+        for key in p.keys
+    ]
+    stored = model.state_dict()[keys[0]]
+    trained = any(p.requires_grad for name, p in model.named_parameters() if name in keys)
+    placed = new.to(device=stored.device, dtype=merge.dtype).train(model.training)
+    return placed.requires_grad_(trained)
+
+
+def _replace(model: nn.Module, prefix: str, merge: Merge, module: nn.Module) -> None:
+    if not encloses(merge):
+        for leaf, passes in roles(merge.tree, merge.into):
+            if leaf.layer.name is not None:
+                silent: nn.Module = nn.Identity() if passes else Zero()
+                model.set_submodule(prefix + leaf.layer.name, silent)
+    for name in _dropped_modules(model, prefix, merge):
+        model.set_submodule(prefix + name, nn.Identity())
+    model.set_submodule(prefix + merge.into, module)
+
+
+def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:
+    """Modules all of whose tensors go with the merge, beside the merged layers themselves."""
+    merged = {key for leaf in merge.layers for key in leaf.keys}
+    owners = {key.rpartition(".")[0] for key in merge.consumed if key not in merged}
+    return [
+        name
+        for name in sorted(owners)
+        if name and not encloses(merge) and submodule(model, prefix + name) is not None
+    ]
+
+
+def _load(model: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+    state = model.state_dict()
+    tensors = {key: state[key] for key in state if key.endswith("_extra_state")}
+    tensors |= {prefix + name: checkpoint.load(name) for name in checkpoint.tensors}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
+        raise ModelMismatchError(
+            [f"the model does not take the squeezed file: {x}" for x in lines]
+        ) from error

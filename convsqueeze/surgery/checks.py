@@ -1,0 +1,213 @@
+"""What in a model stands against a merge: other layers than the recipe's, or more than they do."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from convsqueeze.algebra import layers
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.sizes import merged, reach, smallest_size
+from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.errors import GeometryError
+from convsqueeze.manifest import BatchNormLayer, IdentityLayer
+from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
+from convsqueeze.surgery.places import copied, encloses, roles, submodule
+from convsqueeze.verify.reference import Run, reference
+
+COMPARED = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.Linear,
+)
+"""Types whose settings are all compared; a module of any other type is run to see what it does."""
+
+
+def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+    """What in the model stands against one merge; `own` are the model's tensors."""
+    named = [
+        (leaf, submodule(model, own.prefix + leaf.layer.name))
+        for leaf in merge.layers
+        if leaf.layer.name is not None
+    ]
+    for leaf, module in named:
+        yield from _layer_problems(module, leaf)
+        yield from _hook_problems(module, leaf)
+    yield from _order_problems(model, own.prefix, merge)
+    target = submodule(model, own.prefix + merge.into)
+    if target is None:
+        yield (
+            f"{merge.into}: the model has no module of this name to put the squeezed layer in. "
+            "Merge into the name of a module that the model calls."
+        )
+    elif encloses(merge):
+        yield from _lost(target, own, merge)
+    else:
+        yield from _left_in_code(merge.tree, merge.into, keep=True)
+        for leaf, module in named:
+            yield from _own_forward(module, own, leaf)
+
+
+def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+    """A module that holds all the merged layers must do nothing beside them."""
+    if _computes(target, own, merge.tree):
+        return
+    others = ", ".join(_other_children(target, merge))
+    holds = f" It holds {others} too." if others else ""
+    yield (
+        f"{merge.into}: computes something else than the merged layers.{holds} An activation, a "
+        "norm or a factor that stands between them makes the merge itself wrong; only where it "
+        "stands before or after all of them, merge into one of the merged layers instead."
+    )
+
+
+def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer) -> Iterator[str]:
+    """A subclass of a torch layer may do more than that layer: it is run to see."""
+    if module is None or type(module) in COMPARED:
+        return
+    if not _computes(module, own, leaf):
+        yield (
+            f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
+            f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it out."
+        )
+
+
+def _computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
+    """Whether a module computes what the layers do, on random images and in float64."""
+    shapes = geometry_tree(tree)
+    rank = len(merged(shapes).axes)
+    smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
+    run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
+    generator = torch.Generator().manual_seed(0)
+    for more in (0, 1):  # two sizes, for what rounds its output size another way
+        shape = (2, merged(shapes).in_channels, *(size + more for size in smallest))
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if not _agree(run, expected, x):
+            return False
+    return True
+
+
+def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
+    with torch.no_grad():
+        wanted = expected(x)
+        try:
+            found = module(x)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+        return False
+    return bool((found - wanted).abs().max() <= 1e-9 * wanted.abs().max())
+
+
+def _other_children(target: nn.Module, merge: Merge) -> Iterator[str]:
+    consumed = {leaf.layer.name for leaf in merge.layers}
+    for name, child in target.named_modules(prefix=merge.into):
+        is_leaf = not any(True for _ in child.children())
+        if is_leaf and name != merge.into and name not in consumed and not _is_inside(name, merge):
+            yield f"{name} ({type(child).__name__})"
+
+
+def _is_inside(name: str, merge: Merge) -> bool:
+    """Whether a module belongs to a merged layer (as a parametrization does) or was dropped."""
+    owners = [leaf.layer.name for leaf in merge.layers if leaf.layer.name]
+    dropped = any(key.startswith(f"{name}.") for key in merge.consumed)
+    return dropped or any(name.startswith(f"{owner}.") for owner in owners)
+
+
+def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[str]:
+    """Where a module of the model computes something else than the manifest says of it."""
+    name = leaf.label
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if not isinstance(leaf.layer, BatchNormLayer):
+            yield f"{name}: is a {type(module).__name__} in the model, not a {leaf.layer.type}."
+        elif module.eps != leaf.layer.eps:
+            yield f"{name}: has eps {module.eps} in the model, {leaf.layer.eps} in the recipe."
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        try:
+            axes = _axes_of(module)
+        except (GeometryError, TypeError) as error:
+            yield f"{name}: {error}"
+            return
+        if axes != leaf.geometry.axes or module.groups != leaf.geometry.groups:
+            told = leaf.layer.model_dump(exclude={"name", "weight", "bias", "type"})
+            settings = ", ".join(f"{key} {value}" for key, value in told.items())
+            yield (
+                f"{name}: is {module} in the model, the recipe merged a {leaf.layer.type} "
+                f"with {settings}."
+            )
+
+
+def _hook_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[str]:
+    """A hook on a merged layer would go with it; weight norm's own is resolved."""
+    hooks = [*getattr(module, "_forward_hooks", {}).values()]
+    hooks += getattr(module, "_forward_pre_hooks", {}).values()
+    if any(not isinstance(hook, WeightNorm) for hook in hooks):
+        yield f"{leaf.label}: has a forward hook in the model that would be lost. Remove it first."
+
+
+def _order_problems(model: nn.Module, prefix: str, merge: Merge) -> Iterator[str]:
+    """Children of one Sequential must be merged in its order, with nothing else between them."""
+    names = [leaf.layer.name for leaf in merge.layers if leaf.layer.name]
+    parents = {(prefix + name).rpartition(".")[0] for name in names}
+    whole = isinstance(merge.tree, Chain) and len(names) == len(merge.layers)
+    parent = submodule(model, parents.pop()) if len(parents) == 1 else None
+    if not whole or not isinstance(parent, nn.Sequential):
+        return
+    order = [name for name, _ in parent.named_children()]
+    tails = [name.rpartition(".")[2] for name in names]
+    places = [order.index(tail) for tail in tails if tail in order]
+    if places != sorted(places):
+        yield f"{merge.into}: the model runs {', '.join(names)} in another order than the recipe."
+        return
+    for place in range(places[0], places[-1]) if places else ():
+        between = parent[place]
+        if place not in places and not isinstance(between, nn.Identity | nn.Dropout):
+            yield (
+                f"{merge.into}: {type(between).__name__} stands between the merged layers in the "
+                "model. Layers with something between them cannot be merged."
+            )
+
+
+def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
+    weight = torch.empty(module.weight.shape, device="meta")
+    if module.transposed:
+        return layers.transposed(
+            weight,
+            stride=module.stride,
+            padding=module.padding,  # type: ignore[arg-type]
+            output_padding=module.output_padding,
+            dilation=module.dilation,
+            groups=module.groups,
+        ).axes
+    return layers.convolution(
+        weight,
+        stride=module.stride,
+        padding=module.padding,  # type: ignore[arg-type]
+        dilation=module.dilation,
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+    ).axes
+
+
+def _left_in_code(tree: Tree[ResolvedLayer], into: str, *, keep: bool) -> Iterator[str]:
+    """Parts of the merge that the model's own code would go on doing.
+
+    `keep`: this part must pass its input on; otherwise it must add nothing.
+    """
+    for leaf, passes in roles(tree, into, keep):
+        if leaf.layer.name is not None or (passes and isinstance(leaf.layer, IdentityLayer)):
+            continue
+        yield (
+            f"{into}: the model's own code does the {leaf.label} of this merge and would do it "
+            "again. Leave it out of the manifest, so that the code goes on doing it, or merge into "
+            "a module that does all of this merge and nothing else."
+        )
