@@ -1,7 +1,9 @@
 """Shared memory: what is tied, what merely interleaves, and what can be parted."""
 
 from collections import OrderedDict
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,6 +168,35 @@ def test_state_dict_in_memory() -> None:
     assert state_dict._metadata == {"": {"version": 1}}  # type: ignore[attr-defined]
     assert len(state_dict) == len(model.state_dict())
     assert from_state_dict(result).recipe == "recipe"
+
+
+def test_state_dict_keeps_its_class_attributes_and_odd_keys() -> None:
+    class Mine(OrderedDict[Any, Any]):
+        pass
+
+    state_dict = Mine({"module.a": torch.ones(1), 3: torch.ones(2), "module.b": torch.ones(3)})
+    state_dict.note = "kept"  # type: ignore[attr-defined]
+    source = from_state_dict(state_dict)
+    assert list(source.tensors) == ["a", "b"]
+    result = edited_state_dict(source, [Edit("a", frozenset("a"), {})], "recipe")
+    assert type(result) is Mine
+    assert result.note == "kept"
+    assert list(result) == [3, "module.b"]
+    assert list(state_dict) == ["module.a", 3, "module.b"]
+    assert not hasattr(state_dict, "_metadata")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hash_of_unusual_tensors_sees_their_values() -> None:
+    def hashed(sign: float) -> list[str]:
+        values = torch.tensor([[1.0, 0.0], [0.0, sign]])
+        quantized = torch.quantize_per_tensor(values, 0.1, 0, torch.qint8)
+        kinds = (quantized, values.to_sparse(), values.to_sparse_csr(), values.to("meta"))
+        return [from_state_dict({"a": tensor}).sha256() for tensor in kinds]
+
+    differ = [one != other for one, other in zip(hashed(1.0), hashed(-1.0), strict=True)]
+    assert differ == [True, True, True, False]
+    assert hashed(1.0) == hashed(1.0)
 
 
 def test_hash_of_a_state_dict_sees_names_order_dtypes_shapes_and_values() -> None:

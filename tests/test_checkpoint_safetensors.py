@@ -233,6 +233,14 @@ def test_conjugate_views_are_resolved(tmp_path: Path) -> None:
     assert torch.equal(load_file(tmp_path / "o.safetensors")["x"], values.conj().resolve_conj())
 
 
+def test_tie_of_which_one_name_is_left_is_no_tie(tmp_path: Path) -> None:
+    weight = torch.ones(2)
+    torch.save({"a": weight, "b": weight}, tmp_path / "in.pt")
+    (tmp_path / "o-00001-of-00001.safetensors").write_bytes(b"of another output")
+    source, edits = open_checkpoint(tmp_path / "in.pt"), [Edit("a", frozenset("a"), {})]
+    assert write_checkpoint(source, tmp_path / "o.safetensors", edits, RECIPE) == ()
+
+
 def test_metadata_lost_on_the_way_to_a_pickle_is_told(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "in.safetensors", {"format": "pt", "author": "me"})
     checkpoint = open_checkpoint(tmp_path / "in.safetensors")

@@ -297,3 +297,17 @@ def test_apply_copies_a_model_with_the_older_weight_norm(tmp_path: Path) -> None
     applied = convsqueeze.apply(network, tmp_path / "squeezed.pt")
     assert not applied[0].training
     assert not any(parameter.requires_grad for parameter in applied.parameters())
+
+
+def test_a_placeholder_ends_where_the_layers_name_ends() -> None:
+    state = {
+        "body.0.weight": torch.randn(8, 4, 3, 3),
+        "body.0.scale.weight": torch.rand(8),
+        "body.1.conv.weight": torch.randn(8, 8, 3, 3),
+        "body.1.scale.weight": torch.rand(8),
+    }
+    first, second = {"name": "body.{i}"}, {"name": "body.{i}.scale", "type": "scale"}
+    manifest = {"version": 1, "pairs": [{"first": first, "second": second}]}
+    merged, report = convsqueeze.merge_state_dict(state, manifest)
+    assert list(merged) == ["body.0.weight", "body.1.conv.weight", "body.1.scale.weight"]
+    assert any("body.1.scale matches in part" in note for note in report.notes)

@@ -111,7 +111,8 @@ def _bindings(template: str, names: Iterable[str]) -> Iterator[Binding]:
         else:
             pattern += f"(?P={part})" if part in seen else f"(?P<{part}>[^.]+)"
             seen.add(part)
-    matcher = re.compile(pattern + r"(?=\.|$)")
+    # a layer's tensor is the one part after its name; deeper ones belong to layers inside it
+    matcher = re.compile(pattern + r"(?=\.[^.]+$|\.parametrizations\.|$)")
     for name in names:
         match = matcher.match(name)
         if match:

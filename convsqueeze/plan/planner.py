@@ -69,7 +69,7 @@ def make_plan(
         where = manifest.where(index)
         expansion = expand(entry, list(infos))
         if not expansion.entries:
-            problems.append(f"{where}: {_unmatched(expansion, infos)}")
+            problems.append(f"{where}: {_sentence(_unmatched(expansion, infos))}")
         notes += [
             f"{where}: {name} matches in part and is left alone" for name in expansion.partial
         ]
