@@ -52,7 +52,7 @@ def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
     elif encloses(merge):
         yield from _lost(target, own, merge)
     else:
-        yield from _left_in_code(merge.tree, merge.into, keep=True)
+        yield from _left_in_code(merge.tree, merge.into)
         for leaf, module in named:
             yield from _own_forward(module, own, leaf)
 
@@ -198,12 +198,9 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
     ).axes
 
 
-def _left_in_code(tree: Tree[ResolvedLayer], into: str, *, keep: bool) -> Iterator[str]:
-    """Parts of the merge that the model's own code would go on doing.
-
-    `keep`: this part must pass its input on; otherwise it must add nothing.
-    """
-    for leaf, passes in roles(tree, into, keep):
+def _left_in_code(tree: Tree[ResolvedLayer], into: str) -> Iterator[str]:
+    """Parts of the merge that the model's own code would go on doing."""
+    for leaf, passes in roles(tree, into):
         if leaf.layer.name is not None or (passes and isinstance(leaf.layer, IdentityLayer)):
             continue
         yield (

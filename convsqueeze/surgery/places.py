@@ -6,6 +6,7 @@ their input on, in a sum the other branches add nothing.
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,13 +17,13 @@ from convsqueeze.plan import Merge, ResolvedLayer
 
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
-    computed = {
+    computed: dict[int, Any] = {
         id(value): value.detach().clone()
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(module, dict(computed))
+    return copy.deepcopy(module, computed)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:

@@ -105,7 +105,7 @@ def check_layer(
     """
     tried = _sizes(merge)
     report = LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, tuple(tried), 0)
-    for probe in _probes(merge, module, load, trials, seed, exhaustive):
+    for probe in _probes(merge, module, load, tried, trials, seed, exhaustive):
         for x in probe.inputs:
             report = _compared(report, merge, probe, x)
             if not report.ok:
@@ -129,12 +129,12 @@ def _probes(
     merge: Merge,
     module: SqueezedConv,
     load: Callable[[str], Tensor],
+    tried: list[Size],
     trials: int,
     seed: int,
     exhaustive: bool,
 ) -> Iterator[_Probe]:
     shapes, geometry = merge.geometry_tree, merge.geometry
-    tried = _sizes(merge)
     generator = torch.Generator().manual_seed(seed)
     terms = term_count(merge.tree) + _terms(geometry)
     noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
