@@ -28,6 +28,7 @@ from convsqueeze.algebra.geometry import (
     check_chain,
     merge_axes,
 )
+from convsqueeze.algebra.groups import cells, joined, regrouped
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.errors import GeometryError
 
@@ -116,7 +117,7 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
 
 def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tensor:
     """The merged kernel: one batched matrix product for each tap of the outer kernel."""
-    first, second = _cells(outer, inner)
+    first, second = cells(outer.weight, outer.groups, inner.weight, inner.groups)
     raw = first.new_zeros(
         (second.shape[0], second.shape[1], first.shape[2], *(m.raw_taps for m in merges))
     )
@@ -128,23 +129,7 @@ def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tenso
         raw[_window(starts, [m.inner_step for m in merges], inner_kernel)] += term.unflatten(
             2, first.shape[2:]
         )
-    return _joined(_kept(raw, merges), outer, inner)
-
-
-def _cells(outer: Conv, inner: Conv) -> tuple[Tensor, Tensor]:
-    """Both kernels cut into the cells of intermediate channels that one group of each shares.
-
-    Within each of the `gcd(g1, g2)` merged groups the inner layer has `a = g1/gcd` blocks and the
-    outer `b = g2/gcd`: `a*b` cells of channels, each in one block of either, so nothing is ever
-    multiplied by a structural zero. Shapes (gcd * a*b, cell, in, *k1) and
-    (gcd * a*b, out, cell, *k2), float64.
-    """
-    common = gcd(outer.groups, inner.groups)
-    blocks_in, blocks_out = inner.groups // common, outer.groups // common
-    first = inner.weight.double().unflatten(0, (common * blocks_in * blocks_out, -1))
-    second = outer.weight.double().unflatten(0, (common * blocks_out, -1))
-    second = second.unflatten(2, (blocks_in, -1)).movedim(2, 1).flatten(0, 1)
-    return first, second
+    return joined(_kept(raw, merges), outer.groups, inner.groups)
 
 
 def _kept(raw: Tensor, merges: list[AxisMerge]) -> Tensor:
@@ -157,22 +142,9 @@ def _kept(raw: Tensor, merges: list[AxisMerge]) -> Tensor:
     return raw
 
 
-def _joined(cells: Tensor, outer: Conv, inner: Conv) -> Tensor:
-    """Cells of shape (gcd * a*b, out, in, *k) summed into (out_channels, in_channels/gcd, *k)."""
-    common = gcd(outer.groups, inner.groups)
-    blocks_in, blocks_out = inner.groups // common, outer.groups // common
-    cells = cells.unflatten(0, (common, -1))
-    if blocks_in > 1 and blocks_out > 1:
-        cell = torch.arange(blocks_in * blocks_out, device=cells.device)
-        place = cell // blocks_in * blocks_in + cell // blocks_out
-        cells = torch.zeros_like(cells).index_add_(1, place, cells)
-    grid = cells.unflatten(1, (blocks_out, blocks_in)).movedim(2, 3)
-    return grid.flatten(3, 4).flatten(0, 2)
-
-
 def _embedded(conv: Conv, target: Geometry) -> Tensor:
     """The weight of `conv` inside the kernel and the groups of `target`, zeros elsewhere."""
-    weight = _regrouped(conv.weight.double(), conv.groups, target.groups)
+    weight = regrouped(conv.weight.double(), conv.groups, target.groups)
     placed = weight.new_zeros(target.weight_shape)
     pairs = list(zip(conv.axes, target.axes, strict=True))
     starts = [(hull.before - axis.before) // hull.dilation for axis, hull in pairs]
@@ -185,14 +157,3 @@ def _window(starts: Sequence[int], steps: Sequence[int], counts: Sequence[int]) 
     """The index of every `step`-th tap from `start` on, `count` of them, on the last dimensions."""
     spans = zip(starts, steps, counts, strict=True)
     return (..., *(slice(start, start + step * (n - 1) + 1, step) for start, step, n in spans))
-
-
-def _regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
-    """The same weight written with `fewer` groups (a divisor of `groups`): block-diagonal."""
-    blocks = groups // fewer
-    if blocks == 1:
-        return weight
-    grouped = weight.unflatten(0, (fewer, blocks, -1))
-    wide = weight.new_zeros((*grouped.shape[:3], blocks, *grouped.shape[3:]))
-    wide.diagonal(dim1=1, dim2=3).copy_(grouped.movedim(1, -1))
-    return wide.flatten(3, 4).flatten(0, 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Generic, TypeAlias, TypeVar
 
 Leaf = TypeVar("Leaf")
@@ -49,3 +50,28 @@ def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
             yield from leaves(branch)
     else:
         yield tree
+
+
+Step: TypeAlias = tuple[Leaf, bool]
+
+
+def paths(tree: Tree[Leaf]) -> tuple[tuple[Step[Leaf], ...], ...]:
+    """Every way through the tree, a chain of leaves each, whose sum is the tree.
+
+    The flag of a leaf says whether this way counts what the leaf adds by itself: ways that share
+    a leaf behind a sum would each add its bias, and only one of them may.
+    """
+    return fold(tree, lambda leaf: (((leaf, True),),), _ways_along, lambda ways: sum(ways, ()))
+
+
+def _ways_along(
+    links: Sequence[tuple[tuple[Step[Leaf], ...], ...]],
+) -> tuple[tuple[Step[Leaf], ...], ...]:
+    found = []
+    for choice in product(*(range(len(ways)) for ways in links)):
+        way: list[Step[Leaf]] = []
+        for index, ways in enumerate(links):
+            first = not any(choice[:index])
+            way += [(leaf, counts and first) for leaf, counts in ways[choice[index]]]
+        found.append(tuple(way))
+    return tuple(found)

@@ -63,6 +63,45 @@ def sha256(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def check_place(place: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Raises OutputError where a file cannot or must not be written at `place`; touches nothing.
+
+    One of the `inputs`, under whatever name, is never replaced.
+    """
+    try:
+        _check_directory(place)
+        _check_taken(place, inputs)
+    except OSError as error:
+        raise OutputError(
+            f"{place}: cannot be used ({error.strerror}). Choose another place."
+        ) from error
+    if (place.exists() or place.is_symlink()) and not overwrite:
+        raise OutputError(
+            f"{place}: exists already. Choose another name, or replace it with --overwrite."
+        )
+
+
+def _check_directory(place: Path) -> None:
+    directory = place.parent
+    if not directory.is_dir():
+        what = "is not a directory" if directory.exists() else "does not exist"
+        raise OutputError(f"{place}: the directory {directory} {what}. Create it first.")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise OutputError(
+            f"{place}: the directory {directory} cannot be written. "
+            "Choose another, or change its permissions."
+        )
+
+
+def _check_taken(place: Path, inputs: Iterable[Path]) -> None:
+    if not place.exists():
+        return
+    if not place.is_file():
+        raise OutputError(f"{place}: is no regular file, which was needed. Choose another name.")
+    if any(one.exists() and place.samefile(one) for one in inputs):
+        raise OutputError(f"{place}: is an input, which is never replaced. Choose another name.")
+
+
 def replace_files(outputs: Sequence[tuple[Path, Writer]], ready: Callable[[], None]) -> None:
     """Write every output beside its place, flush all to disk, call `ready`, then rename in order.
 

@@ -12,14 +12,21 @@ import typer
 from rich.console import Console
 
 from convsqueeze.checkpoint import open_checkpoint
-from convsqueeze.cli.data import inspect_data, merge_data, report_data
+from convsqueeze.cli.data import inspect_data, merge_data, plot_data, report_data
 from convsqueeze.cli.onnx_job import OnnxJob, with_onnx
 from convsqueeze.cli.progress import DelayedProgress
-from convsqueeze.cli.tables import print_export, print_inspection, print_merge, print_verify
+from convsqueeze.cli.tables import (
+    print_export,
+    print_inspection,
+    print_merge,
+    print_plot,
+    print_verify,
+)
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether
 from convsqueeze.inspection import found_layers
 from convsqueeze.manifest import json_schema, load_manifest
 from convsqueeze.pipeline import merge_file, verify_files
+from convsqueeze.plot import check_plot, write_plot
 from convsqueeze.verify import Settings
 
 app = typer.Typer(
@@ -144,25 +151,38 @@ def verify(
         bool,
         typer.Option("--exhaustive", help="Impulses at every position: proves equality."),
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw where layers differ: .png .pdf .svg (matplotlib)."),
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
     console, errors = _consoles(as_json)
+    inputs = [path for path in (original, squeezed, pairs, onnx) if path is not None]
+    if plot is not None:
+        check_plot(plot, overwrite=overwrite, inputs=inputs)
     with DelayedProgress(errors, quiet=False) as track:
         report = verify_files(
             original,
             squeezed,
             manifest=None if pairs is None else load_manifest(pairs),
             key=key,
-            settings=Settings(trials, seed, exhaustive),
+            settings=Settings(trials, seed, exhaustive, maps=plot is not None),
             track=track,
         )
         seen: list[dict[str, Any]] = []
         if onnx is not None and report.ok:
             report, seen = with_onnx(report, onnx, squeezed, key, seed)
-    if as_json:
-        _print_json({**report_data(report), **({"onnx": seen} if onnx else {})})
     print_verify(errors if as_json else console, report)
+    drawn = None
+    if plot is not None:
+        drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
+        print_plot(errors if as_json else console, drawn)
+    if as_json:
+        onnx_data = {"onnx": seen} if onnx else {}
+        _print_json({**report_data(report), **onnx_data, **(plot_data(drawn) if drawn else {})})
     report.raise_if_failed()
 
 

@@ -6,6 +6,7 @@ from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge, Plan
+from convsqueeze.plot import Plot
 from convsqueeze.verify import LayerReport, Report, Worst
 
 
@@ -84,6 +85,11 @@ def report_data(report: Report) -> dict[str, Any]:
         "exhaustive": settings.exhaustive if settings else None,
         "layers": [layer_data(layer) for layer in report.layers],
     }
+
+
+def plot_data(plot: Plot) -> dict[str, Any]:
+    """The figure of `verify --plot`, null where there was nothing to draw."""
+    return {"plot": None if plot.output is None else str(plot.output)}
 
 
 def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import common_stem, kernel, part_name, rows_told
+from convsqueeze.plot import Plot
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.verify import LayerReport, Report
 
@@ -121,6 +122,15 @@ def _print_verdict(console: Console, report: Report) -> None:
             f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
             f"({share:.0%} of the largest output)"
         )
+
+
+def print_plot(console: Console, plot: Plot) -> None:
+    """Where the figure is, and what is not in it."""
+    print_notes(console, plot.notes)
+    if plot.output is not None:
+        count = len(plot.drawn)
+        layers = "1 layer" if count == 1 else f"{count} layers"
+        console.print(f"drawn: {layers}, [bold]{_file(plot.output)}[/]", soft_wrap=True)
 
 
 def print_export(console: Console, result: "ExportResult") -> None:

@@ -2,8 +2,10 @@
 
 from convsqueeze.verify.files import Report, Settings, verify_checkpoints, verify_plan
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+from convsqueeze.verify.maps import DifferenceMap
 
 __all__ = [
+    "DifferenceMap",
     "LayerReport",
     "Report",
     "Settings",

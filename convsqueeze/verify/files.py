@@ -17,26 +17,32 @@ from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeeze import recipe_differences
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+from convsqueeze.verify.maps import DifferenceMap, difference_map
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How hard to look. `trials` random images a size, from `seed`."""
+    """How hard to look. `trials` random images a size, from `seed`; `maps` to see where."""
 
     trials: int = 3
     seed: int = 0
     exhaustive: bool = False
+    maps: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
-    """What verification saw: one report a layer, and what is wrong with the file around them."""
+    """What verification saw: one report a layer, and what is wrong with the file around them.
+
+    `maps`, if asked for: where each layer differs that failed or may differ at the border.
+    """
 
     layers: tuple[LayerReport, ...]
     problems: tuple[str, ...] = ()
     untouched: int = 0
     settings: Settings | None = None
     plan: Plan | None = field(default=None, repr=False)
+    maps: tuple[DifferenceMap, ...] = field(default=(), repr=False)
 
     @property
     def ok(self) -> bool:
@@ -123,6 +129,41 @@ def _unrunnable(merge: Merge, problem: str) -> LayerReport:
     return LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, (), 0, problem=problem)
 
 
+def _maps(
+    plan: Plan,
+    original: Source,
+    squeezed: Source,
+    layers: Mapping[str, RecipeLayer],
+    reports: Sequence[LayerReport],
+    settings: Settings,
+) -> Iterator[DifferenceMap]:
+    """Of every layer that is not exact at every pixel, by policy or by failing, and was run: one
+    that could not be has no sizes.
+    """
+    merges = {merge.into: merge for merge in plan.merges}
+    for report in reports:
+        if not report.sizes or (report.ok and report.policy != "interior"):
+            continue
+        layer = layers[report.name]
+        found = difference_map(
+            merges[report.name],
+            module_of(layer, stored_tensors(layer, squeezed)),
+            original.load,
+            trials=settings.trials,
+            seed=settings.seed,
+        )
+        if found is not None:
+            yield found
+
+
+def _with_strays(
+    reports: Sequence[LayerReport], maps: Sequence[DifferenceMap]
+) -> tuple[LayerReport, ...]:
+    """The reports with what the maps alone have shown: one more size, the same bound."""
+    strays = {one.name: one.stray for one in maps}
+    return tuple(replace(one, problem=one.problem or strays.get(one.name)) for one in reports)
+
+
 def verify_checkpoints(
     original: Checkpoint,
     squeezed: Checkpoint,
@@ -158,7 +199,11 @@ def verify_checkpoints(
     problems += differences_beside(original, squeezed)
     layers = {layer.name: layer for layer in recipe.layers}
     reports = verify_plan(plan, original, squeezed, layers, settings, track)
-    return Report(reports, tuple(problems), len(untouched), settings, plan)
+    maps: tuple[DifferenceMap, ...] = ()
+    if settings.maps:
+        maps = tuple(_maps(plan, original, squeezed, layers, reports, settings))
+        reports = _with_strays(reports, maps)
+    return Report(reports, tuple(problems), len(untouched), settings, plan, maps)
 
 
 def _source_problems(original: Checkpoint, recipe: Recipe) -> Iterator[str]:

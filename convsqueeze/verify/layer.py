@@ -78,14 +78,23 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Two functions of a float64 input (batch, in_channels, *size) that must agree, and the bound
+    on their difference, all (batch, out_channels, *output_size).
+    """
+
+    original: Run
+    squeezed: Run
+    bound: Run
+
+
+@dataclass(frozen=True)
 class _Probe:
     """Inputs of one kind and the two functions that must agree on them."""
 
     kind: str
     inputs: Iterator[Tensor]
-    original: Run
-    squeezed: Run
-    bound: Run
+    both: Comparison
 
 
 def check_layer(
@@ -136,19 +145,9 @@ def _probes(
 ) -> Iterator[_Probe]:
     shapes, geometry = merge.geometry_tree, merge.geometry
     generator = torch.Generator().manual_seed(seed)
-    terms = term_count(merge.tree) + _terms(geometry)
-    noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
 
     def probe(kind: str, inputs: Iterator[Tensor], part: Part) -> _Probe:
-        rounding = _rounding(module, part)
-        magnitude = reference(merge.tree, load, part, magnitude=True)
-        return _Probe(
-            kind,
-            inputs,
-            original=reference(merge.tree, load, part),
-            squeezed=_double(module, part),
-            bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()) + floor,
-        )
+        return _Probe(kind, inputs, comparison(merge, module, load, part))
 
     yield probe(
         "random", (random_image(geometry, size, generator, trials) for size in tried), "affine"
@@ -161,6 +160,21 @@ def _probes(
         every = every_impulse(shapes, merge.input_size)
         batches = chain.from_iterable(impulse_batches(shapes, one) for one in every)
         yield probe("impulse", batches, "linear")
+
+
+def comparison(
+    merge: Merge, module: SqueezedConv, load: Callable[[str], Tensor], part: Part
+) -> Comparison:
+    """The original layers and the squeezed one, or the linear `part` of both, and their bound."""
+    terms = term_count(merge.tree) + _terms(merge.geometry)
+    noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
+    rounding = _rounding(module, part)
+    magnitude = reference(merge.tree, load, part, magnitude=True)
+    return Comparison(
+        original=reference(merge.tree, load, part),
+        squeezed=_double(module, part),
+        bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()) + floor,
+    )
 
 
 def _terms(geometry: Geometry) -> int:
@@ -213,10 +227,10 @@ def _without_grad(module: nn.Module) -> Run:
 def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> LayerReport:
     """The report after one batch of inputs."""
     size = tuple(x.shape[2:])
-    expected = probe.original(x)
+    expected = probe.both.original(x)
     try:
-        actual = probe.squeezed(x)
-        bound = probe.bound(x)
+        actual = probe.both.squeezed(x)
+        bound = probe.both.bound(x)
     except RuntimeError as error:
         first = str(error).split("\n")[0]
         return replace(

@@ -19,6 +19,7 @@ from convsqueeze.algebra.tree import Tree, leaves
 
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
+_OUTPUTS_SHOWN = {1: 64, 2: 32, 3: 16}
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,30 @@ def _multiple(tree: Tree[Geometry], axis: int) -> int:
     return -(-enough // repeat) * repeat
 
 
-def _equivalent(tree: Tree[Geometry], axis: int, size: int) -> int:
-    repeat, enough = period(tree, axis), smallest_size(tree, axis) + 2 * reach(tree, axis)
+def _equivalent(tree: Tree[Geometry], axis: int, size: int, least: int = 0) -> int:
+    repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
     return size if size <= enough + repeat else enough + (size - enough) % repeat
+
+
+def _past_both_borders(tree: Tree[Geometry], axis: int, least: int) -> int:
+    return max(smallest_size(tree, axis) + 2 * reach(tree, axis), least)
+
+
+def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
+    """One input size that shows both the border and the inside: past every kernel, with some tens
+    of outputs on each axis, and where sizes meet the border differently, the one with the most
+    spoiled outputs. With a `fixed` input the smallest such that meets the border as that does.
+    """
+    chosen = []
+    for axis, whole in enumerate(axes := merged(tree).axes):
+        least = -(-_OUTPUTS_SHOWN[len(axes)] * whole.stride // whole.upsample)
+        if fixed is not None:
+            chosen.append(_equivalent(tree, axis, fixed[axis], least))
+            continue
+        repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
+        spoiled = {n: len(wrong_rows(tree, axis, n)) for n in range(enough, enough + repeat)}
+        chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
+    return tuple(chosen)
 
 
 def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:

@@ -1,0 +1,374 @@
+"""Finding the border taps of an axis: what a merged kernel gets wrong, for every input size.
+
+For each size the table of what the layers read (`trace.sources`) is held against that of the merged
+kernel; what differs are the entries of `D` (see `corrections`), each a sum of combinations of taps.
+Sizes that are large enough and equal modulo the strides have the same entries, counted from the
+nearer end; so do most small ones, an image too small for an entry losing it. The others are classes
+of their own. A set of linearly independent entries, found by elimination in rational numbers, makes
+all the others: no storage with fewer taps can serve every size. Whole numbers only.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache, reduce
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.corrections import (
+    Absent,
+    AxisCorrections,
+    Corrections,
+    SizeClass,
+    Subset,
+)
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.sizes import (
+    GeometryTree,
+    merged,
+    period,
+    reach,
+    smallest_size,
+)
+from convsqueeze.algebra.sizes import output_size as output_size_of
+from convsqueeze.algebra.trace import (
+    NOTHING,
+    Path,
+    axis_paths,
+    merged_sources,
+    presence,
+    sources,
+)
+from convsqueeze.errors import GeometryError
+
+Vector = tuple[tuple[int, int], ...]
+"""A sum of combinations: (combination, factor) in order, no factor zero."""
+Entries = dict[tuple[int, ...], Vector]
+"""By (row, column), or (row,) for biases."""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTaps:
+    """Taps of one axis as sums of combinations: factors, float64.
+
+    `kernel` (merged kernel's taps, combinations) and `border` (border taps, combinations) have the
+    columns of `trace.sources` for all paths side by side, each as many as `widths` says. `bias`
+    (1, columns) and `border_bias` (border taps of biases, columns) have those of `trace.presence`
+    for all biased layers of all paths, as `bias_widths` says.
+    """
+
+    kernel: Tensor
+    border: Tensor
+    bias: Tensor
+    border_bias: Tensor
+    widths: tuple[int, ...]
+    bias_widths: tuple[int, ...]
+
+
+def corrections(tree: GeometryTree, size: Sequence[int] | None = None) -> Corrections | None:
+    """What makes the plain merge of `tree` exact; None where it is exact as it is.
+
+    With `size` (one number an axis) only for inputs of its kind, otherwise for every size that the
+    layers accept. Raises GeometryError where the layers do not make one operator, or make too many
+    combinations of taps to enumerate.
+    """
+    analyses = _analyses(tree, size)
+    found = Corrections(tuple(table for table, _ in analyses))
+    if not found.subsets:
+        return None
+    taps = [one for _, one in analyses]
+    return Corrections(
+        found.axes,
+        _absent(found.subsets, taps, "weights"),
+        _absent(found.subsets, taps, "biases"),
+    )
+
+
+def axis_taps(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[AxisTaps, ...]:
+    """What the taps of `corrections(tree, size)` are sums of, for each axis."""
+    return tuple(taps for _, taps in _analyses(tree, size))
+
+
+def _analyses(
+    tree: GeometryTree, size: Sequence[int] | None
+) -> list[tuple[AxisCorrections, AxisTaps]]:
+    fixed = [None] * len(merged(tree).axes) if size is None else size
+    return [_analysis(tree, axis, n) for axis, n in enumerate(fixed)]
+
+
+def _absent(subsets: Sequence[Subset], axes: Sequence[AxisTaps], what: str) -> Absent:
+    """The places of each grid that are zero whatever the weights are."""
+    found = []
+    for subset in subsets:
+        there = torch.zeros((), dtype=torch.bool)
+        for index, axis in enumerate(axes):
+            at_border = index in subset
+            if what == "weights":
+                taps, widths = (axis.border if at_border else axis.kernel), axis.widths
+            else:
+                taps, widths = (axis.border_bias if at_border else axis.bias), axis.bias_widths
+            # (taps, parts): whether a tap has anything of a part, a path or a layer of one
+            parts = torch.zeros(taps.shape[0], len(widths), dtype=torch.bool)
+            for part, values in enumerate(taps.split(widths, 1) if widths else ()):
+                parts[:, part] = values.any(1)
+            there = parts if index == 0 else there.unsqueeze(1).logical_and(parts).flatten(0, 1)
+        places = (~there.any(1)).nonzero().flatten().tolist()
+        if places:
+            found.append((subset, tuple(places)))
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def _analysis(
+    tree: GeometryTree, axis: int, fixed: int | None
+) -> tuple[AxisCorrections, AxisTaps]:
+    comparison = _Comparison(tree, axis)
+    classes, settled, repeat = _classes(comparison)
+    if fixed is not None:
+        wanted = fixed if fixed < settled else settled + (fixed - settled) % repeat
+        classes = {wanted: classes[wanted]}
+    weights, biases = _Basis(), _Basis()
+    for basis, index in ((weights, 0), (biases, 1)):
+        vectors = {v for found in classes.values() for v in found[index].values()}
+        for vector in sorted(vectors, key=lambda v: (len(v), v)):
+            basis.include(vector)
+    table = AxisCorrections(
+        settled,
+        repeat,
+        len(weights.vectors),
+        len(biases.vectors),
+        tuple(
+            SizeClass(
+                size,
+                tuple(
+                    (*place, tap, factor)
+                    for place, vector in found[0].items()
+                    for tap, factor in weights.made_of(vector)
+                ),
+                tuple(
+                    (*place, tap, factor)
+                    for place, vector in found[1].items()
+                    for tap, factor in biases.made_of(vector)
+                ),
+            )
+            for size, found in classes.items()
+        ),
+    )
+    taps = AxisTaps(
+        comparison.kernel,
+        weights.matrix(sum(comparison.widths)),
+        comparison.bias,
+        biases.matrix(comparison.bias.shape[1]),
+        comparison.widths,
+        comparison.bias_widths,
+    )
+    return table, taps
+
+
+class _Comparison:
+    """The layers of a tree on one axis against their merged kernel, size by size."""
+
+    def __init__(self, tree: GeometryTree, axis: int) -> None:
+        self.ways = axis_paths(tree, axis)
+        self.whole = merged(tree).axes[axis]
+        self.first = smallest_size(tree, axis)
+        self.period = period(tree, axis)
+        self._tree, self._axis = tree, axis
+        margin = reach(tree, axis) + self.whole.extent + abs(self.whole.before)
+        self.large = self.first + 2 * (margin + abs(self.whole.after) + self.period)
+        tables = [sources(way, self.large) for way in self.ways]
+        self.widths = tuple(table.shape[1] for table in tables)
+        table = torch.cat(tables, 1)
+        self._positions, self._seen = _positions(table, self.whole)
+        self.kernel = _kernel_taps(self._positions, self._seen, self.whole)
+        there = self._presence(self.large)
+        self.bias_widths = tuple(table.shape[1] for table in there)
+        self.bias = _middle_bias(_side_by_side(there))
+
+    def outputs(self, size: int) -> int | None:
+        return output_size_of(self._tree, self._axis, size)
+
+    def _presence(self, size: int) -> list[Tensor]:
+        return [table for way in self.ways for table in presence(way, size)]
+
+    def entries(self, size: int) -> tuple[Entries, Entries]:
+        """`D` for one input size, of weights and of biases; rows and columns from the start."""
+        real = torch.cat([sources(way, size) for way in self.ways], 1)
+        implied = merged_sources(self.whole, self._positions, size, real.shape[0])
+        implied = torch.where(self._seen, implied, NOTHING)
+        weights: dict[tuple[int, ...], dict[int, int]] = {}
+        for row, combination in (real != implied).nonzero().tolist():
+            for table, factor in ((real, 1), (implied, -1)):
+                column = int(table[row, combination])
+                if column != NOTHING:
+                    _add(weights, (row, column), combination, factor)
+        biases: dict[tuple[int, ...], dict[int, int]] = {}
+        there = _side_by_side(self._presence(size))
+        for row, column in (there != self.bias.bool()).nonzero().tolist():
+            _add(biases, (row,), column, 1 if bool(there[row, column]) else -1)
+        return _frozen(weights), _frozen(biases)
+
+
+def _positions(table: Tensor, whole: Axis) -> tuple[Tensor, Tensor]:
+    """Where each combination stands in the merged kernel, relative to `stride * row`, and whether
+    it is seen at all: read off the rows in the middle, which no padding touches.
+    """
+    rows = torch.arange(table.shape[0]).unsqueeze(1)
+    middle = slice(table.shape[0] // 3, -(table.shape[0] // 3))
+    offsets = (whole.upsample * table - whole.stride * rows)[middle]
+    met = (table != NOTHING)[middle]
+    lowest = torch.where(met, offsets, torch.iinfo(torch.int64).max).amin(0)
+    highest = torch.where(met, offsets, torch.iinfo(torch.int64).min).amax(0)
+    seen = met.any(0)
+    if bool((lowest != highest)[seen].any()):
+        raise GeometryError("these layers are not one convolution away from the border")
+    return torch.where(seen, lowest, 0), seen
+
+
+def _kernel_taps(positions: Tensor, seen: Tensor, whole: Axis) -> Tensor:
+    """The merged kernel's taps as sums of combinations: (taps, combinations)."""
+    places = torch.tensor(list(whole.taps)).unsqueeze(1)
+    return ((places == positions) & seen).double()
+
+
+def _side_by_side(tables: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tables, 1) if tables else torch.zeros(0, 0, dtype=torch.bool)
+
+
+def _middle_bias(there: Tensor) -> Tensor:
+    """Which columns of `presence` reach the outputs away from the border: (1, columns)."""
+    middle = there[there.shape[0] // 3 : -(there.shape[0] // 3)]
+    if not there.shape[1]:
+        return torch.zeros(1, 0, dtype=torch.float64)
+    if bool((middle != middle[:1]).any()):
+        raise GeometryError("the bias of these layers depends on the output phase")
+    return middle[:1].double()
+
+
+def _add(
+    entries: dict[tuple[int, ...], dict[int, int]], place: tuple[int, ...], key: int, factor: int
+) -> None:
+    vector = entries.setdefault(place, {})
+    vector[key] = vector.get(key, 0) + factor
+
+
+def _frozen(entries: Mapping[tuple[int, ...], Mapping[int, int]]) -> Entries:
+    found = {
+        place: tuple(sorted((key, factor) for key, factor in vector.items() if factor))
+        for place, vector in sorted(entries.items())
+    }
+    return {place: vector for place, vector in found.items() if vector}
+
+
+def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]], int, int]:
+    """The entries of every kind of size, the size from which kinds repeat, and their period."""
+    repeat = comparison.period
+    far = range(comparison.large, comparison.large + repeat)
+    settled_entries: dict[int, tuple[Entries, Entries]] = {}
+    for size in far:
+        found = _from_the_ends(comparison, size)
+        if found != _from_the_ends(comparison, size + repeat):
+            raise GeometryError("what happens at the border of these layers does not repeat")
+        settled_entries[size % repeat] = found
+    small: dict[int, tuple[Entries, Entries]] = {}
+    settled = comparison.first
+    for size in range(comparison.first, comparison.large):
+        outputs = comparison.outputs(size)
+        if outputs is None:
+            settled = size + 1
+            continue
+        real = comparison.entries(size)
+        implied = tuple(_at(one, size, outputs) for one in settled_entries[size % repeat])
+        if real != implied:
+            settled, small[size] = size + 1, real
+    if len({str(found) for found in settled_entries.values()}) == 1:
+        settled_entries, repeat = {0: settled_entries[0]}, 1
+    found = {n: small.get(n) or comparison.entries(n) for n in _legal(comparison, settled)}
+    for size in range(settled, settled + repeat):
+        found[size] = settled_entries[size % repeat]
+    return found, settled, repeat
+
+
+def _legal(comparison: _Comparison, stop: int) -> Iterator[int]:
+    return (n for n in range(comparison.first, stop) if comparison.outputs(n) is not None)
+
+
+def _from_the_ends(comparison: _Comparison, size: int) -> tuple[Entries, Entries]:
+    """The entries of a large size, what is nearer the end counted from there."""
+    outputs = comparison.outputs(size) or 0
+    counts = (outputs, size)
+
+    def moved(entries: Entries) -> Entries:
+        return {
+            tuple(p if 2 * p < n else p - n for p, n in zip(place, counts, strict=False)): vector
+            for place, vector in entries.items()
+        }
+
+    weights, biases = comparison.entries(size)
+    return moved(weights), moved(biases)
+
+
+def _at(entries: Entries, size: int, outputs: int) -> Entries:
+    """What entries counted from the ends are for a size: those that it has room for, added up."""
+    counts = (outputs, size)
+    found: dict[tuple[int, ...], dict[int, int]] = {}
+    for place, vector in entries.items():
+        where = tuple(p if p >= 0 else p + n for p, n in zip(place, counts, strict=False))
+        if all(0 <= p < n for p, n in zip(where, counts, strict=False)):
+            for key, factor in vector:
+                _add(found, where, key, factor)
+    return _frozen(found)
+
+
+class _Basis:
+    """Linearly independent vectors, and how others are made of them with whole factors."""
+
+    def __init__(self) -> None:
+        self.vectors: list[Vector] = []
+        self._made: dict[Vector, tuple[tuple[int, int], ...]] = {}
+        self._reduced: list[tuple[int, dict[int, Fraction], dict[int, Fraction]]] = []
+
+    def include(self, vector: Vector) -> None:
+        rest, factors = self._eliminated(vector)
+        whole = all(factor.denominator == 1 for factor in factors.values())
+        if not rest and whole:
+            self._made[vector] = tuple(sorted((k, int(f)) for k, f in factors.items() if f))
+            return
+        own = len(self.vectors)
+        self.vectors.append(vector)
+        self._made[vector] = ((own, 1),)
+        if rest:  # else the vector depends on others by fractions, and is kept whole beside them
+            pivot = min(rest)
+            scale = rest[pivot]
+            row = {key: value / scale for key, value in rest.items()}
+            made = {key: -value / scale for key, value in factors.items()}
+            made[own] = 1 / scale
+            self._reduced.append((pivot, row, made))
+
+    def _eliminated(self, vector: Vector) -> tuple[dict[int, Fraction], dict[int, Fraction]]:
+        """What is left of a vector, and the factors of the basis vectors taken out of it."""
+        rest = {key: Fraction(factor) for key, factor in vector}
+        factors: dict[int, Fraction] = {}
+        for pivot, row, made in self._reduced:
+            share = rest.get(pivot)
+            if not share:
+                continue
+            for key, value in row.items():
+                rest[key] = rest.get(key, Fraction(0)) - share * value
+            for key, value in made.items():
+                factors[key] = factors.get(key, Fraction(0)) + share * value
+        return {key: value for key, value in rest.items() if value}, factors
+
+    def made_of(self, vector: Vector) -> tuple[tuple[int, int], ...]:
+        """(border tap, factor) for each basis vector in it."""
+        return self._made[vector]
+
+    def matrix(self, width: int) -> Tensor:
+        """The basis, float64 (vectors, width)."""
+        found = torch.zeros(len(self.vectors), width, dtype=torch.float64)
+        for index, vector in enumerate(self.vectors):
+            for key, factor in vector:
+                found[index, key] = factor
+        return found

@@ -1,0 +1,160 @@
+"""The values of border terms: sums over combinations of taps, in float64.
+
+For a chain of layers and, on each axis, some sums of combinations (rows of `border_taps.AxisTaps`),
+
+    term[t0, t1, ...] = sum over c0, c1, ... of V0[t0, c0] V1[t1, c1] ... wL[...] @ ... @ w1[...]
+
+where the combinations `c0, c1, ...` choose one tap of each layer on each axis. The last layer is
+taken apart tap by tap; what is left of each sum is one over the layers before it, of which only
+those that differ are computed. With the sums of a merged kernel this would be the merged kernel.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import product
+from math import gcd, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.border_taps import AxisTaps
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.corrections import Absent, Corrections, Subset
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.groups import cells, joined, regrouped
+from convsqueeze.algebra.tree import Step, Tree, paths
+
+Sums = Sequence[Tensor]
+"""For each axis the sums that are wanted: factors, float64 (sums, combinations)."""
+
+
+def border_weight(
+    tree: Tree[Conv], found: Corrections, taps: Sequence[AxisTaps], subset: Subset
+) -> Tensor:
+    """The stored weights of the borders of a set of axes, float64.
+
+    (out_channels, in_channels / groups, *found.grid); where that has places that are zero for any
+    weights they are left out, and the last dimension counts the others.
+    """
+    sums = [axis.border if x in subset else axis.kernel for x, axis in enumerate(taps)]
+    ways = paths(tree)
+    groups = reduce(gcd, (conv.groups for way in ways for conv, _ in way))
+    term: Tensor | None = None
+    for way, part in zip(ways, _parts(sums, [axis.widths for axis in taps]), strict=True):
+        one = regrouped(*_of_chain([conv for conv, _ in way], part), groups)
+        term = one if term is None else term + one
+    return _without(term, found.absent, subset, len(taps))
+
+
+def border_bias(
+    tree: Tree[Conv], found: Corrections, taps: Sequence[AxisTaps], subset: Subset
+) -> Tensor:
+    """The stored biases of the borders of a set of axes, float64 (out_channels, *bias_grid), with
+    places left out as in `border_weight`.
+    """
+    sums = [axis.border_bias if x in subset else axis.bias for x, axis in enumerate(taps)]
+    parts = _parts(sums, [axis.bias_widths for axis in taps])
+    term: Tensor | None = None
+    for (bias, behind), part in zip(_biased(paths(tree)), parts, strict=True):
+        one = _carried(bias, behind, part)
+        term = one if term is None else term + one
+    return _without(term, found.absent_biases, subset, len(taps))
+
+
+def _parts(sums: Sums, widths: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
+    """The columns of each part, on every axis."""
+    split = [axis.split(tuple(width), 1) for axis, width in zip(sums, widths, strict=True)]
+    return (list(part) for part in zip(*split, strict=True))
+
+
+def _biased(ways: Sequence[Sequence[Step[Conv]]]) -> Iterator[tuple[Tensor, list[Conv]]]:
+    """Each bias that counts, and the layers behind it, in the order of `trace.presence`."""
+    for way in ways:
+        for place, (conv, counts) in enumerate(way):
+            if counts and conv.bias is not None:
+                yield conv.bias.double(), [behind for behind, _ in way[place + 1 :]]
+
+
+def _carried(bias: Tensor, behind: Sequence[Conv], sums: Sums) -> Tensor:
+    """A bias through the layers behind it: (out_channels, *sums)."""
+    ones = (1,) * len(sums)
+    if not behind:
+        constant = bias.reshape(-1, *ones)
+        for axis, factors in enumerate(sums, start=1):
+            constant = constant * factors.reshape(*(-1 if a == axis else 1 for a in range(1, len(sums) + 1)))
+        return constant
+    source = Conv(bias.reshape(-1, 1, *ones), None, (Axis(),) * len(sums))
+    weight, groups = _of_chain([source, *behind], sums)
+    return regrouped(weight, groups, 1).squeeze(1)
+
+
+def _without(term: Tensor | None, absent: Absent, subset: Subset, rank: int) -> Tensor:
+    """The term without the places where it is zero for any weights."""
+    if term is None:
+        raise ValueError("a border term needs at least one chain")
+    places = dict(absent).get(subset)
+    if not places:
+        return term
+    flat = term.flatten(term.ndim - rank)
+    kept = sorted(set(range(flat.shape[-1])) - set(places))
+    return flat[..., kept]
+
+
+def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
+    """The term of one chain: (out_channels, in_channels / groups, *sums), and its groups."""
+    *before, last = chain
+    if not before:
+        weight = last.weight.double()
+        for factors in sums:
+            weight = torch.tensordot(weight, factors, dims=([2], [1]))  # the axis goes to the end
+        return weight, last.groups
+    rests = [
+        _Rest.of(factors, taps)
+        for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
+    ]
+    inner, inner_groups = _of_chain(before, [rest.sums for rest in rests])
+    first, second = cells(last.weight, last.groups, inner, inner_groups)
+    term = first.new_zeros(
+        (second.shape[0], second.shape[1], first.shape[2], *(len(one) for one in sums))
+    )
+    for tap in product(*(range(taps) for taps in last.weight.shape[2:])):
+        at_tap: tuple[Any, ...] = (..., *tap)
+        chosen = [rest.behind(index) for rest, index in zip(rests, tap, strict=True)]
+        picked = first[_grid([rest for _, rest in chosen])]
+        found = second[at_tap] @ picked.flatten(2)
+        term[_grid([whole for whole, _ in chosen])] += found.unflatten(2, picked.shape[2:])
+    return joined(term, last.groups, inner_groups), gcd(last.groups, inner_groups)
+
+
+def _grid(indices: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The index of every combination of places on the last dimensions."""
+    count = len(indices)
+    return (..., *(one.reshape(_shape_along(x, count)) for x, one in enumerate(indices)))
+
+
+def _shape_along(axis: int, count: int) -> tuple[int, ...]:
+    return tuple(-1 if x == axis else 1 for x in range(count))
+
+
+class _Rest:
+    """Sums of one axis once the last layer's tap is chosen: sums over the layers before it.
+
+    `sums` are those that differ; `behind(tap)` says which of the whole sums have one, and which.
+    """
+
+    def __init__(self, sums: Tensor, places: Tensor) -> None:
+        self.sums, self._places = sums, places
+
+    @classmethod
+    def of(cls, sums: Tensor, taps: int) -> "_Rest":
+        apart = sums.unflatten(1, (taps, -1))
+        places = torch.full(apart.shape[:2], -1)
+        there = apart.any(2)
+        distinct, inverse = torch.unique(apart[there], dim=0, return_inverse=True)
+        places[there] = inverse
+        return cls(distinct, places)
+
+    def behind(self, tap: int) -> tuple[Tensor, Tensor]:
+        whole = (self._places[:, tap] >= 0).nonzero().flatten()
+        return whole, self._places[whole, tap]

@@ -1,0 +1,310 @@
+"""The border as a picture: where squeezed layers differ from the original ones, and by how much.
+
+Knows what verification measured and how to draw it, nothing of the terminal. matplotlib is an extra
+that is imported when something is drawn; pyplot, with its state, never.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import groupby, product
+from math import ceil, sqrt
+from pathlib import Path
+from textwrap import shorten, wrap
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from convsqueeze.checkpoint.disk import check_place, replace_files
+from convsqueeze.checkpoint.names import listed, shown
+from convsqueeze.errors import OutputError
+from convsqueeze.plan.wording import rows_told
+from convsqueeze.verify import DifferenceMap, Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+MOST_PANELS = 48
+"""More are too small to read on any sheet."""
+COLUMNS = 6
+PANEL_INCHES = (3.8, 3.9)
+LINE = 46
+"""Characters across a panel."""
+EXACT, NO_NUMBER, FRAME, FAILED = "0.88", "#00c8d7", "#1f5fbf", "firebrick"
+PERCENT = "%\u00a0of the largest output"
+METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
+"""For each suffix, what would make two files of the same figure differ."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The figure that was written, None where there was nothing to draw, and what is not in it."""
+
+    output: Path | None
+    drawn: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_plot(place: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raises OutputError where a figure cannot be drawn or must not be written; touches nothing."""
+    if place.suffix.lower() not in METADATA:
+        raise OutputError(
+            f"{place}: does not end in {', '.join(METADATA)}, one of which was needed. "
+            "Name the figure so."
+        )
+    check_place(place, overwrite=overwrite, inputs=inputs)
+    try:
+        import matplotlib
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise OutputError(
+            f"{place}: cannot be drawn ({error}), matplotlib was needed. "
+            "Install it with `pip install matplotlib`, or leave --plot out."
+        ) from error
+
+
+def write_plot(
+    report: Report, place: Path, *, overwrite: bool, inputs: Sequence[Path] = ()
+) -> Plot:
+    """Draw the maps of a report and write them, whole or not at all; no file if there are none.
+
+    Raises OutputError as `check_plot` does, and where the disk refuses.
+    """
+    check_plot(place, overwrite=overwrite, inputs=inputs)
+    if not report.maps:
+        return Plot(None, (), (f"nothing to draw: {_why_nothing(report)}",))
+    content = rendered(report, place.suffix.lower())
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    def ready() -> None:
+        check_place(place, overwrite=overwrite, inputs=inputs)
+
+    replace_files([(place, write)], ready)
+    names = tuple(one.name for one in panels(report))
+    return Plot(place, names, tuple(_not_drawn(report)))
+
+
+def _why_nothing(report: Report) -> str:
+    if report.plan is None:
+        return "no layer was run"
+    silent = _without_map(report)
+    return f"{listed(silent)} could not be run" if silent else "every layer is exact at every pixel"
+
+
+def _not_drawn(report: Report) -> Iterator[str]:
+    if silent := _without_map(report):
+        yield f"not drawn, as they could not be run: {listed(silent)}"
+    kept = {one.name for one in panels(report)}
+    if left := [one.name for one in report.maps if one.name not in kept]:
+        yield (
+            f"{len(left)} of {len(report.maps)} layers are not drawn, {MOST_PANELS} panels being the "
+            f"most that can be read: {listed(left)}; those that failed or differ most are"
+        )
+
+
+def _without_map(report: Report) -> list[str]:
+    """Layers that belong in the figure and that nothing is known of."""
+    exact = {one.name for one in report.layers if one.ok and one.policy != "interior"}
+    known = exact | {one.name for one in report.maps}
+    merges = report.plan.merges if report.plan is not None else ()
+    return [merge.into for merge in merges if merge.into not in known]
+
+
+def panels(report: Report) -> list[DifferenceMap]:
+    """The maps that are drawn, in the report's order: of too many those that failed and those with
+    the largest share.
+    """
+    failed = _problems(report)
+
+    def rank(one: DifferenceMap) -> tuple[bool, float]:
+        return one.name in failed, float(one.share.max())
+
+    first = {id(one) for one in sorted(report.maps, key=rank, reverse=True)[:MOST_PANELS]}
+    return [one for one in report.maps if id(one) in first]
+
+
+def _problems(report: Report) -> dict[str, str]:
+    return {one.name: one.problem for one in report.layers if one.problem}
+
+
+def rendered(report: Report, suffix: str) -> bytes:
+    """The figure as a file of this kind; equal reports give equal bytes, whatever style is set."""
+    import matplotlib
+
+    content = BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "convsqueeze"
+        figure_of(report).savefig(
+            content, format=suffix.removeprefix("."), metadata=METADATA[suffix]
+        )
+    return content.getvalue()
+
+
+def figure_of(report: Report) -> "Figure":
+    """One panel a map, in a grid, and what all have in common below."""
+    from matplotlib.figure import Figure
+
+    maps, problems = panels(report), _problems(report)
+    columns = len(maps) if len(maps) <= 3 else min(ceil(sqrt(len(maps))), COLUMNS)
+    rows = ceil(len(maps) / columns)
+    width, height = PANEL_INCHES
+    figure = Figure(figsize=(width * columns, height * rows), dpi=110, layout="constrained")
+    headings = [_heading(one, problems.get(one.name)) for one in maps]
+    most = max(heading.count("\n") for heading in headings)
+    places = figure.subfigures(rows, columns, squeeze=False).flat
+    for place, one, heading in zip(places, maps, headings, strict=False):
+        axes = place.subplots()
+        if one.difference.ndim >= 2:
+            _draw_image(place, axes, one)
+        else:
+            _draw_line(axes, one)
+        place.suptitle(
+            heading + "\n" * (most - heading.count("\n")),  # so that all panels are of one size
+            x=0.04,
+            ha="left",
+            fontsize=8,
+            color=FAILED if one.name in problems else "black",
+            parse_math=False,
+        )
+    legend = _wrapped(_legend(report, maps), (LINE + 8) * columns)
+    figure.supxlabel(legend, x=0.04 / columns, ha="left", fontsize=8, parse_math=False)
+    return figure
+
+
+def _legend(report: Report, maps: Sequence[DifferenceMap]) -> str:
+    settings = report.settings
+    inputs = f"{settings.trials} random inputs (seed {settings.seed})" if settings else "the inputs"
+    told = [
+        f"Largest difference over {inputs} of one size and all channels.",
+        "Grey: equal within the rounding of the stored weights.",
+        "Blue dashes: around what the plan says is exact.",
+        "The table's border error is the worst of several sizes, the smallest among them.",
+    ]
+    if any(one.difference.isinf().any() for one in maps):
+        told.append("Cyan: no finite number.")
+    told += [f"{note[0].upper()}{note[1:]}." for note in _not_drawn(report)]
+    return " ".join(told)
+
+
+def _heading(one: DifferenceMap, problem: str | None) -> str:
+    size = "x".join(map(str, one.size)) or "one vector"
+    if one.meant is not None and one.meant != one.size:
+        size = f"{size} (meets the border as {'x'.join(map(str, one.meant))})"
+    told = [shown(one.name), f"from {', '.join(map(shown, one.sources))}"]
+    told.append(f"kernel {one.kernel}, input {size}")
+    if one.difference.ndim == 3:
+        told.append(_projection(one)[1])
+    if problem is not None:
+        told.append(f"FAILED: {problem}")
+    else:
+        worst = 100 * float(one.share.max())
+        rows = rows_told(one.leaks, len(one.size)) or "no row"
+        told.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
+    return "\n".join(_wrapped(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in told)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(wrap(text, width))
+
+
+def _projection(one: DifferenceMap) -> tuple[list[int], str]:
+    """The slices of a volume that are looked through: those that the border does not spoil whole,
+    which would hide every other; all of them where it spoils all.
+    """
+    count = one.difference.shape[0]
+    clear = [index for index in range(count) if index not in one.predicted[0]]
+    if not clear or len(clear) == count:
+        return list(range(count)), f"largest over all {count} slices of the first axis"
+    told = f"largest over {len(clear)} of {count} slices of the first axis"
+    return clear, f"{told}: the others may differ everywhere"
+
+
+def _percent(values: Tensor, differs: Tensor) -> "np.ma.MaskedArray[Any, Any]":
+    """Shares in percent; masked where the difference is no more than rounding."""
+    return np.ma.masked_array((100 * values).numpy(), mask=~differs.numpy())
+
+
+def _scale_end(percent: "np.ma.MaskedArray[Any, Any]") -> float:
+    """The largest number that is one; 1 where there is none."""
+    finite = percent.compressed()[np.isfinite(percent.compressed())]
+    return float(finite.max(initial=0.0)) or 1.0
+
+
+def _draw_image(figure: "SubFigure", axes: "Axes", one: DifferenceMap) -> None:
+    """Two axes as an image; of three, the largest along the first."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import MaxNLocator
+
+    share, differs = one.share, one.differs
+    if share.ndim == 3:
+        through, _ = _projection(one)
+        differs = differs[through]
+        share, differs = (share[through] * differs).amax(0), differs.any(0)
+    percent = _percent(share, differs)
+    end = _scale_end(percent)
+    # not from the pale end, which could be taken for grey
+    colors = matplotlib.colormaps["magma_r"](np.linspace(0.2, 1.0, 256))
+    image = axes.imshow(
+        percent,
+        cmap=ListedColormap(colors).with_extremes(bad=EXACT, over=NO_NUMBER),
+        vmin=0.0,
+        vmax=end,
+        interpolation="nearest",
+        aspect="equal" if max(share.shape) <= 3 * min(share.shape) else "auto",
+    )
+    rows, columns = one.predicted[-2:]
+    height, width = share.shape
+    for down, across in product(_runs(height, rows), _runs(width, columns)):
+        corner = (across[0] - 0.5, down[0] - 0.5)
+        spans = (across[1] - across[0] + 1, down[1] - down[0] + 1)
+        axes.add_patch(Rectangle(corner, *spans, fill=False, ec=FRAME, lw=0.9, ls="--"))
+    axes.tick_params(labelsize=7)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+    if percent.count():
+        bar = figure.colorbar(image, ax=axes, shrink=0.8)
+        bar.ax.tick_params(labelsize=7)
+        bar.set_label(PERCENT, fontsize=7)
+
+
+def _runs(count: int, spoiled: frozenset[int]) -> list[tuple[int, int]]:
+    """First and last of each run of indices below `count` that are not spoiled."""
+    clear = [index for index in range(count) if index not in spoiled]
+    grouped = groupby(enumerate(clear), key=lambda pair: pair[1] - pair[0])
+    runs = [[index for _, index in run] for _, run in grouped]
+    return [(run[0], run[-1]) for run in runs]
+
+
+def _draw_line(axes: "Axes", one: DifferenceMap) -> None:
+    """One axis, or a single number, as stems."""
+    from matplotlib.ticker import MaxNLocator
+
+    percent = _percent(one.share.reshape(-1), one.differs.reshape(-1))
+    end = _scale_end(percent)
+    places = np.arange(len(percent))
+    finite = np.isfinite(percent.filled(0.0))
+    within, over = percent.mask, ~percent.mask & ~finite
+    told = ~percent.mask & finite
+    axes.plot(places[within], np.zeros(within.sum()), ".", color="0.6", ms=3)
+    axes.vlines(places[told], 0.0, percent[told], color="#b5367a", lw=1.2)
+    axes.plot(places[told], percent[told], "o", color="#b5367a", ms=3)
+    axes.vlines(places[over], 0.0, 1.1 * end, color=NO_NUMBER, lw=1.2)
+    for first, last in _runs(len(percent), one.predicted[0] if one.predicted else frozenset()):
+        axes.axvspan(first - 0.5, last + 0.5, fill=False, ec=FRAME, lw=0.9, ls="--")
+    axes.set_xlim(-1.0, len(percent))
+    axes.set_ylim(-0.05 * end, 1.1 * end)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("output sample", fontsize=7)
+    axes.set_ylabel(PERCENT, fontsize=7)

@@ -1,0 +1,113 @@
+"""Where a squeezed layer differs from the layers it replaced, and by how much: a picture's data.
+
+Measures only; knows nothing of drawing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.border import Leak, leaks, wrong_rows
+from convsqueeze.module import SqueezedConv
+from convsqueeze.plan import Merge
+from convsqueeze.plan.wording import kernel, part_name
+from convsqueeze.verify.layer import comparison
+from convsqueeze.verify.probes import Size, random_image, telling_size
+
+
+@dataclass(frozen=True, eq=False)
+class DifferenceMap:
+    """How far a squeezed layer is from the original layers at each place of its output.
+
+    `difference` (*output_size) is the largest over channels and random inputs of `size`, infinite
+    where an output is no number; `differs` says where it is more than rounding. `largest` is the
+    original's largest output. `predicted` are the outputs on each axis that the plan says may
+    differ, `leaks` the same by sides, both for this size; `meant` is the manifest's input size.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    kernel: str
+    size: Size
+    meant: Size | None
+    difference: Tensor
+    differs: Tensor
+    largest: float
+    predicted: tuple[frozenset[int], ...]
+    leaks: tuple[Leak, ...]
+
+    @property
+    def share(self) -> Tensor:
+        """`difference / largest`; infinite where it is not zero and the largest is."""
+        return torch.where(self.difference > 0, self.difference / self.largest, 0.0)
+
+    @property
+    def excused(self) -> Tensor:
+        """Where the plan says that the output may differ, bool (*output_size)."""
+        mask = torch.zeros(self.difference.shape, dtype=torch.bool)
+        for axis, rows in enumerate(self.predicted):
+            mask.index_fill_(axis, torch.tensor(sorted(rows), dtype=torch.long), True)
+        return mask
+
+    @property
+    def stray(self) -> str | None:
+        """What is more than rounding and not predicted, if anything is."""
+        wrong = (self.differs & ~self.excused).nonzero()
+        if not len(wrong):
+            return None
+        worst = float(self.difference[~self.excused].max())
+        size = "x".join(map(str, self.size)) or "one vector"
+        return (
+            f"differs by up to {worst:.3e} in {len(wrong)} places that the border does not excuse, "
+            f"random input of {size}, first at {wrong[0].tolist()}"
+        )
+
+
+def difference_map(
+    merge: Merge,
+    module: SqueezedConv,
+    load: Callable[[str], Tensor],
+    *,
+    trials: int,
+    seed: int,
+) -> DifferenceMap | None:
+    """Run both on `trials` random inputs of one telling size; None where the squeezed one fails to.
+
+    `load` gives the original's stored tensors.
+    """
+    tree = merge.geometry_tree
+    size = telling_size(tree, merge.input_size)
+    both = comparison(merge, module, load, "affine")
+    generator = torch.Generator().manual_seed(seed)
+    differences, differing, largest = [], [], 0.0
+    for _ in range(trials):
+        x = random_image(merge.geometry, size, generator, 1)
+        expected = both.original(x)
+        try:
+            actual, bound = both.squeezed(x), both.bound(x)
+        except RuntimeError:
+            return None
+        if actual.shape != expected.shape:
+            return None
+        difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
+        differences.append(difference.amax((0, 1)))
+        wrong = (difference > bound) | difference.isinf()
+        differing.append(wrong.any(0).any(0))
+        largest = max(largest, float(expected.abs().max()))
+    plain = merge.border == "interior"  # any other policy excuses nothing
+    return DifferenceMap(
+        name=merge.into,
+        sources=tuple(part_name(leaf, f"{merge.into}.") for leaf in merge.layers),
+        kernel=kernel(merge.geometry),
+        size=size,
+        meant=merge.input_size,
+        difference=torch.stack(differences).amax(0),
+        differs=torch.stack(differing).any(0),
+        largest=largest,
+        predicted=tuple(
+            wrong_rows(tree, axis, n) if plain else frozenset() for axis, n in enumerate(size)
+        ),
+        leaks=leaks(tree, size) if plain else (),
+    )
