@@ -3,7 +3,7 @@
 Knows the recipe and how to run an operator; nothing of manifests or plans.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
+from convsqueeze.algebra.corrections import BORDER, Corrections, Subset, digits, term_name
+from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.strips import Stored, add_borders, grid_of, pack
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.recipe import RecipeLayer, read_recipe
@@ -29,26 +32,76 @@ class SqueezedConv(nn.Module):
     """One merged layer: (batch, in_channels, *size) to (batch, out_channels, *output_size).
 
     `weight` and `bias` are stored as in torch's layer of the same kind (`linear`: channels last).
-    Each side of each axis has its own padding. Raises GeometryError where the tensors do not fit
-    the recipe.
+    Each side of each axis has its own padding. Where the plain operator is not exact at the border
+    and the policy is `corrected`, `border` adds what is missing; its tensors are given by the names
+    of `Corrections.shapes`. Raises GeometryError where the tensors do not fit the recipe and, when
+    called, for an input size whose border is not corrected.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, layer: RecipeLayer, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        layer: RecipeLayer,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        border: Mapping[str, Tensor] | None = None,
+        *,
+        signs: bool = True,
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.axes = layer.axes()
+        self.groups = layer.groups
+        self.is_transposed = layer.kind == "conv_transpose"
         _check_shapes(layer, weight, bias)
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.border = None
+        if layer.corrections is not None:
+            self.border = Border(layer, self.geometry, border or {}, signs=signs)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Channels and axes of the plain operator."""
+        first, second = self.weight.shape[:2]
+        channels = (second * self.groups, first)
+        if self.is_transposed:
+            channels = (first, second * self.groups)
+        return Geometry(*channels, self.axes, self.groups, self.bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Tensor = self.weight
-        if self.layer.kind == "conv_transpose":
-            weight = transposed_layout(weight, self.layer.groups)
-        return apply_operator(x, weight, self.bias, self.axes, self.layer.groups)
+        if self.is_transposed:
+            weight = transposed_layout(weight, self.groups)
+        y = apply_operator(x, weight, self.bias, self.axes, self.groups)
+        return y if self.border is None else self.border(y, x)
+
+    def border_tensors(self) -> dict[str, Tensor]:
+        """The correction tensors, by the names of `Corrections.shapes`."""
+        return {} if self.border is None else dict(self.border.named_parameters())
+
+    def converted(
+        self,
+        weight: Callable[[Tensor], Tensor],
+        bias: Callable[[Tensor], Tensor] | None,
+        *,
+        signs: bool = True,
+    ) -> "SqueezedConv":
+        """The same layer with other values: every weight and every bias through a function each.
+
+        Without one for the biases they are left out. With `signs` off border terms are added where
+        they are subtracted, as a bound needs it. Free of gradients.
+        """
+        border = {}
+        for name, tensor in self.border_tensors().items():
+            convert = weight if name.endswith("weight") else bias
+            if convert is not None:
+                border[name] = convert(tensor.detach())
+        kept = None if bias is None or self.bias is None else bias(self.bias.detach())
+        module = SqueezedConv(self.layer, weight(self.weight.detach()), kept, border, signs=signs)
+        return module.requires_grad_(False)
 
     def extra_repr(self) -> str:
         layer = self.layer
@@ -57,6 +110,108 @@ class SqueezedConv(nn.Module):
             f"padding={layer.padding}, dilation={layer.dilation}, groups={layer.groups}, "
             f"border={layer.border}"
         )
+
+
+class Border(nn.Module):
+    """What a plain operator lacks at the borders: the terms of `algebra.corrections`.
+
+    Each set of axes has a child named by their numbers, `0` or `01`, with `weight` and `bias`.
+    """
+
+    tables: Tensor
+
+    def __init__(
+        self,
+        layer: RecipeLayer,
+        geometry: Geometry,
+        tensors: Mapping[str, Tensor],
+        *,
+        signs: bool = True,
+    ) -> None:
+        super().__init__()
+        corrections = _checked(layer, geometry, tensors)
+        self.corrections = corrections
+        self.axes: tuple[Axis, ...] = geometry.axes
+        self.groups, self.signs = geometry.groups, signs
+        self.kernel_size = geometry.kernel_size
+        tables, self.strips = pack(corrections)
+        self.register_buffer("tables", tables, persistent=False)
+        for subset in corrections.subsets:
+            term = Term(corrections, subset, geometry, tensors)
+            self.add_module(digits(subset), term)
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """`y`, the plain operator's output for `x`, made exact in place."""
+        sizes = x.shape[x.ndim - len(self.axes) :]
+        strips = []
+        for axis, table, size in zip(self.corrections.axes, self.strips, sizes, strict=True):
+            found = table.get(axis.class_size(size))
+            if found is None:
+                raise GeometryError(axis.not_for(int(size)))
+            strips.append(found)
+        stored = {subset: term() for subset, term in self.named_terms()}
+        return add_borders(
+            y, x, stored, strips, self.tables, self.axes, self.groups, signs=self.signs
+        )
+
+    def named_terms(self) -> Iterator[tuple[Subset, "Term"]]:
+        """Each set of axes with its tensors."""
+        for child in self.children():
+            if isinstance(child, Term):
+                yield child.subset, child
+
+
+class Term(nn.Module):
+    """The tensors of one set of axes, called without arguments for their grids."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        corrections: Corrections,
+        subset: Subset,
+        geometry: Geometry,
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.subset = subset
+        self.grids = corrections.grid(subset, geometry.kernel_size), corrections.bias_grid(subset)
+        self.absent = tuple(
+            dict(places).get(subset, ())
+            for places in (corrections.absent, corrections.absent_biases)
+        )
+        for role in ("weight", "bias"):
+            tensor = tensors.get(term_name(subset, role))
+            self.register_parameter(role, None if tensor is None else nn.Parameter(tensor))
+
+    def forward(self) -> Stored:
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            weight = grid_of(weight, self.grids[0], self.absent[0])
+        if bias is not None:
+            bias = grid_of(bias, self.grids[1], self.absent[1])
+        return weight, bias
+
+
+def _checked(layer: RecipeLayer, geometry: Geometry, tensors: Mapping[str, Tensor]) -> Corrections:
+    """The corrections of a recipe's layer. Raises GeometryError unless the tensors are theirs."""
+    corrections = layer.corrections
+    if corrections is None:
+        raise GeometryError(f"{layer.name} has no corrections")
+    corrections.check(geometry.kernel_size)
+    wanted = {
+        name: shape
+        for name, shape in corrections.shapes(geometry).items()
+        if geometry.bias or not name.endswith("bias")
+    }
+    for name in sorted(wanted.keys() | tensors.keys()):
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != wanted.get(name):
+            raise GeometryError(
+                f"{layer.name}.{BORDER}.{name} has shape {found}, {wanted.get(name)} was needed"
+            )
+    return corrections
 
 
 def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:
@@ -85,13 +240,24 @@ def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv
     weight = tensors.get(f"{layer.name}.weight")
     if weight is None:
         raise CheckpointError(f"{layer.name}.weight is not in the squeezed file.")
-    return SqueezedConv(layer, weight, tensors.get(f"{layer.name}.bias"))
+    inside = f"{layer.name}.{BORDER}."
+    border = {
+        name.removeprefix(inside): tensor
+        for name, tensor in tensors.items()
+        if layer.corrections is not None and name.startswith(inside)
+    }
+    return SqueezedConv(layer, weight, tensors.get(f"{layer.name}.bias"), border)
 
 
 def stored_tensors(layer: RecipeLayer, source: Source) -> dict[str, Tensor]:
     """A layer's tensors by full name, those that there are."""
-    names = (f"{layer.name}.weight", f"{layer.name}.bias")
-    return {name: source.load(name) for name in names if name in source.tensors}
+    own = (f"{layer.name}.weight", f"{layer.name}.bias")
+    inside = f"{layer.name}.{BORDER}."
+    return {
+        name: source.load(name)
+        for name in source.tensors
+        if name in own or (layer.corrections is not None and name.startswith(inside))
+    }
 
 
 def load_layers(

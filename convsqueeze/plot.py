@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 MOST_PANELS = 48
 """More are too small to read on any sheet."""
 COLUMNS = 6
-PANEL_INCHES = (3.8, 3.9)
+PANEL_INCHES = (3.8, 3.1)
+"""Without the lines of text."""
+LINE_INCHES = 0.155
 LINE = 46
 """Characters across a panel."""
 EXACT, NO_NUMBER, FRAME, FAILED = "0.88", "#00c8d7", "#1f5fbf", "firebrick"
@@ -105,8 +107,8 @@ def _not_drawn(report: Report) -> Iterator[str]:
     kept = {one.name for one in panels(report)}
     if left := [one.name for one in report.maps if one.name not in kept]:
         yield (
-            f"{len(left)} of {len(report.maps)} layers are not drawn, {MOST_PANELS} panels being the "
-            f"most that can be read: {listed(left)}; those that failed or differ most are"
+            f"{len(left)} of {len(report.maps)} layers are not drawn, {MOST_PANELS} panels being "
+            f"the most that can be read: {listed(left)}; those that failed or differ most are"
         )
 
 
@@ -156,10 +158,12 @@ def figure_of(report: Report) -> "Figure":
     maps, problems = panels(report), _problems(report)
     columns = len(maps) if len(maps) <= 3 else min(ceil(sqrt(len(maps))), COLUMNS)
     rows = ceil(len(maps) / columns)
-    width, height = PANEL_INCHES
-    figure = Figure(figsize=(width * columns, height * rows), dpi=110, layout="constrained")
     headings = [_heading(one, problems.get(one.name)) for one in maps]
     most = max(heading.count("\n") for heading in headings)
+    legend = _wrapped(_legend(report, maps), (LINE + 8) * columns)
+    lines = rows * (most + 1) + legend.count("\n") + 1
+    size = (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1] + lines * LINE_INCHES)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
     places = figure.subfigures(rows, columns, squeeze=False).flat
     for place, one, heading in zip(places, maps, headings, strict=False):
         axes = place.subplots()
@@ -175,7 +179,6 @@ def figure_of(report: Report) -> "Figure":
             color=FAILED if one.name in problems else "black",
             parse_math=False,
         )
-    legend = _wrapped(_legend(report, maps), (LINE + 8) * columns)
     figure.supxlabel(legend, x=0.04 / columns, ha="left", fontsize=8, parse_math=False)
     return figure
 

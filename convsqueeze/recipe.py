@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from convsqueeze.algebra.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError
 
 Kind = Literal["conv", "conv_transpose", "linear"]
+Border = Literal["exact", "corrected", "interior"]
 
 
 class _Value(BaseModel):
@@ -24,7 +26,8 @@ class RecipeLayer(_Value):
 
     For `conv_transpose` the stride is the upsampling and the padding what torch takes off the full
     output; `output_stride`, given where it is not 1, keeps every n-th sample of that.
-    `padding_mode` is one word, or one for each axis where they differ.
+    `padding_mode` is one word, or one for each axis where they differ. `corrections` say what the
+    tensors under `<name>.border.` are for and to which rows of which input sizes they are added.
     """
 
     name: str
@@ -36,10 +39,11 @@ class RecipeLayer(_Value):
     padding_mode: str | tuple[str, ...] = "zeros"
     dilation: tuple[int, ...]
     groups: int
-    border: Literal["exact", "interior"]
+    border: Border
     weights_before: int
     weights_after: int
     output_stride: tuple[int, ...] | None = None
+    corrections: Corrections | None = None
 
     @classmethod
     def of(
@@ -48,8 +52,9 @@ class RecipeLayer(_Value):
         geometry: Geometry,
         *,
         sources: Sequence[str],
-        border: Literal["exact", "interior"],
+        border: Border,
         weights_before: int,
+        corrections: Corrections | None = None,
     ) -> "RecipeLayer":
         """The entry for a merged layer of this geometry."""
         axes = geometry.axes
@@ -71,8 +76,9 @@ class RecipeLayer(_Value):
             groups=geometry.groups,
             border=border,
             weights_before=weights_before,
-            weights_after=geometry.weights,
+            weights_after=geometry.weights + (corrections.weights(geometry) if corrections else 0),
             output_stride=steps if stepped else None,
+            corrections=corrections,
         )
 
     def axes(self) -> tuple[Axis, ...]:
@@ -119,7 +125,7 @@ class Recipe(_Value):
     source: Source
     layers: tuple[RecipeLayer, ...]
     manifest: dict[str, Any]
-    border: Literal["exact", "interior"] | None = None
+    border: Border | None = None
     growth: Literal["refuse", "skip", "allow"] = "refuse"
 
     def to_json(self) -> str:

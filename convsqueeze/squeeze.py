@@ -1,15 +1,18 @@
 """Plan + tensors -> the merged tensors, the edits they make and the recipe. Touches no file."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.border_values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.tree import fold
+from convsqueeze.algebra.corrections import BORDER
+from convsqueeze.algebra.precision import round_once
+from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.errors import TensorDataError
 from convsqueeze.manifest import Border
@@ -26,12 +29,14 @@ class Squeezed:
     merge: Merge
     weight: Tensor
     bias: Tensor | None
+    border: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
+        """By full name; correction tensors under `<into>.border.`."""
         named = {f"{self.merge.into}.weight": self.weight}
         if self.bias is not None:
             named[f"{self.merge.into}.bias"] = self.bias
-        return named
+        return named | {f"{self.merge.into}.{BORDER}.{k}": t for k, t in self.border.items()}
 
 
 def squeeze(plan: Plan, load: Load) -> Iterator[Squeezed]:
@@ -46,28 +51,41 @@ def squeeze(plan: Plan, load: Load) -> Iterator[Squeezed]:
 
 def squeeze_one(merge: Merge, load: Load) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
-    exact: Conv = fold(
-        merge.tree,
-        lambda leaf: leaf.conv(load),
+    convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
+    whole: Conv = fold(
+        convs,
+        lambda leaf: leaf,
         lambda links: reduce(lambda inner, outer: outer @ inner, links),
         lambda branches: reduce(lambda left, right: left + right, branches),
     )
-    rounded = exact.to(merge.dtype)
+    exact = {"weight": whole.weight.double()}
+    if whole.bias is not None:
+        exact["bias"] = whole.bias.double()
+    if merge.corrections is not None:
+        terms = border_terms(convs, merge.corrections, merge.border_taps)
+        exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
+    rounded = {name: round_once(value, merge.dtype) for name, value in exact.items()}
     _check_range(merge, exact, rounded)
     _check_underflow(merge, exact, rounded)
-    weight = rounded.weight
+    weight = rounded["weight"]
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
-    return Squeezed(merge, weight.contiguous(), rounded.bias)
+    border = {
+        name.removeprefix(f"{BORDER}."): value.contiguous()
+        for name, value in rounded.items()
+        if name.startswith(f"{BORDER}.")
+    }
+    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border)
 
 
-def _check_range(merge: Merge, exact: Conv, rounded: Conv) -> None:
-    for name, wide, stored in (
-        ("weight", exact.weight, rounded.weight),
-        ("bias", exact.bias, rounded.bias),
-    ):
-        if wide is None or stored is None or bool(stored.isfinite().all()):
+Named = Mapping[str, Tensor]
+
+
+def _check_range(merge: Merge, exact: Named, rounded: Named) -> None:
+    for name, stored in rounded.items():
+        if bool(stored.isfinite().all()):
             continue
+        wide = exact[name]
         place = (~stored.isfinite()).nonzero()[0].tolist()
         value = wide[tuple(place)].item()
         dtype = str(merge.dtype).removeprefix("torch.")
@@ -78,10 +96,14 @@ def _check_range(merge: Merge, exact: Conv, rounded: Conv) -> None:
         )
 
 
-def _check_underflow(merge: Merge, exact: Conv, rounded: Conv) -> None:
+def _check_underflow(merge: Merge, exact: Named, rounded: Named) -> None:
     """Rounding costs at most eps of a channel's weights, unless they underflow the dtype."""
-    wide = exact.weight.flatten(1).abs().sum(1)
-    lost = (exact.weight - rounded.weight.double()).flatten(1).abs().sum(1)
+    weights = [name for name in exact if name.endswith("weight")]
+    wide = sum((exact[name].flatten(1).abs().sum(1) for name in weights), torch.zeros(()))
+    lost = sum(
+        ((exact[name] - rounded[name].double()).flatten(1).abs().sum(1) for name in weights),
+        torch.zeros(()),
+    )
     bad = (lost > torch.finfo(merge.dtype).eps * wide).nonzero()
     if len(bad):
         channel = int(bad[0])
@@ -124,6 +146,7 @@ def recipe_layer(merge: Merge) -> RecipeLayer:
         sources=[leaf.label for leaf in merge.layers],
         border=merge.border,
         weights_before=merge.weights_before,
+        corrections=merge.corrections,
     )
 
 

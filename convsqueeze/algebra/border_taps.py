@@ -8,11 +8,10 @@ of their own. A set of linearly independent entries, found by elimination in rat
 all the others: no storage with fewer taps can serve every size. Whole numbers only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache, reduce
-from itertools import product
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -35,7 +34,6 @@ from convsqueeze.algebra.sizes import (
 from convsqueeze.algebra.sizes import output_size as output_size_of
 from convsqueeze.algebra.trace import (
     NOTHING,
-    Path,
     axis_paths,
     merged_sources,
     presence,
@@ -121,9 +119,7 @@ def _absent(subsets: Sequence[Subset], axes: Sequence[AxisTaps], what: str) -> A
 
 
 @lru_cache(maxsize=1024)
-def _analysis(
-    tree: GeometryTree, axis: int, fixed: int | None
-) -> tuple[AxisCorrections, AxisTaps]:
+def _analysis(tree: GeometryTree, axis: int, fixed: int | None) -> tuple[AxisCorrections, AxisTaps]:
     comparison = _Comparison(tree, axis)
     classes, settled, repeat = _classes(comparison)
     if fixed is not None:
@@ -139,22 +135,7 @@ def _analysis(
         repeat,
         len(weights.vectors),
         len(biases.vectors),
-        tuple(
-            SizeClass(
-                size,
-                tuple(
-                    (*place, tap, factor)
-                    for place, vector in found[0].items()
-                    for tap, factor in weights.made_of(vector)
-                ),
-                tuple(
-                    (*place, tap, factor)
-                    for place, vector in found[1].items()
-                    for tap, factor in biases.made_of(vector)
-                ),
-            )
-            for size, found in classes.items()
-        ),
+        tuple(_class(size, *found, weights, biases) for size, found in classes.items()),
     )
     taps = AxisTaps(
         comparison.kernel,
@@ -165,6 +146,25 @@ def _analysis(
         comparison.bias_widths,
     )
     return table, taps
+
+
+def _class(
+    size: int, weights: Entries, biases: Entries, basis: "_Basis", bias_basis: "_Basis"
+) -> SizeClass:
+    """The entries of a size as combinations of border taps."""
+    return SizeClass(
+        size,
+        tuple(
+            (place[0], place[1], tap, factor)
+            for place, vector in weights.items()
+            for tap, factor in basis.made_of(vector)
+        ),
+        tuple(
+            (place[0], tap, factor)
+            for place, vector in biases.items()
+            for tap, factor in bias_basis.made_of(vector)
+        ),
+    )
 
 
 class _Comparison:
@@ -233,7 +233,7 @@ def _kernel_taps(positions: Tensor, seen: Tensor, whole: Axis) -> Tensor:
     return ((places == positions) & seen).double()
 
 
-def _side_by_side(tables: Sequence[Tensor]) -> Tensor:
+def _side_by_side(tables: list[Tensor]) -> Tensor:
     return torch.cat(tables, 1) if tables else torch.zeros(0, 0, dtype=torch.bool)
 
 
@@ -283,16 +283,16 @@ def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]
         implied = tuple(_at(one, size, outputs) for one in settled_entries[size % repeat])
         if real != implied:
             settled, small[size] = size + 1, real
-    if len({str(found) for found in settled_entries.values()}) == 1:
+    if all(one == settled_entries[0] for one in settled_entries.values()):
         settled_entries, repeat = {0: settled_entries[0]}, 1
-    found = {n: small.get(n) or comparison.entries(n) for n in _legal(comparison, settled)}
+    kinds = {
+        n: small.get(n) or comparison.entries(n)
+        for n in range(comparison.first, settled)
+        if comparison.outputs(n) is not None
+    }
     for size in range(settled, settled + repeat):
-        found[size] = settled_entries[size % repeat]
-    return found, settled, repeat
-
-
-def _legal(comparison: _Comparison, stop: int) -> Iterator[int]:
-    return (n for n in range(comparison.first, stop) if comparison.outputs(n) is not None)
+        kinds[size] = settled_entries[size % repeat]
+    return kinds, settled, repeat
 
 
 def _from_the_ends(comparison: _Comparison, size: int) -> tuple[Entries, Entries]:

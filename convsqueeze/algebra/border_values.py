@@ -12,7 +12,7 @@ those that differ are computed. With the sums of a merged kernel this would be t
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import product
-from math import gcd, prod
+from math import gcd
 from typing import Any
 
 import torch
@@ -20,13 +20,29 @@ from torch import Tensor
 
 from convsqueeze.algebra.border_taps import AxisTaps
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.corrections import Absent, Corrections, Subset
+from convsqueeze.algebra.corrections import Absent, Corrections, Subset, term_name
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.groups import cells, joined, regrouped
-from convsqueeze.algebra.tree import Step, Tree, paths
+from convsqueeze.algebra.sizes import merged
+from convsqueeze.algebra.tree import Step, Tree, mapped, paths
 
 Sums = Sequence[Tensor]
 """For each axis the sums that are wanted: factors, float64 (sums, combinations)."""
+
+
+def border_terms(
+    tree: Tree[Conv], found: Corrections, taps: Sequence[AxisTaps]
+) -> dict[str, Tensor]:
+    """Every tensor that the corrections store, by the names of `Corrections.shapes`, float64."""
+    geometry = merged(mapped(tree, lambda conv: conv.geometry))
+    shapes = found.shapes(geometry)
+    terms = {}
+    for subset in found.subsets:
+        for role, values in (("weight", border_weight), ("bias", border_bias)):
+            name = term_name(subset, role)
+            if name in shapes:
+                terms[name] = values(tree, found, taps, subset)
+    return terms
 
 
 def border_weight(
@@ -82,7 +98,9 @@ def _carried(bias: Tensor, behind: Sequence[Conv], sums: Sums) -> Tensor:
     if not behind:
         constant = bias.reshape(-1, *ones)
         for axis, factors in enumerate(sums, start=1):
-            constant = constant * factors.reshape(*(-1 if a == axis else 1 for a in range(1, len(sums) + 1)))
+            constant = constant * factors.reshape(
+                *(-1 if a == axis else 1 for a in range(1, len(sums) + 1))
+            )
         return constant
     source = Conv(bias.reshape(-1, 1, *ones), None, (Axis(),) * len(sums))
     weight, groups = _of_chain([source, *behind], sums)
@@ -110,8 +128,7 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
             weight = torch.tensordot(weight, factors, dims=([2], [1]))  # the axis goes to the end
         return weight, last.groups
     rests = [
-        _Rest.of(factors, taps)
-        for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
+        _Rest.of(factors, taps) for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
     ]
     inner, inner_groups = _of_chain(before, [rest.sums for rest in rests])
     first, second = cells(last.weight, last.groups, inner, inner_groups)

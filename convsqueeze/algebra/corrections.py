@@ -28,7 +28,24 @@ from convsqueeze.errors import GeometryError
 
 Subset = tuple[int, ...]
 """Axes on which a term is at the border: (0,) a face, (0, 1) a corner of an image."""
+Span = tuple[int, int]
+"""Places from the first to before the last; both below one: counted from the end."""
 Absent = tuple[tuple[Subset, tuple[int, ...]], ...]
+
+
+BORDER = "border"
+"""What the correction tensors of a layer are stored under, behind its name."""
+LARGEST_PLACE = 1 << 16
+
+
+def digits(subset: Subset) -> str:
+    """`01`: what the tensors of a set of axes are stored under."""
+    return "".join(map(str, subset))
+
+
+def term_name(subset: Subset, role: str) -> str:
+    """`01.weight`: what a tensor of a set of axes is called."""
+    return f"{digits(subset)}.{role}"
 
 
 @dataclass(frozen=True)
@@ -58,9 +75,28 @@ class SizeClass:
         """Every sample that a correction reads."""
         return _in_order({column for _, column, *_ in self.weights})
 
+    @property
+    def row_spans(self) -> tuple[Span, ...]:
+        return _spans(self.rows)
+
+    @property
+    def column_spans(self) -> tuple[Span, ...]:
+        return _spans(self.columns)
+
 
 def _in_order(places: set[int]) -> tuple[int, ...]:
     return (*sorted(p for p in places if p >= 0), *sorted(p for p in places if p < 0))
+
+
+def _spans(places: Sequence[int]) -> tuple[Span, ...]:
+    """The span from the start and the one from the end that hold the places."""
+    low, high = [p for p in places if p >= 0], [p for p in places if p < 0]
+    return tuple((min(part), max(part) + 1) for part in (low, high) if part)
+
+
+def span_length(spans: Sequence[Span]) -> int:
+    """Places that spans hold."""
+    return sum(stop - start for start, stop in spans)
 
 
 @dataclass(frozen=True)
@@ -95,11 +131,15 @@ class AxisCorrections:
         """
         found = self._by_size.get(self.class_size(size))
         if found is None:
-            raise GeometryError(
-                f"an input of {size} samples on an axis is not among the sizes whose border this "
-                f"layer corrects ({self.told})"
-            )
+            raise GeometryError(self.not_for(size))
         return found
+
+    def not_for(self, size: int) -> str:
+        """Why an input of `size` has no class."""
+        return (
+            f"the border of this layer is corrected for inputs of {self.told} samples on an axis, "
+            f"not for {size}"
+        )
 
     @property
     def told(self) -> str:
@@ -117,6 +157,25 @@ class AxisCorrections:
     @property
     def is_empty(self) -> bool:
         return not self.taps and not self.bias_taps
+
+    def check(self) -> None:
+        """Raises GeometryError unless every number refers to something that there is."""
+        if (
+            self.period < 1
+            or self.taps < 0
+            or self.bias_taps < 0
+            or len(self._by_size) != len(self.classes)
+        ):
+            raise GeometryError("corrections of an axis with impossible counts")
+        for one in self.classes:
+            taps = {tap for _, _, tap, _ in one.weights}, {tap for _, tap, _ in one.biases}
+            for used, count in zip(taps, (self.taps, self.bias_taps), strict=True):
+                if any(not 0 <= tap < count for tap in used):
+                    raise GeometryError(f"a border tap is none of the {count} that are stored")
+            if any(self.class_size(place) != place for place in (one.size,)):
+                raise GeometryError(f"{one.size} is no size that stands for a class")
+            if max(map(abs, (*one.rows, *one.columns)), default=0) > LARGEST_PLACE:
+                raise GeometryError("a correction is impossibly far from the border")
 
 
 @dataclass(frozen=True)
@@ -154,22 +213,67 @@ class Corrections:
             axis.bias_taps if index in subset else 1 for index, axis in enumerate(self.axes)
         )
 
-    def stored_taps(self, subset: Subset, kernel_size: Sequence[int]) -> int:
-        """How many matrices (out_channels, in_channels / groups) the set stores."""
-        return prod(self.grid(subset, kernel_size)) - len(dict(self.absent).get(subset, ()))
+    def shapes(self, geometry: Geometry) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each stored tensor, for the merged operator's geometry: `0.weight`,
+        `01.bias`, the digits being the axes of the set.
 
-    def stored_biases(self, subset: Subset) -> int:
-        """How many vectors (out_channels,) the set stores."""
-        return prod(self.bias_grid(subset)) - len(dict(self.absent_biases).get(subset, ()))
+        Weights are (out_channels, in_channels / groups, *grid), biases (out_channels, *bias_grid);
+        where places of a grid are absent one number, of those that are not, stands for it.
+        """
+        found = {}
+        for subset in self.subsets:
+            weights, biases = self._stored(subset, geometry.kernel_size)
+            if prod(weights):
+                found[term_name(subset, "weight")] = (*geometry.weight_shape[:2], *weights)
+            if prod(biases):
+                found[term_name(subset, "bias")] = (geometry.out_channels, *biases)
+        return found
+
+    def _stored(
+        self, subset: Subset, kernel_size: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        grids = self.grid(subset, kernel_size), self.bias_grid(subset)
+        absent = dict(self.absent).get(subset, ()), dict(self.absent_biases).get(subset, ())
+        weights, biases = (
+            (prod(grid) - len(places),) if places else grid
+            for grid, places in zip(grids, absent, strict=True)
+        )
+        return weights, biases
 
     def weights(self, geometry: Geometry) -> int:
         """Numbers to store beside those of the merged operator, whose geometry is given."""
-        channels = prod(geometry.weight_shape[:2])
-        return sum(
-            self.stored_taps(subset, geometry.kernel_size) * channels
-            + self.stored_biases(subset) * geometry.out_channels
-            for subset in self.subsets
-        )
+        return sum(prod(shape) for shape in self.shapes(geometry).values())
+
+    def macs(self, geometry: Geometry, size: Sequence[int]) -> int:
+        """Multiplications of all border terms for one image of `size`."""
+        total = 0
+        classes = [axis.of(n) for axis, n in zip(self.axes, size, strict=True)]
+        for subset in self.subsets:
+            positions = 1
+            for index, (axis, n) in enumerate(zip(geometry.axes, size, strict=True)):
+                if index in subset:
+                    positions *= span_length(classes[index].row_spans)
+                    positions *= span_length(classes[index].column_spans)
+                else:
+                    outputs = n if axis.upsample > 1 else axis.output_size(n)
+                    positions *= outputs * axis.kernel_size
+            total += positions * prod(geometry.weight_shape[:2])
+        return total
+
+    def check(self, kernel_size: Sequence[int]) -> None:
+        """Raises GeometryError unless every number refers to something that there is."""
+        if len(self.axes) != len(kernel_size):
+            raise GeometryError(f"corrections of {len(self.axes)} axes, {len(kernel_size)} needed")
+        for axis in self.axes:
+            axis.check()
+        for places, grid in (
+            (self.absent, lambda subset: self.grid(subset, kernel_size)),
+            (self.absent_biases, self.bias_grid),
+        ):
+            for subset, flat in places:
+                whole = subset in self.subsets and list(flat) == sorted(set(flat))
+                if not whole or not all(0 <= place < prod(grid(subset)) for place in flat):
+                    raise GeometryError(f"absent places of {list(subset)} are not in its grid")
 
     @property
     def only_biases(self) -> bool:

@@ -16,11 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.apply import apply_operator
-from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass, Subset
+from convsqueeze.algebra.corrections import (
+    AxisCorrections,
+    Corrections,
+    SizeClass,
+    Span,
+    Subset,
+    span_length,
+)
 from convsqueeze.algebra.geometry import Axis
 
-Span = tuple[int, int]
-"""Places from the first to before the last; both below one: counted from the end."""
 Stored: TypeAlias = tuple[Tensor | None, Tensor | None]
 """Weight and bias of a set of axes, as grids: see `grid_of`."""
 
@@ -68,17 +73,11 @@ class Strip:
 
     @property
     def row_count(self) -> int:
-        return sum(stop - start for start, stop in self.rows)
+        return span_length(self.rows)
 
     @property
     def column_count(self) -> int:
-        return sum(stop - start for start, stop in self.columns)
-
-
-def spans(places: Sequence[int]) -> tuple[Span, ...]:
-    """The span from the start and the one from the end that hold the places."""
-    low, high = [p for p in places if p >= 0], [p for p in places if p < 0]
-    return tuple((min(part), max(part) + 1) for part in (low, high) if part)
+        return span_length(self.columns)
 
 
 def pack(corrections: Corrections) -> tuple[Tensor, tuple[dict[int, Strip], ...]]:
@@ -93,7 +92,7 @@ def pack(corrections: Corrections) -> tuple[Tensor, tuple[dict[int, Strip], ...]
 
 
 def _strip(one: SizeClass, axis: AxisCorrections, numbers: list[int]) -> Strip:
-    rows, columns = spans(one.rows), spans(one.columns)
+    rows, columns = one.row_spans, one.column_spans
     row_at = {place: index for index, place in enumerate(_places(rows))}
     column_at = {place: index for index, place in enumerate(_places(columns))}
     width = len(column_at)
@@ -167,7 +166,7 @@ def add_borders(
 def _strip_bias(
     bias: Tensor | None, subset: Subset, strips: Sequence[Strip], tables: Tensor, signs: bool
 ) -> Tensor | None:
-    """The bias of each row of a strip: (out_channels, *rows), 1 on axes that are not at a border."""
+    """The bias of each row of a strip: (out_channels, *rows), 1 on every other axis."""
     if bias is None or not all(strip.biases for strip in strips):
         return None
     for axis, strip in zip(subset, strips, strict=True):
@@ -251,9 +250,14 @@ def _inside(span: Span, count: int) -> Span:
 
 def _add(y: Tensor, value: Tensor, subset: Subset, strips: Sequence[Strip]) -> None:
     rank = value.ndim - 1 if value.ndim < y.ndim else value.ndim - 2
-    for choice in product(*(_placed(strip.rows, y.shape[y.ndim - rank + axis])
-                            for axis, strip in zip(subset, strips, strict=True))):
-        here, there = [slice(None)] * rank, [slice(None)] * rank
+    for choice in product(
+        *(
+            _placed(strip.rows, y.shape[y.ndim - rank + axis])
+            for axis, strip in zip(subset, strips, strict=True)
+        )
+    ):
+        here: list[Any] = [slice(None)] * rank
+        there: list[Any] = [slice(None)] * rank
         for axis, (in_y, in_value) in zip(subset, choice, strict=True):
             here[axis], there[axis] = slice(*in_y), slice(*in_value)
         y[(..., *here)] += value[(..., *there)]

@@ -40,6 +40,11 @@ def fold(
     return leaf(tree)
 
 
+def mapped(tree: Tree[Leaf], leaf: Callable[[Leaf], Result]) -> "Tree[Result]":
+    """The same tree with something else at its leaves."""
+    return fold(tree, leaf, lambda links: Chain(tuple(links)), lambda ways: Sum(tuple(ways)))  # type: ignore[arg-type,return-value]
+
+
 def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
     """Every leaf, in execution order."""
     if isinstance(tree, Chain):

@@ -43,6 +43,7 @@ class BorderChoice(StrEnum):
     """Border policies of `--border`."""
 
     exact = "exact"
+    corrected = "corrected"
     interior = "interior"
 
 

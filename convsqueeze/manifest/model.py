@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-Border = Literal["exact", "interior"]
-BORDERS: tuple[Border, ...] = ("exact", "interior")
+Border = Literal["exact", "corrected", "interior"]
+BORDERS: tuple[Border, ...] = ("exact", "corrected", "interior")
 
 _COUNT = {"type": "integer", "minimum": 1}
 _AMOUNT = {"type": "integer"}

@@ -4,4 +4,11 @@ from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
 from convsqueeze.plan.planner import make_plan
 from convsqueeze.plan.resolve import ResolvedLayer
 
-__all__ = ["Growth", "Merge", "Plan", "ResolvedLayer", "geometry_tree", "make_plan"]
+__all__ = [
+    "Growth",
+    "Merge",
+    "Plan",
+    "ResolvedLayer",
+    "geometry_tree",
+    "make_plan",
+]

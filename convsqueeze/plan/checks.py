@@ -29,8 +29,9 @@ def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:
     for merge in merges:
         if not merge.into:
             yield f"{merge.place}: no layer here has a name to merge into. Give into: NAME."
-        for key in (f"{merge.into}.weight", f"{merge.into}.bias"):
-            if key in infos and key not in gone:
+        inside = [key for key in infos if key.startswith(f"{merge.into}.border.")]
+        for key in (f"{merge.into}.weight", f"{merge.into}.bias", *inside):
+            if (key in infos and key not in gone) and (merge.corrections or key not in inside):
                 yield (
                     f"{merge.place}: {key} is in the checkpoint and is not merged, so into: "
                     f"{merge.into} would overwrite it. Give another into, or list it under drop."

@@ -1,13 +1,16 @@
 """What a plan is: the merges that will be done, their geometry and cost. Holds no tensor data."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import torch
 
 from convsqueeze.algebra.border import Leak
+from convsqueeze.algebra.border_taps import AxisTaps, axis_taps
+from convsqueeze.algebra.corrections import BORDER, Corrections
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.plan.resolve import ResolvedLayer
 
@@ -19,7 +22,8 @@ class Merge:
     """One merge that will be done: layers, result, cost.
 
     `macs_*` count multiplications for one image of `size`; `leaks` is empty where the plain
-    convolution is exact at every pixel.
+    convolution is exact at every pixel. `corrections` are what makes it exact where it is not,
+    None where nothing is to be done or the policy is `interior`.
     """
 
     place: str
@@ -32,6 +36,7 @@ class Merge:
     consumed: tuple[str, ...]
     weights_before: int
     size: tuple[int, ...]
+    corrections: Corrections | None = None
 
     @property
     def layers(self) -> tuple[ResolvedLayer, ...]:
@@ -42,12 +47,30 @@ class Merge:
         return geometry_tree(self.tree)
 
     @property
+    def border_taps(self) -> tuple[AxisTaps, ...]:
+        """What the taps of `corrections` are sums of, for each axis."""
+        return axis_taps(self.geometry_tree, self.input_size)
+
+    @property
     def border(self) -> Border:
+        if self.corrections is not None:
+            return "corrected"
         return "interior" if self.leaks else "exact"
 
     @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Full name and shape of everything that the merge stores; weights as in `Geometry`."""
+        shapes = {f"{self.into}.weight": self.geometry.weight_shape}
+        if self.geometry.bias:
+            shapes[f"{self.into}.bias"] = (self.geometry.out_channels,)
+        if self.corrections is not None:
+            terms = self.corrections.shapes(self.geometry)
+            shapes |= {f"{self.into}.{BORDER}.{name}": shape for name, shape in terms.items()}
+        return shapes
+
+    @property
     def weights_after(self) -> int:
-        return self.geometry.weights
+        return sum(prod(shape) for shape in self.tensors.values())
 
     @property
     def macs_before(self) -> int:
@@ -55,7 +78,12 @@ class Merge:
 
     @property
     def macs_after(self) -> int:
-        return self.geometry.macs(self.size)
+        return self.geometry.macs(self.size) + self.border_macs
+
+    @property
+    def border_macs(self) -> int:
+        """Multiplications for the corrections alone."""
+        return 0 if self.corrections is None else self.corrections.macs(self.geometry, self.size)
 
 
 @dataclass(frozen=True)
@@ -77,11 +105,7 @@ class Plan:
 
 def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
     """The same tree with only the geometry of each layer."""
-    if isinstance(tree, Chain):
-        return Chain(tuple(geometry_tree(link) for link in tree.links))
-    if isinstance(tree, Sum):
-        return Sum(tuple(geometry_tree(branch) for branch in tree.branches))
-    return tree.geometry
+    return mapped(tree, lambda leaf: leaf.geometry)
 
 
 def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -5,7 +5,7 @@ values, no arithmetic on them and no output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import reduce
 from math import prod
@@ -13,6 +13,7 @@ from math import prod
 import torch
 
 from convsqueeze.algebra.border import leaks
+from convsqueeze.algebra.border_taps import corrections
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import Chain, Tree, leaves
@@ -102,13 +103,32 @@ def _candidate(
     if tree is None or geometry is None or problems:
         return _Candidate(place, entry, None, told(problems))
     try:
-        merge = _merge(place, entry, tree, geometry, infos)
+        plain = _merge(place, entry, tree, geometry, infos)
     except GeometryError as error:
         return _Candidate(place, entry, None, told([Problem((), str(error))]))
-    if merge.leaks and policy == "exact":
-        reason = border_refusal(tree, merge.leaks, len(geometry.axes))
-        return _Candidate(place, entry, None, told([Problem(_blamed(entry, merge), reason)]))
+    if not plain.leaks:
+        return _Candidate(place, entry, plain, ())
+    try:
+        merge = _corrected(plain)
+    except GeometryError as error:
+        if policy == "corrected":
+            return _Candidate(place, entry, None, told([Problem((), str(error))]))
+        merge = None
+    if merge is None or merge.corrections is not None:
+        if policy == "exact":
+            reason = border_refusal(plain, merge)
+            return _Candidate(place, entry, None, told([Problem(_blamed(plain), reason)]))
+        if merge is None or policy == "interior":
+            merge = plain
     return _Candidate(place, entry, merge, ())
+
+
+def _corrected(merge: Merge) -> Merge:
+    """The merge that is exact at every pixel, by corrections or, where a closer look than that of
+    `leaks` finds nothing wrong, as it is.
+    """
+    found = corrections(merge.geometry_tree, merge.input_size)
+    return replace(merge, corrections=found, leaks=merge.leaks if found else ())
 
 
 def _unmatched(expansion: Expansion, infos: Infos) -> str:
@@ -162,7 +182,7 @@ def _into(entry: Entry, tree: Tree[ResolvedLayer]) -> str:
     return next((leaf.layer.name for leaf in leaves(tree) if leaf.layer.name), "")
 
 
-def _blamed(entry: Entry, merge: Merge) -> tuple[str | int, ...]:
+def _blamed(merge: Merge) -> tuple[str | int, ...]:
     """The key of the layer whose padding leaks."""
     tree = merge.tree
     for index in merge.leaks[0].link:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from convsqueeze.algebra.border import Leak
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.plan.model import Merge
 from convsqueeze.plan.resolve import ResolvedLayer
 
 _SIDES = {
@@ -59,16 +60,24 @@ def common_stem(names: Sequence[str]) -> str:
     return "".join(f"{part}." for part in shared[: min(map(len, split)) - 1])
 
 
-def border_refusal(tree: Tree[ResolvedLayer], leaks: Sequence[Leak], rank: int) -> str:
-    """Why the plain merge is not exact, where, and what can be done about it."""
+def border_refusal(plain: Merge, corrected: Merge | None) -> str:
+    """Why the plain merge is not exact, where, and what can be done about it at which cost."""
+    tree, leaks = plain.tree, plain.leaks
     outer = _at(tree, leaks[0].link)
     inner = _before(tree, leaks[0].link)
-    sizes = _size_hint(leaks)
+    exactly = "" if corrected is None else f"border: corrected (exact, {costs(corrected)}), "
     return (
         f"{_reason(leaks[0], inner, outer)}, so no plain convolution is exact: "
-        f"{rows_told(leaks, rank)} would differ. Use border: interior to accept that{sizes}, "
+        f"{rows_told(leaks, len(plain.geometry.axes))} would differ. Use {exactly}"
+        f"border: interior to accept that ({costs(plain)}){_size_hint(leaks)}, "
         "or leave these layers apart."
     )
+
+
+def costs(merge: Merge) -> str:
+    """`12,544 weights, 0.7 times those of the layers`."""
+    times = merge.weights_after / merge.weights_before
+    return f"{merge.weights_after:,} weights, {times:.2g} times as many as now"
 
 
 def _reason(leak: Leak, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:

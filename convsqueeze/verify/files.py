@@ -222,9 +222,7 @@ def _kept(plan: Plan, original: Source) -> list[str]:
 def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> Iterator[str]:
     wanted = set(_kept(plan, original))
     for merge in plan.merges:
-        wanted.add(f"{merge.into}.weight")
-        if merge.geometry.bias:
-            wanted.add(f"{merge.into}.bias")
+        wanted |= merge.tensors.keys()
     found = set(squeezed.tensors)
     for name in sorted(wanted - found):
         yield f"{squeezed.path}: {name} is missing."

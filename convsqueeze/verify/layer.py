@@ -8,20 +8,20 @@ larger is accepted.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from convsqueeze.algebra.border import wrong_rows
-from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
-from convsqueeze.recipe import RecipeLayer
 from convsqueeze.verify.probes import (
     Size,
+    border_impulses,
     every_impulse,
     impulse_batches,
     kernel_impulses,
@@ -129,6 +129,9 @@ def _sizes(merge: Merge) -> list[Size]:
     that has an inside is tried: the kernel is the same for every size.
     """
     tried = sizes(merge.geometry_tree, merge.input_size)
+    if merge.corrections is not None:
+        found = border_impulses(merge.geometry_tree, merge.corrections)
+        tried = list(dict.fromkeys([*tried, *(one.size for one in found)]))
     if merge.border == "interior" and merge.input_size is not None:
         tried += [size for size in sizes(merge.geometry_tree, None)[1:2] if size not in tried]
     return tried
@@ -156,6 +159,9 @@ def _probes(
     yield probe("zero", zeros, "affine")
     kernel = kernel_impulses(shapes, None if merge.border == "interior" else merge.input_size)
     yield probe("impulse", impulse_batches(shapes, kernel), "linear")
+    if merge.corrections is not None:
+        for one in border_impulses(shapes, merge.corrections):
+            yield probe("border impulse", impulse_batches(shapes, one), "linear")
     if exhaustive:
         every = every_impulse(shapes, merge.input_size)
         batches = chain.from_iterable(impulse_batches(shapes, one) for one in every)
@@ -166,62 +172,56 @@ def comparison(
     merge: Merge, module: SqueezedConv, load: Callable[[str], Tensor], part: Part
 ) -> Comparison:
     """The original layers and the squeezed one, or the linear `part` of both, and their bound."""
-    terms = term_count(merge.tree) + _terms(merge.geometry)
+    terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
     noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
-    rounding = _rounding(module, part)
+    biases = part == "affine"
+    rounding = module.converted(half_ulp, half_ulp if biases else None, signs=False)
+    own_magnitude = module.converted(_size_of, _size_of if biases else None, signs=False)
     magnitude = reference(merge.tree, load, part, magnitude=True)
+
+    def bound(x: Tensor) -> Tensor:
+        sums = magnitude(x)
+        if module.border is not None:  # at the border it adds up more than the layers do
+            sums = sums + own_magnitude(x)
+        return rounding(x) + noise * sums + floor
+
     return Comparison(
         original=reference(merge.tree, load, part),
         squeezed=_double(module, part),
-        bound=lambda x: rounding(x.abs()) + noise * magnitude(x.abs()) + floor,
+        bound=lambda x: bound(x.abs()),
     )
 
 
-def _terms(geometry: Geometry) -> int:
-    return torch.Size(geometry.weight_shape[1:]).numel() + 1
+def _size_of(values: Tensor) -> Tensor:
+    return values.double().abs()
 
 
 def _double(module: SqueezedConv, part: Part) -> Run:
     """The squeezed layer, or its linear part, in float64."""
-    stored = module.bias if part == "affine" else None
-    weight = module.weight.detach().double()
-    bias = None if stored is None else stored.detach().double()
-    if module.layer.kind == "conv_transpose" and min(map(min, module.layer.padding)) >= 0:
-        return lambda x: _as_torch_transposes(module.layer, x, weight, bias)
-    return _without_grad(SqueezedConv(module.layer, weight, bias))
+    double = module.converted(Tensor.double, Tensor.double if part == "affine" else None)
+    if module.is_transposed and min(map(min, module.layer.padding)) >= 0:
+        return lambda x: _as_torch_transposes(double, x)
+    return double
 
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-def _as_torch_transposes(
-    layer: RecipeLayer, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> Tensor:
+def _as_torch_transposes(module: SqueezedConv, x: Tensor) -> Tensor:
     """A stored transposed layer by torch's own op, which reads the file's layout as others will."""
+    layer = module.layer
     full = _TRANSPOSED[len(layer.stride)](
-        x, weight, bias, stride=layer.stride, groups=layer.groups, dilation=layer.dilation
+        x,
+        module.weight,
+        module.bias,
+        stride=layer.stride,
+        groups=layer.groups,
+        dilation=layer.dilation,
     )
     crop = [-amount for pair in reversed(layer.padding) for amount in pair]
     steps: tuple[Any, ...] = tuple(slice(None, None, s) for s in layer.output_stride or ())
-    return F.pad(full, crop)[(..., *steps)]
-
-
-def _rounding(module: SqueezedConv, part: Part) -> Run:
-    """Half an ulp of every stored weight as a layer of its own."""
-    bias = module.bias if part == "affine" else None
-    weight = half_ulp(module.weight.detach())
-    return _without_grad(
-        SqueezedConv(module.layer, weight, None if bias is None else half_ulp(bias.detach()))
-    )
-
-
-def _without_grad(module: nn.Module) -> Run:
-    def run(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            result: Tensor = module(x)
-        return result
-
-    return run
+    y = F.pad(full, crop)[(..., *steps)]
+    return y if module.border is None else module.border(y, x)
 
 
 def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> LayerReport:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.border import wrong_rows
+from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
 from convsqueeze.algebra.tree import Tree, leaves
@@ -24,11 +25,10 @@ _OUTPUTS_SHOWN = {1: 64, 2: 32, 3: 16}
 
 @dataclass(frozen=True)
 class Impulses:
-    """Impulses at `positions` (start and count on each axis) of images of `size`."""
+    """Impulses at every combination of `positions` on the axes of images of `size`."""
 
     size: Size
-    start: Size
-    count: Size
+    positions: tuple[tuple[int, ...], ...]
 
 
 def sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
@@ -95,11 +95,54 @@ def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
         _covering(tree, axis, fixed[axis] if fixed else None)
         for axis in range(len(merged(tree).axes))
     ]
-    size, start, count = zip(*chosen, strict=True) if chosen else ((), (), ())
-    return Impulses(tuple(size), tuple(start), tuple(count))
+    size, positions = zip(*chosen, strict=True) if chosen else ((), ())
+    return Impulses(tuple(size), tuple(map(tuple, positions)))
 
 
-def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, int, int]:
+def border_impulses(tree: Tree[Geometry], corrections: Corrections) -> list[Impulses]:
+    """Images and positions whose impulses (and whose zeros, for biases) show every border tap, on
+    the other axes together with every tap of the merged kernel.
+    """
+    per_axis = [
+        [_at_the_ends(tree, axis, one, found) for one in _classes_for_every_tap(found)]
+        for axis, found in enumerate(corrections.axes)
+    ]
+    return [
+        Impulses(tuple(size for size, _ in choice), tuple(places for _, places in choice))
+        for choice in product(*per_axis)
+    ]
+
+
+def _classes_for_every_tap(found: AxisCorrections) -> list[SizeClass]:
+    """Classes that use every border tap between them, the largest sizes first."""
+    chosen: list[SizeClass] = []
+    seen: set[tuple[str, int]] = set()
+    for one in sorted(found.classes, key=lambda one: -one.size):
+        taps = {("weight", tap) for _, _, tap, _ in one.weights}
+        taps |= {("bias", tap) for _, tap, _ in one.biases}
+        if not taps <= seen:
+            chosen.append(one)
+            seen |= taps
+    return chosen or [found.classes[-1]]
+
+
+def _at_the_ends(
+    tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections
+) -> tuple[int, tuple[int, ...]]:
+    """A size of a class, and positions: every sample that a correction reads and some in the
+    middle that show every tap of the merged kernel. A small size that is its own class: all.
+    """
+    if one.size < found.settled:
+        return one.size, tuple(range(one.size))
+    whole = merged(tree).axes[axis]
+    enough = max(one.size, smallest_size(tree, axis) + 2 * reach(tree, axis) + 2 * whole.stride)
+    size = one.size - (one.size - enough) // found.period * found.period
+    start = (size - whole.stride) // 2
+    ends = {column % size for column in one.columns}
+    return size, tuple(sorted(ends | set(range(start, start + whole.stride))))
+
+
+def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, range]:
     """A small size, and the positions around its middle, one for each stride phase, that show
     every tap; every position of the last size tried where none does.
     """
@@ -115,8 +158,8 @@ def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, 
         count = min(whole.stride, size)
         start = (size - count) // 2
         if _shows_every_tap(whole, size, start, count, wrong_rows(tree, axis, size)):
-            return size, start, count
-    return candidates[-1], 0, candidates[-1]
+            return size, range(start, start + count)
+    return candidates[-1], range(candidates[-1])
 
 
 def _shows_every_tap(
@@ -139,14 +182,14 @@ def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
     """
     rank = len(merged(tree).axes)
     if rank == 0:
-        return [Impulses((), (), ())]
+        return [Impulses((), ())]
     if fixed is not None:
         chosen = sizes(tree, fixed)
     else:
         smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
         whole = tuple(smallest[a] + reach(tree, a) + period(tree, a) for a in range(rank))
         chosen = list(dict.fromkeys([smallest, whole]))
-    return [Impulses(size, (0,) * rank, size) for size in chosen]
+    return [Impulses(size, tuple(tuple(range(n)) for n in size)) for size in chosen]
 
 
 def impulse_batches(tree: Tree[Geometry], impulses: Impulses) -> Iterator[Tensor]:
@@ -156,10 +199,11 @@ def impulse_batches(tree: Tree[Geometry], impulses: Impulses) -> Iterator[Tensor
     """
     geometry = merged(tree)
     per_group = geometry.in_channels // geometry.groups
-    positions = product(
-        *(range(s, s + c) for s, c in zip(impulses.start, impulses.count, strict=True))
-    )
-    wanted = [(channel, position) for position in positions for channel in range(per_group)]
+    wanted = [
+        (channel, position)
+        for position in product(*impulses.positions)
+        for channel in range(per_group)
+    ]
     widest = max(max(prod(leaf.weight_shape[1:]), leaf.out_channels) for leaf in leaves(tree))
     batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(impulses.size), 1)))
     for begin in range(0, len(wanted), batch):
