@@ -94,6 +94,11 @@ def _spans(places: Sequence[int]) -> tuple[Span, ...]:
     return tuple((min(part), max(part) + 1) for part in (low, high) if part)
 
 
+def hull(places: Sequence[Sequence[int]]) -> tuple[Span, ...]:
+    """The spans that hold all of several lists of places."""
+    return _spans(_in_order({place for some in places for place in some}))
+
+
 def span_length(spans: Sequence[Span]) -> int:
     """Places that spans hold."""
     return sum(stop - start for start, stop in spans)

@@ -93,35 +93,49 @@ def pack(corrections: Corrections) -> tuple[Tensor, tuple[dict[int, Strip], ...]
 
 def _strip(one: SizeClass, axis: AxisCorrections, numbers: list[int]) -> Strip:
     rows, columns = one.row_spans, one.column_spans
-    row_at = {place: index for index, place in enumerate(_places(rows))}
-    column_at = {place: index for index, place in enumerate(_places(columns))}
-    width = len(column_at)
-    weights: list[list[tuple[int, int]]] = [[] for _ in range(len(row_at) * width)]
-    for row, column, tap, factor in one.weights:
-        weights[row_at[row] * width + column_at[column]].append((tap, factor))
-    biases: list[list[tuple[int, int]]] = [[] for _ in row_at]
-    for row, tap, factor in one.biases:
-        biases[row_at[row]].append((tap, factor))
+    weights, biases = entries(one, rows, columns)
     return Strip(
         rows, columns, _table(weights, axis.taps, numbers), _table(biases, axis.bias_taps, numbers)
     )
+
+
+Entry = list[tuple[int, int]]
+"""What is added up at one place: (border tap, factor)."""
+
+
+def entries(
+    one: SizeClass, rows: Sequence[Span], columns: Sequence[Span]
+) -> tuple[list[Entry], list[Entry]]:
+    """What stands at every place of given spans: of weights row by row, rows * columns places; of
+    biases, one place a row.
+    """
+    row_at = {place: index for index, place in enumerate(_places(rows))}
+    column_at = {place: index for index, place in enumerate(_places(columns))}
+    width = len(column_at)
+    weights: list[Entry] = [[] for _ in range(len(row_at) * width)]
+    for row, column, tap, factor in one.weights:
+        weights[row_at[row] * width + column_at[column]].append((tap, factor))
+    biases: list[Entry] = [[] for _ in row_at]
+    for row, tap, factor in one.biases:
+        biases[row_at[row]].append((tap, factor))
+    return weights, biases
 
 
 def _places(found: Sequence[Span]) -> list[int]:
     return [place for span in found for place in range(*span)]
 
 
-def _table(entries: list[list[tuple[int, int]]], taps: int, numbers: list[int]) -> Table | None:
-    terms = max(map(len, entries), default=0)
+def _table(found: list[Entry], taps: int, numbers: list[int]) -> Table | None:
+    terms = max(map(len, found), default=0)
     if not terms:
         return None
-    if [[(tap, 1)] for tap in range(taps)] == entries:
+    if [[(tap, 1)] for tap in range(taps)] == found:
         return Table(0, 1, taps, True)
     start = len(numbers)
-    filled = [[*entry, *[(0, 0)] * (terms - len(entry))] for entry in entries]
+    filled = [[*entry, *[(0, 0)] * (terms - len(entry))] for entry in found]
     for part in (0, 1):
         numbers += [entry[term][part] for term in range(terms) for entry in filled]
-    return Table(start, terms, len(entries), False)
+    return Table(start, terms, len(found), False)
 
 
 def grid_of(stored: Tensor, shape: Sequence[int], absent: Sequence[int]) -> Tensor:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.graph import geometry_of, parameters
+from convsqueeze.export.borders import ends_of, smallest_size
+from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
@@ -117,11 +118,11 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
         computed = runnable.computes_in(name)
     except RUNTIME_ERRORS as error:
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
-    geometry = geometry_of(layer)
+    geometry = layer.geometry
     reference = _Reference(layer, computed)
     generator = torch.Generator().manual_seed(seed)
     worst, inputs = Worst(), 0
-    tried = input_sizes(geometry)
+    tried = input_sizes(layer)
     for batch, size in enumerate(tried, start=1):
         for kind in ("dense", "sparse"):
             x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
@@ -174,17 +175,37 @@ def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
             )
 
 
-def input_sizes(geometry: Geometry) -> list[Size]:
-    """The smallest legal size; one that is a multiple of the strides and one that is not (where
-    there is a stride), both with a whole kernel inside and three outputs or more, so that a wrong
-    stride shows; no two sides alike. Three times () for a linear layer.
+def input_sizes(layer: SqueezedConv) -> list[Size]:
+    """Of the sizes that the layer takes in the model: the smallest; one that is a multiple of the
+    strides and the one after it (where there is a stride, that is none), both with a whole kernel
+    inside and three outputs or more, so that a wrong stride shows, and, where it depends on the
+    size how the border is corrected, as many more as there are kinds. No two sides are alike, if
+    they may differ. Three times () for a linear layer.
     """
-    smallest = tuple(_smallest(axis) for axis in geometry.axes)
-    aligned = tuple(
-        (-(-_telling(axis, size) // axis.stride) + index) * axis.stride
-        for index, (size, axis) in enumerate(zip(smallest, geometry.axes, strict=True))
-    )
-    return [smallest, aligned, tuple(size + 1 for size in aligned)]
+    axes = list(enumerate(zip(layer.axes, smallest_size(layer), strict=True)))
+    legal = [_legal_sizes(layer, index, max(_smallest(own), least)) for index, (own, least) in axes]
+    kinds = 2
+    if layer.border is not None:
+        kinds = max(kinds, *(len(one.classes) for one in ends_of(layer.border)))
+    smallest = tuple(next(sizes) for sizes in legal)
+    more = []
+    for index, (own, _) in axes:
+        telling = (-(-_telling(own, smallest[index]) // own.stride) + index) * own.stride
+        sizes = _legal_sizes(layer, index, telling)
+        more.append([next(sizes, smallest[index]) for _ in range(kinds)])
+    return [smallest, *(tuple(sizes[kind] for sizes in more) for kind in range(kinds))]
+
+
+def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:
+    """Sizes from the first on that the layer takes on one axis: one, if there is only one."""
+    ends = None if layer.border is None else ends_of(layer.border)[axis]
+    if ends is not None and ends.only is not None:
+        yield from range(max(first, ends.only), ends.only + 1)
+        return
+    for size in count(first):
+        kind = None if ends is None else ends.found.class_size(size)
+        if layer.axes[axis].accepts(size) and (ends is None or kind in ends.sizes):
+            yield size
 
 
 def _smallest(axis: Axis) -> int:
@@ -215,13 +236,9 @@ class _Reference:
 
     def __init__(self, layer: SqueezedConv, dtype: torch.dtype) -> None:
         self.info = torch.finfo(dtype)
-        weight = layer.weight.detach().double()
-        bias = None if layer.bias is None else layer.bias.detach().double()
-        self.exact = SqueezedConv(layer.layer, weight, bias)
-        self.magnitude = SqueezedConv(
-            layer.layer, weight.abs(), None if bias is None else bias.abs()
-        )
-        self.terms = SqueezedConv(layer.layer, (weight != 0).double())
+        self.exact = layer.converted(Tensor.double, Tensor.double)
+        self.magnitude = layer.converted(_size_of, _size_of, signs=False)
+        self.terms = layer.converted(_one_if_any, None, signs=False)
 
     def bound(self, x: Tensor) -> Tensor:
         """Twice `k * eps / 2 * (|weight| conv |x| + |bias|)`, k the terms that are not zero and
@@ -232,6 +249,14 @@ class _Reference:
         bound = terms * (self.info.eps * magnitude + self.info.tiny * self.info.eps)
         overflows = magnitude * (1 + terms * self.info.eps) > self.info.max
         return torch.where(overflows, torch.inf, bound)
+
+
+def _size_of(values: Tensor) -> Tensor:
+    return values.double().abs()
+
+
+def _one_if_any(values: Tensor) -> Tensor:
+    return (values != 0).double()
 
 
 @torch.no_grad()

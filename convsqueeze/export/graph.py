@@ -1,23 +1,23 @@
 """Squeezed layers -> one ONNX model. Builds the graph node by node; writes and runs nothing.
 
 Each layer has an input `<name>.input`, an output `<name>.output` and initializers `<name>.weight`
-and `<name>.bias`; nothing is shared between layers. A layer is the same steps as in
-`algebra.apply`: padding that reads the image, cropping, convolution, and what its output stride
-leaves out. All sizes but channels are dynamic.
+and `<name>.bias`; nothing is shared between layers. A layer is one operator (`nodes`)
+and what it adds at its borders (`borders`), whose tensors are the initializers `<name>.border.*`.
+All sizes but channels are dynamic.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
-from typing import Any
 
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.corrections import BORDER
 from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
+from convsqueeze.export.borders import add_borders
+from convsqueeze.export.nodes import Nodes, Operator, operator
 from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset, ir_version
 from convsqueeze.module import SqueezedConv
 
@@ -33,7 +33,6 @@ _ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
 }
-_TO_THE_END = 2**63 - 1
 
 
 def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
@@ -52,23 +51,14 @@ def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
     return exported
 
 
-def geometry_of(layer: SqueezedConv) -> Geometry:
-    """Channels and axes of a squeezed layer."""
-    first, second = layer.weight.shape[:2]
-    groups = layer.layer.groups
-    if layer.layer.kind == "conv_transpose":
-        channels = first, second * groups
-    else:
-        channels = second * groups, first
-    return Geometry(*channels, layer.axes, groups, layer.bias is not None)
-
-
 def parameters(name: str, layer: SqueezedConv) -> dict[str, Tensor]:
     """The values of a layer's initializers, in the dtype of the model."""
     dtype = exported_dtype(name, layer)
-    values = {f"{name}.weight": layer.weight}
+    values: dict[str, Tensor] = {f"{name}.weight": layer.weight}
     if layer.bias is not None:
         values[f"{name}.bias"] = layer.bias
+    for key, value in layer.border_tensors().items():
+        values[f"{name}.{BORDER}.{key}"] = value
     return {key: value.detach().cpu().to(dtype).contiguous() for key, value in values.items()}
 
 
@@ -119,7 +109,7 @@ def _own_version() -> str:
 
 def _signal(name: str, layer: SqueezedConv, end: str) -> ValueInfoProto:
     """Type and shape of what enters or leaves a layer; every size but the channels is a name."""
-    geometry = geometry_of(layer)
+    geometry = layer.geometry
     channels, prefix = geometry.in_channels, ""
     if end == OUTPUT:
         channels, prefix = geometry.out_channels, "output_"
@@ -128,187 +118,36 @@ def _signal(name: str, layer: SqueezedConv, end: str) -> ValueInfoProto:
     return helper.make_tensor_value_info(name + end, element, [f"{name}.batch", channels, *sizes])
 
 
-class _Nodes:
-    """The nodes of one layer in order. `add` gives the name of what the new node computes."""
-
-    def __init__(self, name: str, layer: SqueezedConv) -> None:
-        self.name = name
-        self.parameters = [f"{name}.weight"] + [f"{name}.bias"] * (layer.bias is not None)
-        self.made: list[NodeProto] = []
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{self.name}/{operator.lower()}_{len(self.made)}"
-        node = helper.make_node(operator, inputs, [output], name=output, **attributes)
-        self.made.append(node)
-        return output
-
-    def integers(self, values: int | Sequence[int]) -> str:
-        if isinstance(values, int):
-            return self.add("Constant", value_int=values)
-        return self.add("Constant", value_ints=values)
-
-
 def _layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
-    nodes = _Nodes(name, layer)
-    steps = {"linear": _linear, "conv": _convolution, "conv_transpose": _transposed}
-    steps[layer.layer.kind](nodes, name + INPUT, layer)
-    nodes.made[-1].output[:] = [name + OUTPUT]
+    nodes = Nodes(name)
+    step = _linear if layer.layer.kind == "linear" else _with_border
+    last = step(nodes, name + INPUT, layer)
+    for node in nodes.made:
+        node.output[:] = [name + OUTPUT if made == last else made for made in node.output]
     return nodes.made
 
 
-def _linear(nodes: _Nodes, x: str, layer: SqueezedConv) -> None:
-    """`x @ weight.T + bias` on (batch, in_channels), group by group."""
+def _with_border(nodes: Nodes, x: str, layer: SqueezedConv) -> str:
+    y = operator(nodes, x, _own(nodes.name, layer))
+    return y if layer.border is None else add_borders(nodes, y, x, layer)
+
+
+def _own(name: str, layer: SqueezedConv) -> Operator:
+    """The plain operator of a layer."""
     doc = f"merged from {', '.join(layer.layer.sources)}"
-    groups, out_channels = layer.layer.groups, layer.weight.shape[0]
-    if groups == 1:
-        nodes.add("Gemm", x, *nodes.parameters, transB=1, doc_string=doc)
-        return
-    x = nodes.add("Reshape", x, nodes.integers([0, groups, -1]))
-    weight = nodes.add(
-        "Reshape", nodes.parameters[0], nodes.integers([groups, out_channels // groups, -1])
-    )
-    y = nodes.add("Einsum", x, weight, equation="bgi,goi->bgo", doc_string=doc)
+    bias = None if layer.bias is None else f"{name}.bias"
+    return Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
+
+
+def _linear(nodes: Nodes, x: str, layer: SqueezedConv) -> str:
+    """`x @ weight.T + bias` on (batch, in_channels), group by group."""
+    own = _own(nodes.name, layer)
+    out_channels = layer.weight.shape[0]
+    if own.groups == 1:
+        return nodes.add("Gemm", x, own.weight, *own.biases, transB=1, doc_string=own.doc)
+    x = nodes.add("Reshape", x, nodes.integers([0, own.groups, -1]))
+    shape = nodes.integers([own.groups, out_channels // own.groups, -1])
+    weight = nodes.add("Reshape", own.weight, shape)
+    y = nodes.add("Einsum", x, weight, equation="bgi,goi->bgo", doc_string=own.doc)
     y = nodes.add("Reshape", y, nodes.integers([0, out_channels]))
-    for bias in nodes.parameters[1:]:
-        nodes.add("Add", y, bias)
-
-
-def _convolution(nodes: _Nodes, x: str, layer: SqueezedConv) -> None:
-    """Padding that the operator Conv has not, then Conv with the rest of it, each side its own."""
-    x = _padded_from_image(nodes, x, layer.axes)
-    apart, own = zip(*(_zero_padding(axis) for axis in layer.axes), strict=True)
-    x = _padded(nodes, x, apart, "crop")
-    nodes.add(
-        "Conv",
-        x,
-        *nodes.parameters,
-        pads=_lows_then_highs(own),
-        strides=[axis.stride for axis in layer.axes],
-        **_kernel(layer),
-    )
-
-
-def _zero_padding(axis: Axis) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What Pad and what Conv do on an axis: Conv may not crop, and Pad crops before it pads."""
-    amounts, nothing = (axis.before, axis.after), (0, 0)
-    if axis.padding_mode != "zeros":
-        return nothing, nothing
-    return (amounts, nothing) if min(amounts) < 0 else (nothing, amounts)
-
-
-def _kernel(layer: SqueezedConv) -> dict[str, Any]:
-    """Attributes that Conv and ConvTranspose share."""
-    return {
-        "kernel_shape": [axis.kernel_size for axis in layer.axes],
-        "dilations": [axis.dilation for axis in layer.axes],
-        "group": layer.layer.groups,
-        "doc_string": f"merged from {', '.join(layer.layer.sources)}",
-    }
-
-
-def _lows_then_highs(pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """ONNX's order of padding: the low side of every axis, then the high side."""
-    return [amount for side in zip(*pairs, strict=True) for amount in side]
-
-
-def _padded(nodes: _Nodes, x: str, amounts: Sequence[tuple[int, int]], what: str) -> str:
-    """Zeros added on each side of the spatial axes; negative amounts take away."""
-    if not any(map(any, amounts)):
-        return x
-    pads = nodes.integers(_lows_then_highs([(0, 0), (0, 0), *amounts]))
-    shown = ", ".join(f"{low:+d} before {high:+d} after" for low, high in amounts)
-    return nodes.add("Pad", x, pads, doc_string=f"{what}: {shown}")
-
-
-def _padded_from_image(nodes: _Nodes, x: str, axes: Sequence[Axis]) -> str:
-    """Each axis with a mode of its own: its samples looked up where the mode says.
-
-    Gather and not Pad, which refuses a reflection wider than the image and has no circular mode
-    before opset 19.
-    """
-    for dim, axis in enumerate(axes, start=2):
-        if axis.padding_mode != "zeros":
-            source = _source(nodes, x, dim, axis)
-            doc = f"{axis.padding_mode} padding: {axis.before} before, {axis.after} after"
-            x = nodes.add("Gather", x, source, axis=dim, doc_string=doc)
-    return x
-
-
-def _source(nodes: _Nodes, x: str, dim: int, axis: Axis) -> str:
-    """Which sample of the image stands at each place of the padded axis: int64 (padded_size,)."""
-    size = nodes.add("Gather", nodes.add("Shape", x), nodes.integers(dim))
-    stop = nodes.add("Add", size, nodes.integers(axis.after))
-    place = nodes.add("Range", nodes.integers(-axis.before), stop, nodes.integers(1))
-    if axis.padding_mode == "circular":
-        return nodes.add("Mod", place, size)
-    last = nodes.add("Sub", size, nodes.integers(1))
-    if axis.padding_mode == "replicate":
-        return nodes.add("Min", nodes.add("Max", place, nodes.integers(0)), last)
-    # A single sample has period 0, by which some runtimes divide without a check.
-    period = nodes.add("Max", nodes.add("Add", last, last), nodes.integers(1))
-    folded = nodes.add("Mod", place, period)
-    return nodes.add("Min", folded, nodes.add("Sub", period, folded))
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """What becomes of the ends of one axis of a full transposed convolution.
-
-    `low`, `high` and `extra` are ConvTranspose's pads and output_padding. `apart` is for a Pad
-    behind it: samples that no tap reaches, which are the bias alone.
-    """
-
-    low: int = 0
-    high: int = 0
-    extra: int = 0
-    apart: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def of(cls, axis: Axis) -> "_Ends":
-        """In torch's own form, both sides alike and output_padding, where there is one."""
-        reach = axis.extent - 1
-        if axis.padding_mode != "zeros":
-            return cls(reach, reach)
-        low, high = reach - axis.before, reach - axis.after
-        if low >= 0 and 0 < low - high < axis.upsample:
-            return cls(low, low, extra=low - high)
-        return cls(low, high) if min(low, high) >= 0 else cls(apart=(-low, -high))
-
-
-def _transposed(nodes: _Nodes, x: str, layer: SqueezedConv) -> None:
-    """ConvTranspose, cropped at each end, then every n-th sample where a stride is left."""
-    rank = len(layer.axes)
-    x = _padded_from_image(nodes, x, layer.axes)
-    ends = [_Ends.of(axis) for axis in layer.axes]
-    apart = [end.apart for end in ends]
-    biases = nodes.parameters[1:]
-    inside = [] if any(map(any, apart)) else biases
-    x = nodes.add(
-        "ConvTranspose",
-        x,
-        nodes.parameters[0],
-        *inside,
-        pads=_lows_then_highs((end.low, end.high) for end in ends),
-        output_padding=[end.extra for end in ends],
-        strides=[axis.upsample for axis in layer.axes],
-        **_kernel(layer),
-    )
-    x = _padded(nodes, x, apart, "ends")
-    for bias in biases if not inside else ():
-        column = nodes.add("Reshape", bias, nodes.integers([-1, *(1,) * rank]))
-        x = nodes.add("Add", x, column)
-    if any(axis.stride > 1 for axis in layer.axes):
-        _stepped(nodes, x, [axis.stride for axis in layer.axes])
-
-
-def _stepped(nodes: _Nodes, x: str, steps: Sequence[int]) -> str:
-    rank = len(steps)
-    return nodes.add(
-        "Slice",
-        x,
-        nodes.integers([0] * rank),
-        nodes.integers([_TO_THE_END] * rank),
-        nodes.integers([*range(2, 2 + rank)]),
-        nodes.integers(steps),
-        doc_string=f"every n-th sample, n = {list(steps)}",
-    )
+    return nodes.add("Add", y, own.bias) if own.bias else y

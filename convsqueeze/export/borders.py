@@ -1,0 +1,396 @@
+"""ONNX nodes of border terms: the ends of the input are cut out, go through a small convolution
+each, and are added to the ends of the output, which is cut and put together again.
+
+Only ends are added to, so that nothing of full size is read beside the output itself. The kernels
+are made in the graph from the stored tensors, by nodes that runtimes fold into constants where one
+kind of size is all there is. With strides the kernel is looked up by the size at run time, so that
+every size from the smallest on gives what the layer gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+
+from onnx import TensorProto
+
+from convsqueeze.algebra.corrections import (
+    BORDER,
+    AxisCorrections,
+    SizeClass,
+    Span,
+    Subset,
+    hull,
+    span_length,
+    term_name,
+)
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.strips import entries
+from convsqueeze.export.nodes import TO_THE_END, Nodes, Operator, operator
+from convsqueeze.module import Border, SqueezedConv
+
+Choice = list[int]
+"""For each place of a strip the tap that stands there: a tap, the number of taps + a tap where it
+is subtracted, twice the number for a zero."""
+
+
+@dataclass(frozen=True)
+class AxisEnds:
+    """What the graph does at the ends of one axis, for sizes from `smallest` on."""
+
+    axis: Axis
+    found: AxisCorrections
+
+    @cached_property
+    def classes(self) -> tuple[SizeClass, ...]:
+        """The kinds of large sizes, in the order of their remainders; where the manifest fixes a
+        small one, that.
+        """
+        large = tuple(one for one in self.found.classes if one.size >= self.found.settled)
+        return large or self.found.classes
+
+    @cached_property
+    def sizes(self) -> frozenset[int]:
+        """The size that stands for each kind."""
+        return frozenset(one.size for one in self.classes)
+
+    @property
+    def only(self) -> int | None:
+        """The one size that there is, if there is no other of its kind."""
+        size = self.classes[0].size
+        return size if size < self.found.settled else None
+
+    @cached_property
+    def rows(self) -> tuple[Span, ...]:
+        return hull([one.rows for one in self.classes])
+
+    @cached_property
+    def columns(self) -> tuple[Span, ...]:
+        return hull([one.columns for one in self.classes])
+
+    @cached_property
+    def smallest(self) -> int:
+        """The first size with room for every row and column at its own end."""
+        low, high = self.outermost
+        if self.only is not None:
+            return self.only
+        needed = max((max(stop, -start) for start, stop in self.columns), default=1)
+        first = max(self.found.settled, needed)
+        return next(
+            size
+            for size in count(first)
+            if self.axis.accepts(size) and self.axis.output_size(size) >= low + high
+        )
+
+    @property
+    def outermost(self) -> tuple[int, int]:
+        """Rows from the start and from the end within which everything is added."""
+        low = max((stop for start, stop in self.rows if start >= 0), default=0)
+        high = max((-start for start, stop in self.rows if start < 0), default=0)
+        return low, high
+
+    def choices(self, one: SizeClass, role: str) -> list[Choice]:
+        """Which tap stands at each place; several where some place adds up several."""
+        weights, biases = entries(one, self.rows, self.columns)
+        found = weights if role == "weight" else biases
+        taps = self.found.taps if role == "weight" else self.found.bias_taps
+        spread = [
+            [tap if factor > 0 else taps + tap for tap, factor in entry for _ in range(abs(factor))]
+            for entry in found
+        ]
+        terms = max(map(len, spread), default=0)
+        return [[(*entry, *[2 * taps] * terms)[term] for entry in spread] for term in range(terms)]
+
+
+def ends_of(border: Border) -> tuple[AxisEnds, ...]:
+    """What a graph does on each axis of a layer."""
+    return tuple(
+        AxisEnds(axis, found)
+        for axis, found in zip(border.axes, border.corrections.axes, strict=True)
+    )
+
+
+def smallest_size(layer: SqueezedConv) -> tuple[int, ...]:
+    """The smallest input on each axis that the graph of a layer takes; 1 where any does."""
+    if layer.border is None:
+        return (1,) * len(layer.axes)
+    leaking = {axis for subset in layer.border.corrections.subsets for axis in subset}
+    return tuple(
+        ends.smallest if axis in leaking else 1 for axis, ends in enumerate(ends_of(layer.border))
+    )
+
+
+def add_borders(nodes: Nodes, y: str, x: str, layer: SqueezedConv) -> str:
+    """`y`, the plain operator's output for `x`, made exact."""
+    return _Borders(nodes, x, y, layer).finished()
+
+
+class _Borders:
+    """The border terms of one layer, one after the other."""
+
+    def __init__(self, nodes: Nodes, x: str, y: str, layer: SqueezedConv) -> None:
+        if layer.border is None:
+            raise ValueError("a layer without corrections has no border terms")
+        self.nodes, self.x, self.y = nodes, x, y
+        self.corrections = layer.border.corrections
+        self.ends = ends_of(layer.border)
+        self.axes, self.groups = layer.border.axes, layer.border.groups
+        self.geometry = layer.geometry
+        self.shapes = {name: tuple(t.shape) for name, t in layer.border_tensors().items()}
+        self._slots: dict[int, str] = {}
+
+    def finished(self) -> str:
+        """The output with every term added."""
+        return self._with_terms(self.y, (), len(self.axes))
+
+    def _with_terms(self, y: str, subset: Subset, stop: int) -> str:
+        """`y`, the whole output or the rows of a set of axes, with the terms of every larger set
+        whose other axes are below `stop`.
+        """
+        for axis in range(stop):
+            larger = tuple(sorted((*subset, axis)))
+            if larger not in self.corrections.subsets:
+                continue
+            strip = self._term(larger)
+            if strip is not None:
+                y = self._added(y, self._with_terms(strip, larger, axis), axis)
+        return y
+
+    def _term(self, subset: Subset) -> str | None:
+        """The rows of a set of axes: (batch or 1, out_channels, *rows or output size)."""
+        weight = self._grown(subset, "weight")
+        bias = self._grown(subset, "bias")
+        rows = [
+            span_length(self.ends[axis].rows) if axis in subset else 1
+            for axis in range(len(self.axes))
+        ]
+        if weight is not None:
+            return self._convolved(subset, weight, bias, rows)
+        if bias is None:
+            return None
+        whole = [
+            self.nodes.integers([n]) if axis in subset else self.nodes.size(self.y, 2 + axis)
+            for axis, n in enumerate(rows)
+        ]
+        shape = self.nodes.add("Concat", self.nodes.integers([1, self._outs]), *whole, axis=0)
+        bias = self.nodes.add("Reshape", bias, self.nodes.integers([1, self._outs, *rows]))
+        return self.nodes.add("Expand", bias, shape)
+
+    @property
+    def _outs(self) -> int:
+        return self.geometry.out_channels
+
+    def _grown(self, subset: Subset, role: str) -> str | None:
+        """A stored tensor with a place for each entry in the place of its border taps."""
+        name = term_name(subset, role)
+        chosen = [self._choices(axis, role) for axis in subset]
+        if name not in self.shapes or not all(chosen):
+            return None
+        value = self._grid(subset, role, f"{self.nodes.name}.{BORDER}.{name}")
+        first = 2 if role == "weight" else 1
+        for axis, terms in zip(subset, chosen, strict=True):
+            value = self._looked_up(value, first + axis, axis, role, terms)
+        return value
+
+    def _choices(self, axis: int, role: str) -> list[list[Choice]]:
+        """For each term the taps of every kind of size."""
+        ends = self.ends[axis]
+        of_class = [ends.choices(one, role) for one in ends.classes]
+        taps = ends.found.taps if role == "weight" else ends.found.bias_taps
+        places = span_length(ends.rows) * (span_length(ends.columns) if role == "weight" else 1)
+        zeros = [2 * taps] * places
+        terms = max(map(len, of_class), default=0)
+        return [[(*found, *[zeros] * terms)[term] for found in of_class] for term in range(terms)]
+
+    def _grid(self, subset: Subset, role: str, value: str) -> str:
+        """A stored tensor as its whole grid of taps, zeros where none are stored."""
+        weights = role == "weight"
+        absent = self.corrections.absent if weights else self.corrections.absent_biases
+        places = dict(absent).get(subset, ())
+        if not places:
+            return value
+        nodes = self.nodes
+        channels = list(self.geometry.weight_shape[:2]) if weights else [self._outs]
+        grid = (
+            self.corrections.grid(subset, self.geometry.kernel_size)
+            if weights
+            else self.corrections.bias_grid(subset)
+        )
+        stored = self.shapes[term_name(subset, role)][-1]
+        pads = nodes.integers([0] * (2 * len(channels) + 1) + [1])
+        padded = nodes.add("Pad", value, pads)
+        order = iter(range(stored))
+        index = [stored if p in places else next(order) for p in range(stored + len(places))]
+        dim = len(channels)
+        spread = nodes.add("Gather", padded, nodes.integers(index), axis=dim)
+        return nodes.add("Reshape", spread, nodes.integers([*channels, *grid]))
+
+    def _looked_up(
+        self, value: str, dim: int, axis: int, role: str, terms: list[list[Choice]]
+    ) -> str:
+        """`value` with the taps that an axis's places take, from those on `dim`."""
+        found = self.ends[axis].found
+        taps = found.taps if role == "weight" else found.bias_taps
+        if len(terms) == 1 and all(choice == list(range(taps)) for choice in terms[0]):
+            return value
+        nodes = self.nodes
+        used = {tap for classes in terms for choice in classes for tap in choice}
+        if max(used) >= taps:
+            first = nodes.add("Slice", value, *map(nodes.integers, ([0], [1], [dim])))
+            zero = nodes.add("Sub", first, first)
+            value = nodes.add("Concat", value, nodes.add("Neg", value), zero, axis=dim)
+        total: str | None = None
+        for classes in terms:
+            index = self._of_this_size(axis, classes)
+            one = nodes.add("Gather", value, index, axis=dim)
+            total = one if total is None else nodes.add("Add", total, one)
+        return value if total is None else total
+
+    def _of_this_size(self, axis: int, classes: list[Choice]) -> str:
+        """The row of a table that the input's size on an axis chooses: int64 (places,)."""
+        if all(choice == classes[0] for choice in classes):
+            return self.nodes.integers(classes[0])
+        flat = [tap for choice in classes for tap in choice]
+        shape = self.nodes.integers([len(classes), len(classes[0])])
+        table = self.nodes.add("Reshape", self.nodes.integers(flat), shape)
+        return self.nodes.add("Gather", table, self._slot(axis), axis=0)
+
+    def _slot(self, axis: int) -> str:
+        """Which kind of size the input has on an axis: int64 scalar, beyond all for none."""
+        if axis not in self._slots:
+            nodes, found = self.nodes, self.ends[axis].found
+            size = nodes.add("Gather", nodes.add("Shape", self.x), nodes.integers(2 + axis))
+            past = nodes.add("Sub", size, nodes.integers(found.settled))
+            rest = nodes.add("Mod", past, nodes.integers(found.period))
+            there = {one.size - found.settled: i for i, one in enumerate(self.ends[axis].classes)}
+            table = [there.get(n, 1 << 20) for n in range(found.period)]
+            self._slots[axis] = nodes.add("Gather", nodes.integers(table), rest)
+        return self._slots[axis]
+
+    def _convolved(self, subset: Subset, weight: str, bias: str | None, rows: Sequence[int]) -> str:
+        """A slab through its kernel, and the rows that it gives as channels put in their place."""
+        nodes, rank = self.nodes, len(self.axes)
+        x, own = self.x, list(self.axes)
+        for axis in subset:
+            columns = self.ends[axis].columns
+            own[axis] = Axis(span_length(columns))
+            x = self._cut(x, 2 + axis, columns)
+        kernel = self._as_kernel(weight, rows, own)
+        if bias is not None:
+            full = nodes.add("Expand", bias, nodes.integers([self._outs, *rows]))
+            bias = nodes.add("Reshape", full, nodes.integers([-1]))
+        doc = f"border of axes {list(subset)}"
+        y = operator(nodes, x, Operator(kernel, bias, tuple(own), self.groups, doc))
+        if all(n == 1 for n in rows):
+            return y
+        return self._in_place(y, subset, rows, rank)
+
+    def _as_kernel(self, weight: str, rows: Sequence[int], own: Sequence[Axis]) -> str:
+        """(out, in / groups, rows * columns, ...) to (out * rows, in / groups, columns, ...)."""
+        nodes, rank = self.nodes, len(own)
+        per_group = self.geometry.in_channels // self.groups
+        sizes = [
+            n for count, axis in zip(rows, own, strict=True) for n in (count, axis.kernel_size)
+        ]
+        outs = self._outs
+        for n in rows:
+            outs *= n
+        if any(n > 1 for n in rows):
+            apart = nodes.add("Reshape", weight, nodes.integers([self._outs, per_group, *sizes]))
+            order = [0, *range(2, 2 + 2 * rank, 2), 1, *range(3, 3 + 2 * rank, 2)]
+            weight = nodes.add("Transpose", apart, perm=order)
+        kernel = [axis.kernel_size for axis in own]
+        if not any(axis.upsample > 1 for axis in own):
+            return nodes.add("Reshape", weight, nodes.integers([outs, per_group, *kernel]))
+        grouped = [self.groups, outs // self.groups, per_group, *kernel]
+        apart = nodes.add("Reshape", weight, nodes.integers(grouped))
+        swapped = nodes.add("Transpose", apart, perm=[0, 2, 1, *range(3, 3 + rank)])
+        shape = [self.groups * per_group, outs // self.groups, *kernel]
+        whole = nodes.add("Reshape", swapped, nodes.integers(shape))
+        ends = ([-1] * rank, [-TO_THE_END] * rank, [*range(2, 2 + rank)], [-1] * rank)
+        return nodes.add("Slice", whole, *map(nodes.integers, ends))
+
+    def _in_place(self, y: str, subset: Subset, rows: Sequence[int], rank: int) -> str:
+        """(batch, out * rows, sizes) to (batch, out, *rows or sizes)."""
+        nodes = self.nodes
+        outer = [axis for axis in range(rank) if axis not in subset]
+        counts = [rows[axis] for axis in subset]
+        batch = nodes.size(y, 0)
+        kept = [nodes.size(y, 2 + axis) for axis in outer]
+        shape = nodes.add("Concat", batch, nodes.integers([self._outs, *counts]), *kept, axis=0)
+        apart = nodes.add("Reshape", y, shape)
+        order = [0, 1, *(2 + [*subset, *outer].index(axis) for axis in range(rank))]
+        return apart if order == sorted(order) else nodes.add("Transpose", apart, perm=order)
+
+    def _cut(self, x: str, dim: int, columns: Sequence[Span]) -> str:
+        """The samples of some spans side by side."""
+        parts = [self._between(x, dim, *span) for span in columns]
+        return parts[0] if len(parts) == 1 else self.nodes.add("Concat", *parts, axis=dim)
+
+    def _between(self, x: str, dim: int, start: int, stop: int) -> str:
+        end = TO_THE_END if stop == 0 else stop
+        return self.nodes.add("Slice", x, *map(self.nodes.integers, ([start], [end], [dim])))
+
+    def _added(self, y: str, strip: str, axis: int) -> str:
+        """`y` with the rows of a strip added to its ends on an axis. Cutting fails, rather than
+        anything else happening, where an image is too small for the ends.
+        """
+        nodes, dim = self.nodes, 2 + axis
+        parts = _pieces(self.ends[axis].rows)
+        fixed = sum(n for n, _ in parts if n is not None)
+        middle = nodes.add("Sub", self._length(y, axis), nodes.integers([fixed]))
+        sizes = [middle if n is None else nodes.integers([n]) for n, _ in parts]
+        cut = nodes.add_many("Split", len(parts), y, nodes.add("Concat", *sizes, axis=0), axis=dim)
+        whole = len([span for _, span in parts if span]) == 1
+        done = []
+        for piece, (_, span) in zip(cut, parts, strict=True):
+            if span is None:
+                done.append(piece)
+                continue
+            own = strip if whole else self._rows(strip, dim, span)
+            done.append(nodes.add("Add", piece, own))
+        return nodes.add("Concat", *done, axis=dim)
+
+    def _rows(self, strip: str, dim: int, span: Span) -> str:
+        nodes = self.nodes
+        return nodes.add("Slice", strip, *map(nodes.integers, ([span[0]], [span[1]], [dim])))
+
+    def _length(self, y: str, axis: int) -> str:
+        """Rows of the output, as a number that does not come about for a size that is too small."""
+        size = self.nodes.size(y, 2 + axis)
+        return self.nodes.add("Add", size, self._checked(axis))
+
+    def _checked(self, axis: int) -> str:
+        """Zero, looked up at a place that sizes too small or of a kind left out do not have."""
+        nodes, ends = self.nodes, self.ends[axis]
+        given = nodes.size(self.x, 2 + axis)
+        if ends.only is not None:
+            off = nodes.add("Abs", nodes.add("Sub", given, nodes.integers(ends.only)))
+            return nodes.add("Gather", nodes.integers([0]), off)
+        if len(ends.classes) < ends.found.period:
+            zeros = nodes.integers([0] * len(ends.classes))
+            slot = nodes.add("Reshape", self._slot(axis), nodes.integers([1]))
+            return nodes.add("Gather", zeros, slot)
+        zeros = nodes.add("ConstantOfShape", given)
+        found = nodes.add("Gather", zeros, nodes.integers([ends.smallest - 1]))
+        return nodes.add("Cast", found, to=TensorProto.INT64)
+
+
+Piece = tuple[int | None, Span | None]
+"""A piece of an output cut along an axis: its length (None: all that is left), and the rows of the
+strip that are added to it, if any.
+"""
+
+
+def _pieces(rows: Sequence[Span]) -> list[Piece]:
+    low = [span for span in rows if span[0] >= 0]
+    high = [span for span in rows if span[0] < 0]
+    pieces: list[Piece] = []
+    offset = place = 0
+    for start, stop in low:
+        pieces += [(start - place, None), (stop - start, (offset, offset + stop - start))]
+        offset, place = offset + stop - start, stop
+    pieces.append((None, None))
+    for start, stop in high:
+        pieces += [(stop - start, (offset, offset + stop - start)), (-stop, None)]
+    return [piece for piece in pieces if piece[0] != 0]

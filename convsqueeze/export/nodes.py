@@ -1,0 +1,209 @@
+"""ONNX nodes of an operator: the same steps as in `algebra.apply`.
+
+Padding that reads the image, cropping, convolution, and what its output stride leaves out. Knows
+axes and names of values, no squeezed layers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnx import NodeProto, helper
+
+from convsqueeze.algebra.geometry import Axis
+
+TO_THE_END = 2**63 - 1
+
+
+class Nodes:
+    """The nodes of one layer in order. `add` gives the name of what the new node computes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.made: list[NodeProto] = []
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output."""
+        return self.add_many(operator, 1, *inputs, **attributes)[0]
+
+    def add_many(self, operator: str, count: int, *inputs: str, **attributes: Any) -> list[str]:
+        """A node with `count` outputs."""
+        stem = f"{self.name}/{operator.lower()}_{len(self.made)}"
+        outputs = [stem] if count == 1 else [f"{stem}_{index}" for index in range(count)]
+        self.made.append(helper.make_node(operator, inputs, outputs, name=stem, **attributes))
+        return outputs
+
+    def integers(self, values: int | Sequence[int]) -> str:
+        if isinstance(values, int):
+            return self.add("Constant", value_int=values)
+        return self.add("Constant", value_ints=values)
+
+    def size(self, x: str, dim: int) -> str:
+        """How many samples a value has on one dimension: int64 (1,)."""
+        return self.add("Gather", self.add("Shape", x), self.integers([dim]))
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator's values by name: `weight` in the layout of the ONNX operator that takes it."""
+
+    weight: str
+    bias: str | None
+    axes: tuple[Axis, ...]
+    groups: int
+    doc: str
+
+    @property
+    def is_transposed(self) -> bool:
+        return any(axis.upsample > 1 for axis in self.axes)
+
+    @property
+    def biases(self) -> list[str]:
+        return [] if self.bias is None else [self.bias]
+
+
+def operator(nodes: Nodes, x: str, own: Operator) -> str:
+    """The operator on `x`: (batch, in_channels, *size)."""
+    return _transposed(nodes, x, own) if own.is_transposed else _convolution(nodes, x, own)
+
+
+def _convolution(nodes: Nodes, x: str, own: Operator) -> str:
+    """Padding that the operator Conv has not, then Conv with the rest of it, each side its own."""
+    x = _padded_from_image(nodes, x, own.axes)
+    apart, inside = zip(*(_zero_padding(axis) for axis in own.axes), strict=True)
+    x = _padded(nodes, x, apart, "crop")
+    return nodes.add(
+        "Conv",
+        x,
+        own.weight,
+        *own.biases,
+        pads=_lows_then_highs(inside),
+        strides=[axis.stride for axis in own.axes],
+        **_kernel(own),
+    )
+
+
+def _zero_padding(axis: Axis) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What Pad and what Conv do on an axis: Conv may not crop, and Pad crops before it pads."""
+    amounts, nothing = (axis.before, axis.after), (0, 0)
+    if axis.padding_mode != "zeros":
+        return nothing, nothing
+    return (amounts, nothing) if min(amounts) < 0 else (nothing, amounts)
+
+
+def _kernel(own: Operator) -> dict[str, Any]:
+    """Attributes that Conv and ConvTranspose share."""
+    return {
+        "kernel_shape": [axis.kernel_size for axis in own.axes],
+        "dilations": [axis.dilation for axis in own.axes],
+        "group": own.groups,
+        "doc_string": own.doc,
+    }
+
+
+def _lows_then_highs(pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """ONNX's order of padding: the low side of every axis, then the high side."""
+    return [amount for side in zip(*pairs, strict=True) for amount in side]
+
+
+def _padded(nodes: Nodes, x: str, amounts: Sequence[tuple[int, int]], what: str) -> str:
+    """Zeros added on each side of the spatial axes; negative amounts take away."""
+    if not any(map(any, amounts)):
+        return x
+    pads = nodes.integers(_lows_then_highs([(0, 0), (0, 0), *amounts]))
+    shown = ", ".join(f"{low:+d} before {high:+d} after" for low, high in amounts)
+    return nodes.add("Pad", x, pads, doc_string=f"{what}: {shown}")
+
+
+def _padded_from_image(nodes: Nodes, x: str, axes: Sequence[Axis]) -> str:
+    """Each axis with a mode of its own: its samples looked up where the mode says.
+
+    Gather and not Pad, which refuses a reflection wider than the image and has no circular mode
+    before opset 19.
+    """
+    for dim, axis in enumerate(axes, start=2):
+        if axis.padding_mode != "zeros":
+            source = _source(nodes, x, dim, axis)
+            doc = f"{axis.padding_mode} padding: {axis.before} before, {axis.after} after"
+            x = nodes.add("Gather", x, source, axis=dim, doc_string=doc)
+    return x
+
+
+def _source(nodes: Nodes, x: str, dim: int, axis: Axis) -> str:
+    """Which sample of the image stands at each place of the padded axis: int64 (padded_size,)."""
+    size = nodes.add("Gather", nodes.add("Shape", x), nodes.integers(dim))
+    stop = nodes.add("Add", size, nodes.integers(axis.after))
+    place = nodes.add("Range", nodes.integers(-axis.before), stop, nodes.integers(1))
+    if axis.padding_mode == "circular":
+        return nodes.add("Mod", place, size)
+    last = nodes.add("Sub", size, nodes.integers(1))
+    if axis.padding_mode == "replicate":
+        return nodes.add("Min", nodes.add("Max", place, nodes.integers(0)), last)
+    # A single sample has period 0, by which some runtimes divide without a check.
+    period = nodes.add("Max", nodes.add("Add", last, last), nodes.integers(1))
+    folded = nodes.add("Mod", place, period)
+    return nodes.add("Min", folded, nodes.add("Sub", period, folded))
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What becomes of the ends of one axis of a full transposed convolution.
+
+    `low`, `high` and `extra` are ConvTranspose's pads and output_padding. `apart` is for a Pad
+    behind it: samples that no tap reaches, which are the bias alone.
+    """
+
+    low: int = 0
+    high: int = 0
+    extra: int = 0
+    apart: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, axis: Axis) -> "_Ends":
+        """In torch's own form, both sides alike and output_padding, where there is one."""
+        reach = axis.extent - 1
+        if axis.padding_mode != "zeros":
+            return cls(reach, reach)
+        low, high = reach - axis.before, reach - axis.after
+        if low >= 0 and 0 < low - high < axis.upsample:
+            return cls(low, low, extra=low - high)
+        return cls(low, high) if min(low, high) >= 0 else cls(apart=(-low, -high))
+
+
+def _transposed(nodes: Nodes, x: str, own: Operator) -> str:
+    """ConvTranspose, cropped at each end, then every n-th sample where a stride is left."""
+    rank = len(own.axes)
+    x = _padded_from_image(nodes, x, own.axes)
+    ends = [_Ends.of(axis) for axis in own.axes]
+    apart = [end.apart for end in ends]
+    inside = [] if any(map(any, apart)) else own.biases
+    x = nodes.add(
+        "ConvTranspose",
+        x,
+        own.weight,
+        *inside,
+        pads=_lows_then_highs((end.low, end.high) for end in ends),
+        output_padding=[end.extra for end in ends],
+        strides=[axis.upsample for axis in own.axes],
+        **_kernel(own),
+    )
+    x = _padded(nodes, x, apart, "ends")
+    for bias in own.biases if not inside else ():
+        column = nodes.add("Reshape", bias, nodes.integers([-1, *(1,) * rank]))
+        x = nodes.add("Add", x, column)
+    if any(axis.stride > 1 for axis in own.axes):
+        x = _stepped(nodes, x, [axis.stride for axis in own.axes])
+    return x
+
+
+def _stepped(nodes: Nodes, x: str, steps: Sequence[int]) -> str:
+    rank = len(steps)
+    return nodes.add(
+        "Slice",
+        x,
+        nodes.integers([0] * rank),
+        nodes.integers([TO_THE_END] * rank),
+        nodes.integers([*range(2, 2 + rank)]),
+        nodes.integers(steps),
+        doc_string=f"every n-th sample, n = {list(steps)}",
+    )
