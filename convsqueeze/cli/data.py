@@ -1,5 +1,6 @@
 """Reports as plain data, for --json. The tables print the same facts."""
 
+from dataclasses import asdict
 from typing import Any
 
 from convsqueeze.checkpoint import Checkpoint
@@ -38,6 +39,9 @@ def _merge_layer(merge: Merge, report: Report | None) -> dict[str, Any]:
         "macs_input_size": list(merge.size),
         "dtype": str(merge.dtype).removeprefix("torch."),
         "border": merge.border,
+        "form": merge.form.name,
+        "forms": [asdict(form) for form in merge.forms],
+        "pays": merge.pays,
         "leaks": [
             {"axis": leak.axis, "side": leak.side, "rows": leak.rows, "cause": leak.cause}
             for leak in merge.leaks

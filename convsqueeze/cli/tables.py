@@ -13,7 +13,7 @@ from convsqueeze.cli.data import plan_totals
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge
-from convsqueeze.plan.wording import common_stem, kernel, part_name, rows_told
+from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
 from convsqueeze.plot import Plot
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.verify import LayerReport, Report
@@ -44,6 +44,7 @@ def print_merge(console: Console, done: MergedFile) -> None:
     totals = ["total", "", _change(before, after), _change(macs_before, macs_after)]
     table.add_row(*totals, *([""] * (len(table.columns) - len(totals))), style="bold")
     console.print(table)
+    _print_forms(console, done.plan.merges)
     print_notes(console, done.notes)
     if done.verification is not None:
         _print_verdict(console, done.verification)
@@ -67,9 +68,9 @@ def _merge_cells(merge: Merge) -> list[Text | str]:
     parts = [part_name(leaf, stem) for leaf in merge.layers]
     name = Text(merge.into, style="bold")
     name.append("\n" + "\n".join(parts), style="not bold dim")
-    border = "exact"
-    if merge.leaks:
-        border = f"interior: {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
+    border: str = merge.border
+    if border == "interior":
+        border += f": {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
     return [
         name,
         kernel(merge.geometry),
@@ -77,6 +78,28 @@ def _merge_cells(merge: Merge) -> list[Text | str]:
         _change(merge.macs_before, merge.macs_after),
         border,
     ]
+
+
+def _print_forms(console: Console, merges: Sequence[Merge]) -> None:
+    """What exactness costs, where a plain convolution is not exact."""
+    leaking = [merge for merge in merges if merge.leaks]
+    if not leaking:
+        return
+    table = _table("what exactness at the border costs", "layer", "form", "weights", "MACs", "")
+    for merge in leaking:
+        for form in merge.forms:
+            told = rows_told(merge.leaks, len(merge.geometry.axes))
+            table.add_row(
+                Text(merge.into if form is merge.forms[0] else "", style="bold"),
+                FORMS[form.name] + ("" if form.name == "apart" or form is not merge.form else " *"),
+                f"{form.weights:,}",
+                _count(form.macs),
+                "exact" if form.exact else f"{told} differ",
+                style="bold" if form is merge.form else "",
+            )
+        table.add_section()
+    table.caption = "* chosen by the border policy"
+    console.print(table)
 
 
 def print_verify(console: Console, report: Report) -> None:

@@ -200,7 +200,7 @@ def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:
     """Sizes from the first on that the layer takes on one axis: one, if there is only one."""
     ends = None if layer.border is None else ends_of(layer.border)[axis]
     if ends is not None and ends.only is not None:
-        yield from range(max(first, ends.only), ends.only + 1)
+        yield ends.only
         return
     for size in count(first):
         kind = None if ends is None else ends.found.class_size(size)

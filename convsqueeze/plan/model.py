@@ -1,7 +1,7 @@
 """What a plan is: the merges that will be done, their geometry and cost. Holds no tensor data."""
 
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -17,13 +17,35 @@ from convsqueeze.plan.resolve import ResolvedLayer
 Growth = Literal["refuse", "skip", "allow"]
 
 
+FormName = Literal["apart", "plain", "bias", "strips"]
+PAYS = 0.75
+"""Share of the layers' multiplications up to which a merge is worth it for its speed: what is saved
+beyond that is lost again to larger kernels and to putting the ends in their place.
+"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute what the layers do, and its cost.
+
+    `apart`: the layers as they are. `plain`: one convolution. `bias` and `strips`: the same with
+    corrections at the border, which in the form `bias` do not depend on the input. `macs` count
+    multiplications for one image of the merge's `size`.
+    """
+
+    name: FormName
+    exact: bool
+    weights: int
+    macs: int
+
+
 @dataclass(frozen=True)
 class Merge:
     """One merge that will be done: layers, result, cost.
 
     `macs_*` count multiplications for one image of `size`; `leaks` is empty where the plain
-    convolution is exact at every pixel. `corrections` are what makes it exact where it is not,
-    None where nothing is to be done or the policy is `interior`.
+    convolution is exact at every pixel; where it is not, `exact_by` are the corrections that make
+    it exact, and `corrected` says that they are to be stored.
     """
 
     place: str
@@ -36,7 +58,13 @@ class Merge:
     consumed: tuple[str, ...]
     weights_before: int
     size: tuple[int, ...]
-    corrections: Corrections | None = None
+    exact_by: Corrections | None = None
+    corrected: bool = False
+
+    @property
+    def corrections(self) -> Corrections | None:
+        """The corrections that are stored."""
+        return self.exact_by if self.corrected else None
 
     @property
     def layers(self) -> tuple[ResolvedLayer, ...]:
@@ -68,22 +96,44 @@ class Merge:
             shapes |= {f"{self.into}.{BORDER}.{name}": shape for name, shape in terms.items()}
         return shapes
 
+    @cached_property
+    def forms(self) -> tuple[Form, ...]:
+        """Every form that there is: apart, plain, and one that is exact where that is not."""
+        plain = self.geometry.weights, self.geometry.macs(self.size)
+        forms = [
+            Form("apart", True, self.weights_before, _macs(self.tree, self.size)[0]),
+            Form("plain", not self.leaks, *plain),
+        ]
+        if self.exact_by is not None:
+            added = (
+                self.exact_by.weights(self.geometry),
+                self.exact_by.macs(self.geometry, self.size),
+            )
+            name: FormName = "bias" if self.exact_by.only_biases else "strips"
+            forms.append(Form(name, True, plain[0] + added[0], plain[1] + added[1]))
+        return tuple(forms)
+
+    @property
+    def form(self) -> Form:
+        """The form that is stored."""
+        return self.forms[-1] if self.corrected else self.forms[1]
+
     @property
     def weights_after(self) -> int:
-        return sum(prod(shape) for shape in self.tensors.values())
+        return self.form.weights
 
     @property
     def macs_before(self) -> int:
-        return _macs(self.tree, self.size)[0]
+        return self.forms[0].macs
 
     @property
     def macs_after(self) -> int:
-        return self.geometry.macs(self.size) + self.border_macs
+        return self.form.macs
 
     @property
-    def border_macs(self) -> int:
-        """Multiplications for the corrections alone."""
-        return 0 if self.corrections is None else self.corrections.macs(self.geometry, self.size)
+    def pays(self) -> bool:
+        """Whether the result is expected to be faster than the layers apart."""
+        return self.macs_after <= PAYS * self.macs_before
 
 
 @dataclass(frozen=True)

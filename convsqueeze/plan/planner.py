@@ -34,7 +34,7 @@ from convsqueeze.plan.checks import conflicts, small_input_notes, sorted_by_grow
 from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
 from convsqueeze.plan.parameters import Infos, Problem
 from convsqueeze.plan.resolve import ResolvedLayer, resolve
-from convsqueeze.plan.wording import border_refusal
+from convsqueeze.plan.wording import border_refusal, speed_note
 
 NOMINAL_SIZE = 64
 """Samples on each axis that costs are told for, where the manifest fixes no input size."""
@@ -85,6 +85,7 @@ def make_plan(
     if problems or refused:
         raise PlanError([*problems, *refused])
     notes += [*skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
+    notes += filter(None, map(speed_note, kept))
     return Plan(manifest, tuple(kept), tuple(notes))
 
 
@@ -106,29 +107,27 @@ def _candidate(
         plain = _merge(place, entry, tree, geometry, infos)
     except GeometryError as error:
         return _Candidate(place, entry, None, told([Problem((), str(error))]))
-    if not plain.leaks:
-        return _Candidate(place, entry, plain, ())
     try:
-        merge = _corrected(plain)
+        merge = _closer_look(plain)
     except GeometryError as error:
         if policy == "corrected":
             return _Candidate(place, entry, None, told([Problem((), str(error))]))
-        merge = None
-    if merge is None or merge.corrections is not None:
-        if policy == "exact":
-            reason = border_refusal(plain, merge)
-            return _Candidate(place, entry, None, told([Problem(_blamed(plain), reason)]))
-        if merge is None or policy == "interior":
-            merge = plain
-    return _Candidate(place, entry, merge, ())
+        merge = plain
+    if merge.leaks and policy == "exact":
+        reason = border_refusal(merge)
+        return _Candidate(place, entry, None, told([Problem(_blamed(merge), reason)]))
+    corrected = policy == "corrected" and merge.exact_by is not None
+    return _Candidate(place, entry, replace(merge, corrected=corrected), ())
 
 
-def _corrected(merge: Merge) -> Merge:
-    """The merge that is exact at every pixel, by corrections or, where a closer look than that of
-    `leaks` finds nothing wrong, as it is.
+def _closer_look(merge: Merge) -> Merge:
+    """The merge with what makes it exact; without leaks where a closer look than that of `leaks`
+    finds nothing wrong.
     """
+    if not merge.leaks:
+        return merge
     found = corrections(merge.geometry_tree, merge.input_size)
-    return replace(merge, corrections=found, leaks=merge.leaks if found else ())
+    return replace(merge, exact_by=found, leaks=merge.leaks if found else ())
 
 
 def _unmatched(expansion: Expansion, infos: Infos) -> str:

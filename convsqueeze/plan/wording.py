@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from convsqueeze.algebra.border import Leak
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
-from convsqueeze.plan.model import Merge
+from convsqueeze.plan.model import Form, FormName, Merge
 from convsqueeze.plan.resolve import ResolvedLayer
 
 _SIDES = {
@@ -60,24 +60,44 @@ def common_stem(names: Sequence[str]) -> str:
     return "".join(f"{part}." for part in shared[: min(map(len, split)) - 1])
 
 
-def border_refusal(plain: Merge, corrected: Merge | None) -> str:
+def border_refusal(merge: Merge) -> str:
     """Why the plain merge is not exact, where, and what can be done about it at which cost."""
-    tree, leaks = plain.tree, plain.leaks
+    tree, leaks = merge.tree, merge.leaks
     outer = _at(tree, leaks[0].link)
     inner = _before(tree, leaks[0].link)
-    exactly = "" if corrected is None else f"border: corrected (exact, {costs(corrected)}), "
+    plain, *corrected = merge.forms[1:]
+    exactly = "".join(f"border: corrected (exact, {_cost(merge, f)}) or " for f in corrected)
     return (
         f"{_reason(leaks[0], inner, outer)}, so no plain convolution is exact: "
-        f"{rows_told(leaks, len(plain.geometry.axes))} would differ. Use {exactly}"
-        f"border: interior to accept that ({costs(plain)}){_size_hint(leaks)}, "
+        f"{rows_told(leaks, len(merge.geometry.axes))} would differ. Use {exactly}"
+        f"border: interior to accept that ({_cost(merge, plain)}){_size_hint(leaks)}, "
         "or leave these layers apart."
     )
 
 
-def costs(merge: Merge) -> str:
-    """`12,544 weights, 0.7 times those of the layers`."""
-    times = merge.weights_after / merge.weights_before
-    return f"{merge.weights_after:,} weights, {times:.2g} times as many as now"
+def _cost(merge: Merge, form: Form) -> str:
+    """`18,512 -> 12,688 weights`."""
+    return f"{merge.weights_before:,} -> {form.weights:,} weights"
+
+
+FORMS: dict[FormName, str] = {
+    "apart": "layers apart",
+    "plain": "plain",
+    "bias": "corrected: bias at the border",
+    "strips": "corrected: strips at the border",
+}
+"""What forms are called."""
+
+
+def speed_note(merge: Merge) -> str | None:
+    """Says where a merge saves no time; None where it does, or makes no difference to tell."""
+    if merge.pays:
+        return None
+    times = merge.macs_after / merge.macs_before if merge.macs_before else 1.0
+    return (
+        f"{merge.into} does {times:.2g} times the multiplications of the layers apart: "
+        "it may well not be faster"
+    )
 
 
 def _reason(leak: Leak, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
