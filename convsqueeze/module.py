@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
 from convsqueeze.algebra.corrections import BORDER, Corrections, Subset, digits, term_name
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.strips import Stored, add_borders, grid_of, pack
+from convsqueeze.algebra.strips import Kernel, Stored, add_borders, grid_of, kernels, pack
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.recipe import RecipeLayer, read_recipe
@@ -142,17 +142,27 @@ class Border(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """`y`, the plain operator's output for `x`, made exact in place."""
-        sizes = x.shape[x.ndim - len(self.axes) :]
-        strips = []
-        for axis, table, size in zip(self.corrections.axes, self.strips, sizes, strict=True):
-            found = table.get(axis.class_size(size))
-            if found is None:
-                raise GeometryError(axis.not_for(int(size)))
-            strips.append(found)
-        stored = {subset: term() for subset, term in self.named_terms()}
-        return add_borders(
-            y, x, stored, strips, self.tables, self.axes, self.groups, signs=self.signs
+        rank = len(self.axes)
+        sizes = tuple(
+            axis.class_size(size)
+            for axis, size in zip(self.corrections.axes, x.shape[-rank:], strict=True)
         )
+        found = self._kernels(sizes, tuple(x.shape[-rank:]))
+        if x.ndim == rank + 1:  # without a batch, as torch's own layers take it
+            return add_borders(y.unsqueeze(0), x.unsqueeze(0), found, self.groups).squeeze(0)
+        return add_borders(y, x, found, self.groups)
+
+    def _kernels(self, sizes: tuple[int, ...], given: tuple[int, ...]) -> list[Kernel]:
+        """The kernels for a class of sizes. Raises GeometryError where there is none."""
+        strips = []
+        for axis, table, size, own in zip(
+            self.corrections.axes, self.strips, sizes, given, strict=True
+        ):
+            if size not in table:
+                raise GeometryError(axis.not_for(int(own)))
+            strips.append(table[size])
+        stored = {subset: term() for subset, term in self.named_terms()}
+        return kernels(stored, strips, self.tables, self.axes, signs=self.signs)
 
     def named_terms(self) -> Iterator[tuple[Subset, "Term"]]:
         """Each set of axes with its tensors."""

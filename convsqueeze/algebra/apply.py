@@ -27,17 +27,26 @@ def apply_operator(
     """
     if not axes:
         return apply_linear(x, weight, bias, groups)
-    x = pad(x, axes)
+    inside = all(_pads_alike(axis) for axis in axes)
+    if not inside:
+        x = pad(x, axes)
     if any(axis.upsample > 1 for axis in axes):
         return _upsampling(x, weight, bias, axes, groups)
     return _CONVOLVE[len(axes)](
         x,
         weight,
         bias,
+        padding=[axis.before if inside else 0 for axis in axes],
         stride=[axis.stride for axis in axes],
         dilation=[axis.dilation for axis in axes],
         groups=groups,
     )
+
+
+def _pads_alike(axis: Axis) -> bool:
+    """Whether the convolution can pad by itself, which spares a copy of the image."""
+    zeros = axis.padding_mode == "zeros" and axis.upsample == 1
+    return zeros and axis.before == axis.after >= 0
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:

@@ -8,8 +8,8 @@ Knows tensors, axes and `corrections`, no modules.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
-from typing import Any, TypeAlias
+from itertools import product
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -149,91 +149,107 @@ def grid_of(stored: Tensor, shape: Sequence[int], absent: Sequence[int]) -> Tens
     return whole.index_copy(whole.ndim - 1, place, stored).unflatten(-1, tuple(shape))
 
 
-def add_borders(
-    y: Tensor,
-    x: Tensor,
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """What a set of axes adds for inputs of one kind, ready to run.
+
+    With a `weight`, (out_channels * rows, in_channels / groups, *columns or kernel_size) over
+    `axes`, the slab goes through it and `bias` is (out_channels * rows,); else `bias` is all that
+    is added, (out_channels, *rows). `rows` is 1 on axes that are not in the set.
+    """
+
+    subset: Subset
+    strips: tuple[Strip, ...]
+    rows: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def kernels(
     stored: Mapping[Subset, Stored],
     strips: Sequence[Strip],
     tables: Tensor,
     axes: Sequence[Axis],
-    groups: int,
     *,
     signs: bool = True,
-) -> Tensor:
+) -> list[Kernel]:
+    """The kernels of every set of axes for the kind of size that has these strips, one an axis.
+
+    With `signs` off all factors count as positive, for bounds.
+    """
+    found = []
+    for subset, (weight, bias) in stored.items():
+        chosen = tuple(strips[axis] for axis in subset)
+        if bias is not None:
+            bias = _expanded(bias, subset, [strip.biases for strip in chosen], tables, 1, signs)
+        if weight is not None:
+            weight = _expanded(
+                weight, subset, [strip.weights for strip in chosen], tables, 2, signs
+            )
+        rows, own = [1] * len(axes), list(axes)
+        for axis, strip in zip(subset, chosen, strict=True):
+            rows[axis], own[axis] = strip.row_count, Axis(max(strip.column_count, 1))
+        if weight is not None:
+            if bias is not None:
+                bias = bias.expand(weight.shape[0], *rows).flatten()
+            weight = _rows_as_channels(weight, rows, own)
+        if weight is not None or bias is not None:
+            found.append(Kernel(subset, chosen, tuple(rows), tuple(own), weight, bias))
+    return found
+
+
+def _expanded(
+    grid: Tensor,
+    subset: Subset,
+    tables_of: Sequence[Table | None],
+    tables: Tensor,
+    first: int,
+    signs: bool,
+) -> Tensor | None:
+    """A grid with a place for each entry on the axes of the set; None where there is no entry."""
+    whole: Tensor | None = grid
+    for axis, table in zip(subset, tables_of, strict=True):
+        if table is None or whole is None:
+            return None
+        whole = table.expanded(whole, first + axis, tables, signs)
+    return whole
+
+
+def _rows_as_channels(weight: Tensor, rows: Sequence[int], axes: Sequence[Axis]) -> Tensor:
+    """(out, in / groups, rows * columns, ...) to (out * rows, in / groups, columns, ...)."""
+    if all(count == 1 for count in rows):
+        return weight
+    rank = len(axes)
+    sizes = [n for count, axis in zip(rows, axes, strict=True) for n in (count, axis.kernel_size)]
+    apart = weight.reshape(*weight.shape[:2], *sizes)
+    moved = apart.movedim(tuple(range(2, 2 + 2 * rank, 2)), tuple(range(1, 1 + rank)))
+    return moved.flatten(0, rank)
+
+
+def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> Tensor:
     """`y`, the plain merged operator's output for `x`, with every border term added in place.
 
-    `strips` are those of the input's size, one an axis. With `signs` off all factors count as
-    positive, for bounds.
+    Both (batch, channels, *size).
     """
-    for subset, (weight, bias) in stored.items():
-        chosen = [strips[axis] for axis in subset]
-        if not all(strip.rows for strip in chosen):
-            continue
-        value = _strip_bias(bias, subset, chosen, tables, signs)
-        if weight is not None and all(strip.weights for strip in chosen):
-            value = _strip_values(x, weight, value, subset, chosen, tables, axes, groups, signs)
+    for kernel in found:
+        value = kernel.bias if kernel.weight is None else _rows_of(x, kernel, groups)
         if value is not None:
-            _add(y, value, subset, chosen)
+            _add(y, value, kernel)
     return y
 
 
-def _strip_bias(
-    bias: Tensor | None, subset: Subset, strips: Sequence[Strip], tables: Tensor, signs: bool
-) -> Tensor | None:
-    """The bias of each row of a strip: (out_channels, *rows), 1 on every other axis."""
-    if bias is None or not all(strip.biases for strip in strips):
-        return None
-    for axis, strip in zip(subset, strips, strict=True):
-        if strip.biases is not None:
-            bias = strip.biases.expanded(bias, 1 + axis, tables, signs)
-    return bias
-
-
-def _strip_values(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    subset: Subset,
-    strips: Sequence[Strip],
-    tables: Tensor,
-    axes: Sequence[Axis],
-    groups: int,
-    signs: bool,
-) -> Tensor:
-    """What is added to the rows of a strip: (batch, out_channels, *rows or output size)."""
-    rows = [1] * len(axes)
-    own = list(axes)
-    for axis, strip in zip(subset, strips, strict=True):
-        if strip.weights is not None:
-            weight = strip.weights.expanded(weight, 2 + axis, tables, signs)
-        rows[axis], own[axis] = strip.row_count, Axis(strip.column_count)
-        x = slab(x, x.ndim - len(axes) + axis, strip.columns)
-    return rows_of(x, weight, bias, rows, own, groups)
-
-
-def rows_of(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rows: Sequence[int],
-    axes: Sequence[Axis],
-    groups: int,
-) -> Tensor:
-    """A slab through kernels that give whole rows: `weight` has `rows * columns` taps on an axis at
-    the border, and `rows` is 1 on every other. (batch, out_channels, *rows or output size).
-    """
-    rank, out_channels = len(axes), weight.shape[0]
-    sizes = [n for count, axis in zip(rows, axes, strict=True) for n in (count, axis.kernel_size)]
-    kernel = weight.reshape(*weight.shape[:2], *sizes)
-    kernel = kernel.movedim(tuple(range(2, 2 + 2 * rank, 2)), tuple(range(1, 1 + rank)))
-    kernel = kernel.flatten(0, rank)
-    if bias is not None:
-        bias = bias.expand(out_channels, *rows).flatten()
-    found = apply_operator(x, kernel, bias, axes, groups).unflatten(1, (out_channels, *rows))
-    order = [0, 1]
-    for axis in range(rank):
-        order += [2 + axis, 2 + rank + axis]
-    found = found.permute(order)
+def _rows_of(x: Tensor, kernel: Kernel, groups: int) -> Tensor:
+    """The slab through its kernel: (batch, out_channels, *rows or output size)."""
+    if kernel.weight is None:
+        raise ValueError("a kernel without a weight has no slab")
+    rank = len(kernel.axes)
+    for axis, strip in zip(kernel.subset, kernel.strips, strict=True):
+        x = slab(x, 2 + axis, strip.columns)
+    found = apply_operator(x, kernel.weight, kernel.bias, kernel.axes, groups)
+    found = found.unflatten(1, (-1, *kernel.rows))
+    order = [2 + part + axis for axis in range(rank) for part in (0, rank)]
+    found = found.permute(0, 1, *order)
     for axis in range(rank):  # of a row count and a size, one is 1
         found = found.flatten(2 + axis, 3 + axis)
     return found
@@ -262,27 +278,29 @@ def _inside(span: Span, count: int) -> Span:
     return max(count + start, 0), max(count + stop, 0)
 
 
-def _add(y: Tensor, value: Tensor, subset: Subset, strips: Sequence[Strip]) -> None:
-    rank = value.ndim - 1 if value.ndim < y.ndim else value.ndim - 2
-    for choice in product(
-        *(
-            _placed(strip.rows, y.shape[y.ndim - rank + axis])
-            for axis, strip in zip(subset, strips, strict=True)
-        )
-    ):
-        here: list[Any] = [slice(None)] * rank
-        there: list[Any] = [slice(None)] * rank
-        for axis, (in_y, in_value) in zip(subset, choice, strict=True):
-            here[axis], there[axis] = slice(*in_y), slice(*in_value)
-        y[(..., *here)] += value[(..., *there)]
+def _add(y: Tensor, value: Tensor, kernel: Kernel) -> None:
+    """Each part of a strip added to the rows of `y` that it is for."""
+    first = value.ndim - len(kernel.rows)
+    dims = [(2 + axis, first + axis) for axis in kernel.subset]
+    placed = [
+        _placed(strip.rows, y.shape[dim])
+        for strip, (dim, _) in zip(kernel.strips, dims, strict=True)
+    ]
+    for choice in product(*placed):
+        target, part = y, value
+        for (dim, own), (start, offset, length) in zip(dims, choice, strict=True):
+            target = target.narrow(dim, start, length)
+            part = part.narrow(own, offset, length)
+        target.add_(part)
 
 
-def _placed(rows: Sequence[Span], count: int) -> list[tuple[Span, Span]]:
-    """Where each span of rows stands in the output, and where in the strip."""
+def _placed(rows: Sequence[Span], count: int) -> list[tuple[int, int, int]]:
+    """Where each span of rows starts in the output and in the strip, and how long it is."""
     found = []
-    offsets = accumulate((stop - start for start, stop in rows), initial=0)
-    for (start, stop), offset in zip(rows, offsets, strict=False):
+    offset = 0
+    for start, stop in rows:
         low, high = _inside((start, stop), count)
         skipped = low - start if start >= 0 else low - (count + start)
-        found.append(((low, high), (offset + skipped, offset + skipped + high - low)))
+        found.append((low, offset + skipped, high - low))
+        offset += stop - start
     return found

@@ -95,7 +95,10 @@ def merge(
         Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
     ] = None,
     border: Annotated[
-        BorderChoice | None, typer.Option(help="Border policy for all entries.")
+        BorderChoice | None,
+        typer.Option(
+            help="For all entries: exact, corrected or interior at the border.", metavar="POLICY"
+        ),
     ] = None,
     growth: Annotated[
         GrowthChoice, typer.Option(help="For a merge that would store more weights.")

@@ -7,10 +7,11 @@ kind of size is all there is. With strides the kernel is looked up by the size a
 every size from the smallest on gives what the layer gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, product
+from math import prod
 
 from onnx import TensorProto
 
@@ -29,9 +30,12 @@ from convsqueeze.algebra.strips import entries
 from convsqueeze.export.nodes import TO_THE_END, Nodes, Operator, operator
 from convsqueeze.module import Border, SqueezedConv
 
-Choice = list[int]
-"""For each place of a strip the tap that stands there: a tap, the number of taps + a tap where it
-is subtracted, twice the number for a zero."""
+Terms = tuple[tuple[int, ...], ...]
+"""What stands at each place of a strip, in one row or in several that are added up: a tap, the
+number of taps + a tap where it is subtracted, twice their number for a zero.
+"""
+LARGEST_CHOICE = 1 << 20
+"""Numbers up to which every kind of size has a constant kernel of its own in the graph."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,14 @@ class AxisEnds:
     @cached_property
     def smallest(self) -> int:
         """The first size with room for every row and column at its own end."""
-        low, high = self.outermost
         if self.only is not None:
             return self.only
-        needed = max((max(stop, -start) for start, stop in self.columns), default=1)
-        first = max(self.found.settled, needed)
+        columns = max((max(stop, -start) for start, stop in self.columns), default=1)
+        return self._first_with_room(max(self.found.settled, columns))
+
+    def _first_with_room(self, first: int) -> int:
+        low = max((stop for start, stop in self.rows if start >= 0), default=0)
+        high = max((-start for start, stop in self.rows if start < 0), default=0)
         return next(
             size
             for size in count(first)
@@ -83,14 +90,13 @@ class AxisEnds:
         )
 
     @property
-    def outermost(self) -> tuple[int, int]:
-        """Rows from the start and from the end within which everything is added."""
-        low = max((stop for start, stop in self.rows if start >= 0), default=0)
-        high = max((-start for start, stop in self.rows if start < 0), default=0)
-        return low, high
+    def fails_by_itself(self) -> bool:
+        """Whether no output can be cut for any size but those that the graph is for."""
+        every = self.only is None and len(self.classes) == self.found.period
+        return every and self._first_with_room(1) == self.smallest
 
-    def choices(self, one: SizeClass, role: str) -> list[Choice]:
-        """Which tap stands at each place; several where some place adds up several."""
+    def choices(self, one: SizeClass, role: str) -> list[tuple[int, ...]]:
+        """What stands at each place for one kind of size."""
         weights, biases = entries(one, self.rows, self.columns)
         found = weights if role == "weight" else biases
         taps = self.found.taps if role == "weight" else self.found.bias_taps
@@ -99,7 +105,9 @@ class AxisEnds:
             for entry in found
         ]
         terms = max(map(len, spread), default=0)
-        return [[(*entry, *[2 * taps] * terms)[term] for entry in spread] for term in range(terms)]
+        return [
+            tuple((*entry, *[2 * taps] * terms)[term] for entry in spread) for term in range(terms)
+        ]
 
 
 def ends_of(border: Border) -> tuple[AxisEnds, ...]:
@@ -118,6 +126,26 @@ def smallest_size(layer: SqueezedConv) -> tuple[int, ...]:
     return tuple(
         ends.smallest if axis in leaking else 1 for axis, ends in enumerate(ends_of(layer.border))
     )
+
+
+def told_sizes(layer: SqueezedConv) -> str | None:
+    """Which inputs the graph of a layer takes, in words; None where the layer takes no others."""
+    if layer.border is None:
+        return None
+    told = []
+    for ends in ends_of(layer.border):
+        first = min(one.size for one in ends.found.classes)
+        if ends.only is not None:
+            told.append(str(ends.only))
+        elif len(ends.classes) < ends.found.period:
+            rests = sorted(one.size % ends.found.period for one in ends.classes)
+            shown = " or ".join(map(str, rests))
+            told.append(f"{ends.smallest} and more that leave {shown} modulo {ends.found.period}")
+        else:
+            told.append(f"{ends.smallest} and more" if ends.smallest > first else "")
+    if not any(told):
+        return None
+    return " by ".join(one or "any number of" for one in told) + " samples"
 
 
 def add_borders(nodes: Nodes, y: str, x: str, layer: SqueezedConv) -> str:
@@ -153,54 +181,110 @@ class _Borders:
                 continue
             strip = self._term(larger)
             if strip is not None:
-                y = self._added(y, self._with_terms(strip, larger, axis), axis)
+                y = self._added(y, self._with_terms(strip, larger, axis), axis, not subset)
         return y
 
     def _term(self, subset: Subset) -> str | None:
         """The rows of a set of axes: (batch or 1, out_channels, *rows or output size)."""
-        weight = self._grown(subset, "weight")
-        bias = self._grown(subset, "bias")
         rows = [
             span_length(self.ends[axis].rows) if axis in subset else 1
             for axis in range(len(self.axes))
         ]
+        own = list(self.axes)
+        for axis in subset:
+            own[axis] = Axis(max(span_length(self.ends[axis].columns), 1))
+        flat = self.nodes.integers([-1])
+        full = self.nodes.integers([self._outs, *rows])
+        bias = self._for_this_size(
+            subset,
+            "bias",
+            lambda grown: self.nodes.add("Reshape", self.nodes.add("Expand", grown, full), flat),
+        )
+        weight = self._for_this_size(
+            subset, "weight", lambda grown: self._as_kernel(grown, rows, own)
+        )
         if weight is not None:
-            return self._convolved(subset, weight, bias, rows)
-        if bias is None:
-            return None
+            return self._convolved(subset, weight, bias, rows, own)
+        return None if bias is None else self._spread(bias, subset, rows)
+
+    def _spread(self, bias: str, subset: Subset, rows: Sequence[int]) -> str:
+        """Rows that are the same for every input, as wide as the output where others follow."""
+        nodes = self.nodes
+        bias = nodes.add("Reshape", bias, nodes.integers([1, self._outs, *rows]))
+        if not any(axis < subset[0] for axis in range(len(rows)) if self._leaks(axis)):
+            return bias
         whole = [
-            self.nodes.integers([n]) if axis in subset else self.nodes.size(self.y, 2 + axis)
+            nodes.integers([n]) if axis in subset else nodes.size(self.y, 2 + axis)
             for axis, n in enumerate(rows)
         ]
-        shape = self.nodes.add("Concat", self.nodes.integers([1, self._outs]), *whole, axis=0)
-        bias = self.nodes.add("Reshape", bias, self.nodes.integers([1, self._outs, *rows]))
-        return self.nodes.add("Expand", bias, shape)
+        shape = nodes.add("Concat", nodes.integers([1, self._outs]), *whole, axis=0)
+        return nodes.add("Expand", bias, shape)
+
+    def _leaks(self, axis: int) -> bool:
+        return not self.corrections.axes[axis].is_empty
 
     @property
     def _outs(self) -> int:
         return self.geometry.out_channels
 
-    def _grown(self, subset: Subset, role: str) -> str | None:
-        """A stored tensor with a place for each entry in the place of its border taps."""
-        name = term_name(subset, role)
-        chosen = [self._choices(axis, role) for axis in subset]
-        if name not in self.shapes or not all(chosen):
-            return None
-        value = self._grid(subset, role, f"{self.nodes.name}.{BORDER}.{name}")
-        first = 2 if role == "weight" else 1
-        for axis, terms in zip(subset, chosen, strict=True):
-            value = self._looked_up(value, first + axis, axis, role, terms)
-        return value
+    def _for_this_size(
+        self, subset: Subset, role: str, finished: Callable[[str], str]
+    ) -> str | None:
+        """A stored tensor with a place for each entry in the place of its border taps, `finished`.
 
-    def _choices(self, axis: int, role: str) -> list[list[Choice]]:
-        """For each term the taps of every kind of size."""
+        Where few kinds of sizes differ each has its own constant, chosen by the size; otherwise
+        the places are looked up one by one.
+        """
+        name = term_name(subset, role)
+        tables = {axis: self._choices(axis, role) for axis in subset}
+        if name not in self.shapes or not all(map(len, (t[0] for t in tables.values()))):
+            return None
+        grid = self._grid(subset, role, f"{self.nodes.name}.{BORDER}.{name}")
+        kinds = {axis: list(dict.fromkeys(table)) for axis, table in tables.items()}
+        every = list(product(*kinds.values()))
+        if len(every) > 1 and len(every) * prod(self.shapes[name]) > LARGEST_CHOICE:
+            indices = {axis: self._of_this_size(axis, table) for axis, table in tables.items()}
+            return finished(self._looked_up(grid, role, indices))
+        made = []
+        for choice in every:
+            terms = dict(zip(kinds, choice, strict=True))
+            indices = {a: [self.nodes.integers(list(c)) for c in cs] for a, cs in terms.items()}
+            made.append(finished(self._looked_up(grid, role, indices)))
+        return self._chosen(made, tables, kinds)
+
+    def _chosen(
+        self,
+        made: list[str],
+        tables: Mapping[int, Sequence[Terms]],
+        kinds: Mapping[int, Sequence[Terms]],
+    ) -> str:
+        """Of values for every combination of kinds, the one for the input's size."""
+        if len(made) == 1:
+            return made[0]
+        nodes, step = self.nodes, len(made)
+        place: str | None = None
+        for axis, table in tables.items():
+            step //= len(kinds[axis])
+            if len(kinds[axis]) > 1:
+                steps = [step * kinds[axis].index(terms) for terms in table]
+                own = nodes.add("Gather", nodes.integers(steps), self._slot(axis))
+                place = own if place is None else nodes.add("Add", place, own)
+        stack = nodes.add(
+            "Concat", *(nodes.add("Unsqueeze", one, nodes.integers([0])) for one in made), axis=0
+        )
+        return stack if place is None else nodes.add("Gather", stack, place, axis=0)
+
+    def _choices(self, axis: int, role: str) -> list[Terms]:
+        """For every kind of size the tap at each place, as many times as a place adds up taps."""
         ends = self.ends[axis]
-        of_class = [ends.choices(one, role) for one in ends.classes]
+        of_kind = [ends.choices(one, role) for one in ends.classes]
         taps = ends.found.taps if role == "weight" else ends.found.bias_taps
         places = span_length(ends.rows) * (span_length(ends.columns) if role == "weight" else 1)
-        zeros = [2 * taps] * places
-        terms = max(map(len, of_class), default=0)
-        return [[(*found, *[zeros] * terms)[term] for found in of_class] for term in range(terms)]
+        terms = max(map(len, of_kind), default=0)
+        zeros = (2 * taps,) * places
+        return [
+            tuple((*(tuple(one) for one in found), *(zeros,) * terms)[:terms]) for found in of_kind
+        ]
 
     def _grid(self, subset: Subset, role: str, value: str) -> str:
         """A stored tensor as its whole grid of taps, zeros where none are stored."""
@@ -225,35 +309,30 @@ class _Borders:
         spread = nodes.add("Gather", padded, nodes.integers(index), axis=dim)
         return nodes.add("Reshape", spread, nodes.integers([*channels, *grid]))
 
-    def _looked_up(
-        self, value: str, dim: int, axis: int, role: str, terms: list[list[Choice]]
-    ) -> str:
-        """`value` with the taps that an axis's places take, from those on `dim`."""
-        found = self.ends[axis].found
-        taps = found.taps if role == "weight" else found.bias_taps
-        if len(terms) == 1 and all(choice == list(range(taps)) for choice in terms[0]):
-            return value
+    def _looked_up(self, value: str, role: str, indices: Mapping[int, Sequence[str]]) -> str:
+        """A grid with the taps that the places of each axis take."""
         nodes = self.nodes
-        used = {tap for classes in terms for choice in classes for tap in choice}
-        if max(used) >= taps:
+        for axis, terms in indices.items():
+            dim = axis + (2 if role == "weight" else 1)
             first = nodes.add("Slice", value, *map(nodes.integers, ([0], [1], [dim])))
             zero = nodes.add("Sub", first, first)
-            value = nodes.add("Concat", value, nodes.add("Neg", value), zero, axis=dim)
-        total: str | None = None
-        for classes in terms:
-            index = self._of_this_size(axis, classes)
-            one = nodes.add("Gather", value, index, axis=dim)
-            total = one if total is None else nodes.add("Add", total, one)
-        return value if total is None else total
+            signed = nodes.add("Concat", value, nodes.add("Neg", value), zero, axis=dim)
+            found = [nodes.add("Gather", signed, index, axis=dim) for index in terms]
+            value = found[0]
+            for one in found[1:]:
+                value = nodes.add("Add", value, one)
+        return value
 
-    def _of_this_size(self, axis: int, classes: list[Choice]) -> str:
-        """The row of a table that the input's size on an axis chooses: int64 (places,)."""
-        if all(choice == classes[0] for choice in classes):
-            return self.nodes.integers(classes[0])
-        flat = [tap for choice in classes for tap in choice]
-        shape = self.nodes.integers([len(classes), len(classes[0])])
-        table = self.nodes.add("Reshape", self.nodes.integers(flat), shape)
-        return self.nodes.add("Gather", table, self._slot(axis), axis=0)
+    def _of_this_size(self, axis: int, table: Sequence[Terms]) -> list[str]:
+        """The rows of tables that the input's size on an axis chooses: int64 (places,) each."""
+        nodes = self.nodes
+        found = []
+        for choices in zip(*table, strict=True):
+            flat = nodes.integers([tap for choice in choices for tap in choice])
+            shape = nodes.integers([len(choices), len(choices[0])])
+            rows = nodes.add("Reshape", flat, shape)
+            found.append(nodes.add("Gather", rows, self._slot(axis), axis=0))
+        return found
 
     def _slot(self, axis: int) -> str:
         """Which kind of size the input has on an axis: int64 scalar, beyond all for none."""
@@ -267,23 +346,21 @@ class _Borders:
             self._slots[axis] = nodes.add("Gather", nodes.integers(table), rest)
         return self._slots[axis]
 
-    def _convolved(self, subset: Subset, weight: str, bias: str | None, rows: Sequence[int]) -> str:
+    def _convolved(
+        self,
+        subset: Subset,
+        kernel: str,
+        bias: str | None,
+        rows: Sequence[int],
+        own: Sequence[Axis],
+    ) -> str:
         """A slab through its kernel, and the rows that it gives as channels put in their place."""
-        nodes, rank = self.nodes, len(self.axes)
-        x, own = self.x, list(self.axes)
+        x = self.x
         for axis in subset:
-            columns = self.ends[axis].columns
-            own[axis] = Axis(span_length(columns))
-            x = self._cut(x, 2 + axis, columns)
-        kernel = self._as_kernel(weight, rows, own)
-        if bias is not None:
-            full = nodes.add("Expand", bias, nodes.integers([self._outs, *rows]))
-            bias = nodes.add("Reshape", full, nodes.integers([-1]))
+            x = self._cut(x, 2 + axis, self.ends[axis].columns)
         doc = f"border of axes {list(subset)}"
-        y = operator(nodes, x, Operator(kernel, bias, tuple(own), self.groups, doc))
-        if all(n == 1 for n in rows):
-            return y
-        return self._in_place(y, subset, rows, rank)
+        y = operator(self.nodes, x, Operator(kernel, bias, tuple(own), self.groups, doc))
+        return y if all(n == 1 for n in rows) else self._in_place(y, subset, rows)
 
     def _as_kernel(self, weight: str, rows: Sequence[int], own: Sequence[Axis]) -> str:
         """(out, in / groups, rows * columns, ...) to (out * rows, in / groups, columns, ...)."""
@@ -310,16 +387,20 @@ class _Borders:
         ends = ([-1] * rank, [-TO_THE_END] * rank, [*range(2, 2 + rank)], [-1] * rank)
         return nodes.add("Slice", whole, *map(nodes.integers, ends))
 
-    def _in_place(self, y: str, subset: Subset, rows: Sequence[int], rank: int) -> str:
+    def _in_place(self, y: str, subset: Subset, rows: Sequence[int]) -> str:
         """(batch, out * rows, sizes) to (batch, out, *rows or sizes)."""
         nodes = self.nodes
-        outer = [axis for axis in range(rank) if axis not in subset]
+        outer = [axis for axis in range(len(rows)) if axis not in subset]
         counts = [rows[axis] for axis in subset]
-        batch = nodes.size(y, 0)
-        kept = [nodes.size(y, 2 + axis) for axis in outer]
-        shape = nodes.add("Concat", batch, nodes.integers([self._outs, *counts]), *kept, axis=0)
+        # 0 keeps a size that stays at its place, one other may be -1
+        kept = [0 if 2 + len(subset) + i == 2 + axis else -1 for i, axis in enumerate(outer)]
+        if kept.count(-1) < 2:
+            shape = nodes.integers([0, self._outs, *counts, *kept])
+        else:
+            sizes = [nodes.size(y, 2 + axis) for axis in outer]
+            shape = nodes.add("Concat", nodes.integers([0, self._outs, *counts]), *sizes, axis=0)
         apart = nodes.add("Reshape", y, shape)
-        order = [0, 1, *(2 + [*subset, *outer].index(axis) for axis in range(rank))]
+        order = [0, 1, *(2 + [*subset, *outer].index(axis) for axis in range(len(rows)))]
         return apart if order == sorted(order) else nodes.add("Transpose", apart, perm=order)
 
     def _cut(self, x: str, dim: int, columns: Sequence[Span]) -> str:
@@ -331,14 +412,16 @@ class _Borders:
         end = TO_THE_END if stop == 0 else stop
         return self.nodes.add("Slice", x, *map(self.nodes.integers, ([start], [end], [dim])))
 
-    def _added(self, y: str, strip: str, axis: int) -> str:
-        """`y` with the rows of a strip added to its ends on an axis. Cutting fails, rather than
-        anything else happening, where an image is too small for the ends.
+    def _added(self, y: str, strip: str, axis: int, is_output: bool) -> str:
+        """`y` with the rows of a strip added to its ends on an axis. Cutting the output fails,
+        rather than anything else happening, where an image is too small.
         """
         nodes, dim = self.nodes, 2 + axis
         parts = _pieces(self.ends[axis].rows)
         fixed = sum(n for n, _ in parts if n is not None)
-        middle = nodes.add("Sub", self._length(y, axis), nodes.integers([fixed]))
+        middle = nodes.add("Sub", nodes.size(y, dim), nodes.integers([fixed]))
+        if is_output and not self.ends[axis].fails_by_itself:
+            middle = nodes.add("Add", middle, self._checked(axis))
         sizes = [middle if n is None else nodes.integers([n]) for n, _ in parts]
         cut = nodes.add_many("Split", len(parts), y, nodes.add("Concat", *sizes, axis=0), axis=dim)
         whole = len([span for _, span in parts if span]) == 1
@@ -354,11 +437,6 @@ class _Borders:
     def _rows(self, strip: str, dim: int, span: Span) -> str:
         nodes = self.nodes
         return nodes.add("Slice", strip, *map(nodes.integers, ([span[0]], [span[1]], [dim])))
-
-    def _length(self, y: str, axis: int) -> str:
-        """Rows of the output, as a number that does not come about for a size that is too small."""
-        size = self.nodes.size(y, 2 + axis)
-        return self.nodes.add("Add", size, self._checked(axis))
 
     def _checked(self, axis: int) -> str:
         """Zero, looked up at a place that sizes too small or of a kind left out do not have."""

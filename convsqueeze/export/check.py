@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.borders import ends_of, smallest_size
+from convsqueeze.export.borders import ends_of, smallest_size, told_sizes
 from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
 from convsqueeze.module import SqueezedConv
@@ -147,6 +147,9 @@ def _notes(
             f"{name}: onnxruntime has no {_plain(exported)} kernel for it on the CPU; a copy "
             f"rounded to {_plain(computed)} was run, the values were compared bit for bit"
         )
+    sizes = told_sizes(layer)
+    if sizes is not None:
+        yield f"{name}: the graph takes inputs of {sizes} and fails for others"
 
 
 def _plain(dtype: torch.dtype) -> str:
