@@ -15,9 +15,10 @@ from networks import manifests
 from networks.branches import DiverseBranchBlock, MobileOne, RepVgg, RepVggBlock
 from networks.pairs import DepthHead, OverlappingStem
 from networks.pipeline import difference, image, in_double, merged, planned, squeezed_file
+from networks.refused import REFUSED
 from networks.rows import Row, differences_of, merged_of, network_of, spoiled_pixels
 from networks.super_resolution import Conv3XC, Ecbsr, Sesr, Span
-from networks.table import EXACT, REFUSED, lines
+from networks.table import EXACT, lines
 from networks.values import filled
 from torch import Tensor, nn
 
@@ -71,9 +72,11 @@ def test_a_plain_merge_is_refused_with_layer_reason_and_rows(row: Row) -> None:
     with pytest.raises(PlanError) as refused:
         planned(network_of(row), row.manifest, growth="allow")
     (problem,) = refused.value.problems
-    for phrase in (*row.refusal.told, "border: interior", ".second"):
+    for phrase in (*row.refusal.told, f"pairs[0]{row.refusal.blamed}"):
         assert phrase in problem
     assert re.search(row.refusal.rows, problem)
+    assert re.search(rf"border: corrected \(exact, .*{row.corrected:,} weights", problem)
+    assert re.search(rf"border: interior to accept that \(.*{row.after:,} weights", problem)
 
 
 def test_what_is_wrong_at_every_size_but_one_sample_is_told_as_wrong() -> None:

@@ -1,16 +1,20 @@
 """The two questions that started this project, asked of the program.
 
-Two 3x3 convolutions with padding 1: what does a plain merge cost at the border? And 1 -> 100 -> 2
-channels with full padding: how small does the pair become?
+Two 3x3 convolutions with padding 1: what does a plain merge cost at the border, and what does being
+exact there? And 1 -> 100 -> 2 channels with full padding: how small does the pair become?
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from command_line import Outcome, run_here
 from torch import Tensor, nn
 
+from convsqueeze import load_layers
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Manifest, manifest_from_data
@@ -62,7 +66,8 @@ def test_exact_is_refused_with_the_reason(twice: State) -> None:
     assert "1 pads what it reads, but 0 (3x3, bias) is not zero outside the image" in told
     assert "no plain convolution is exact" in told
     assert "1 output row on every side would differ" in told
-    assert "border: interior" in told
+    assert "border: corrected (exact" in told
+    assert "border: interior to accept that" in told
 
 
 def test_the_window_alone_is_reason_enough(twice: State) -> None:
@@ -109,6 +114,126 @@ def test_a_smaller_image_is_all_ring(twice: State) -> None:
     for size in (1, 2):
         x = torch.randn(2, 5, size, size, generator=torch.Generator().manual_seed(2)).double()
         assert bool(((module(x) - apart(twice, x)).abs() > 1e-3).any(0).all())
+
+
+# The same pair made exact, by the command line
+
+PAIRS = """
+version: 1
+pairs:
+  - first: {name: "0", padding: 1}
+    second: {name: "1", padding: 1}
+"""
+CORRECTED = ("--border", "corrected", "--growth", "allow")
+EVERY_SIZE = [(6, 6), (1, 1), (1, 4), (2, 2), (3, 5), (7, 6)]
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint in float64, its manifest, and where its merge goes."""
+
+    model: Path
+    pairs: Path
+    squeezed: Path
+
+    def merge(self, *arguments: object) -> Outcome:
+        return run_here("merge", self.model, "--pairs", self.pairs, "-o", self.squeezed, *arguments)
+
+    def verify(self, *arguments: object) -> Outcome:
+        return run_here("verify", self.model, self.squeezed, *arguments)
+
+
+def written(folder: Path, state: State, pairs: str = PAIRS) -> Files:
+    files = Files(folder / "model.pt", folder / "pairs.yaml", folder / "squeezed.pt")
+    torch.save(state, files.model)
+    files.pairs.write_text(pairs)
+    return files
+
+
+def share_of_wrong(state: State, files: Files, size: tuple[int, int]) -> float:
+    """The share of pixels at which the squeezed layer is off by more than the noise of float64."""
+    (layer,) = load_layers(files.squeezed).values()
+    channels = state["0.weight"].shape[1]
+    x = torch.randn(3, channels, *size, generator=torch.Generator().manual_seed(4)).double()
+    with torch.no_grad():
+        expected, actual = apart(state, x), layer(x)
+    assert actual.shape == expected.shape
+    wrong = ((actual - expected).abs() > 1e-13 * expected.abs().max()).any(0).any(0)
+    return wrong.double().mean().item()
+
+
+def test_the_refusal_names_every_choice_and_what_it_costs(twice: State, tmp_path: Path) -> None:
+    files = written(tmp_path, twice)
+    outcome = files.merge()
+    assert (outcome.status, outcome.stdout) == (2, "")
+    (told,) = outcome.errors
+    exact, _, accepted = told.partition("border: corrected (exact")[2].partition("border: interior")
+    assert "254 weights" in exact
+    assert "126 weights" in accepted
+    assert "leave these layers apart" in accepted
+    assert not files.squeezed.exists()
+
+
+def test_corrections_that_grow_the_checkpoint_ask_for_leave(twice: State, tmp_path: Path) -> None:
+    files = written(tmp_path, twice)
+    outcome = files.merge("--border", "corrected")
+    assert outcome.status == 2
+    (told,) = outcome.errors
+    assert "from 166 to 254 weights (1.5 times)" in told
+    assert "--growth allow" in told
+    assert not files.squeezed.exists()
+
+
+def test_corrected_is_exact_at_every_pixel(twice: State, tmp_path: Path) -> None:
+    files = written(tmp_path, twice)
+    merged = files.merge(*CORRECTED, "--json")
+    assert merged.status == 0
+    assert merged.data["layers"][0]["border"] == "corrected"
+    assert [share_of_wrong(twice, files, size) for size in EVERY_SIZE] == [0.0] * len(EVERY_SIZE)
+
+
+def test_interior_is_wrong_by_the_same_measure(twice: State, tmp_path: Path) -> None:
+    files = written(tmp_path, twice)
+    assert files.merge("--border", "interior").status == 0
+    shares = [share_of_wrong(twice, files, size) for size in EVERY_SIZE]
+    assert shares == pytest.approx([20 / 36, 1.0, 1.0, 1.0, 12 / 15, 22 / 42])
+
+
+def test_a_manifest_may_ask_for_it(twice: State, tmp_path: Path) -> None:
+    files = written(tmp_path, twice, PAIRS + "    border: corrected\n")
+    assert files.merge("--growth", "allow").status == 0
+    assert share_of_wrong(twice, files, (6, 6)) == 0.0
+
+
+@pytest.mark.parametrize("how", [(), ("--exhaustive",)], ids=["usual", "exhaustive"])
+def test_verify_says_so_too_and_sees_a_wrong_correction(
+    how: tuple[str, ...], twice: State, tmp_path: Path
+) -> None:
+    files = written(tmp_path, twice)
+    assert files.merge(*CORRECTED).status == 0
+    verified = files.verify(*how, "--json")
+    assert verified.status == 0
+    (layer,) = verified.data["layers"]
+    assert layer["policy"] == "corrected"
+    squeezed = torch.load(files.squeezed, weights_only=True)
+    corner = squeezed["0.border.01.weight"]
+    corner.view(-1)[int(corner.abs().argmax())] *= 1 + 2.0**-30
+    torch.save(squeezed, files.squeezed)
+    failed = files.verify(*how, "--json")
+    assert failed.status == 1
+    (problem,) = failed.data["problems"]
+    assert problem.startswith("0: differs by")
+
+
+def test_with_many_channels_between_it_is_exact_and_smaller(tmp_path: Path) -> None:
+    """16 -> 64 -> 16 channels: no leave to grow is needed."""
+    state = drawn(nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(64, 16, 3, padding=1))
+    files = written(tmp_path, state)
+    merged = files.merge("--border", "corrected", "--json")
+    assert merged.status == 0
+    assert (merged.data["weights_before"], merged.data["weights_after"]) == (18_512, 12_688)
+    assert files.squeezed.stat().st_size < files.model.stat().st_size
+    assert [share_of_wrong(state, files, size) for size in EVERY_SIZE] == [0.0] * len(EVERY_SIZE)
 
 
 # 1 -> 100 -> 2 channels, 3x3 and then 5x5, full padding, no bias

@@ -137,9 +137,13 @@ def _at(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
 
 
 def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
-    """The part of the chain in front of the blamed link."""
-    chain = _at(tree, link[:-1])
-    return Chain(_children(chain)[: link[-1]])
+    """All that the blamed link follows, in whichever chain around it."""
+    parts: list[Tree[ResolvedLayer]] = []
+    for index in link:
+        if isinstance(tree, Chain):
+            parts += tree.links[:index]
+        tree = _children(tree)[index]
+    return Chain(tuple(parts))
 
 
 def _children(tree: Tree[ResolvedLayer]) -> tuple[Tree[ResolvedLayer], ...]:

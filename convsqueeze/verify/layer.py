@@ -175,25 +175,23 @@ def comparison(
     terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
     noise, floor = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
     biases = part == "affine"
-    rounding = module.converted(half_ulp, half_ulp if biases else None, signs=False)
-    own_magnitude = module.converted(_size_of, _size_of if biases else None, signs=False)
     magnitude = reference(merge.tree, load, part, magnitude=True)
 
+    def cost(values: Tensor) -> Tensor:
+        """Of storing them, and of adding up more at the border than the layers do."""
+        rounding = half_ulp(values)
+        return rounding if module.border is None else rounding + noise * values.double().abs()
+
+    own = module.converted(cost, cost if biases else None, signs=False)
+
     def bound(x: Tensor) -> Tensor:
-        sums = magnitude(x)
-        if module.border is not None:  # at the border it adds up more than the layers do
-            sums = sums + own_magnitude(x)
-        return rounding(x) + noise * sums + floor
+        return own(x) + noise * magnitude(x) + floor
 
     return Comparison(
         original=reference(merge.tree, load, part),
         squeezed=_double(module, part),
         bound=lambda x: bound(x.abs()),
     )
-
-
-def _size_of(values: Tensor) -> Tensor:
-    return values.double().abs()
 
 
 def _double(module: SqueezedConv, part: Part) -> Run:

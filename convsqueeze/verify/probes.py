@@ -129,17 +129,23 @@ def _classes_for_every_tap(found: AxisCorrections) -> list[SizeClass]:
 def _at_the_ends(
     tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections
 ) -> tuple[int, tuple[int, ...]]:
-    """A size of a class, and positions: every sample that a correction reads and some in the
-    middle that show every tap of the merged kernel. A small size that is its own class: all.
+    """The smallest size of a class with room for its corrections, and positions: every sample that
+    they read and some in the middle that show every tap of the merged kernel. Of a small size that
+    is its own class: all.
     """
     if one.size < found.settled:
         return one.size, tuple(range(one.size))
     whole = merged(tree).axes[axis]
-    enough = max(one.size, smallest_size(tree, axis) + 2 * reach(tree, axis) + 2 * whole.stride)
-    size = one.size - (one.size - enough) // found.period * found.period
-    start = (size - whole.stride) // 2
-    ends = {column % size for column in one.columns}
-    return size, tuple(sorted(ends | set(range(start, start + whole.stride))))
+    last = one.size + 2 * reach(tree, axis) + 2 * whole.stride + found.period
+    for size in range(one.size, last, found.period):
+        outputs = output_size(tree, axis, size) or 0
+        room = all(-size <= column < size for column in one.columns)
+        room = room and all(-outputs <= row < outputs for row in one.rows)
+        start = max((size - whole.stride) // 2, 0)
+        middle = range(start, min(start + whole.stride, size))
+        if room and _shows_every_tap(whole, size, start, len(middle), frozenset()):
+            break
+    return size, tuple(sorted({column % size for column in one.columns} | set(middle)))
 
 
 def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, range]:

@@ -2,8 +2,9 @@
 
 import torch
 
+from .corrected import corrected_lines
 from .table import lines
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print("\n".join(lines()))
+    print("\n".join([*lines(), "", *corrected_lines()]))

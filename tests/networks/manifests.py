@@ -248,10 +248,51 @@ DEPTH_HEAD = pair(
     "{name: depth_head.projects.2}", "{name: depth_head.scratch.layer3_rn, padding: 1}"
 )
 
-LARGE_KERNEL_ATTENTION = pair(
-    "{name: conv0, padding: 2, groups: 8}",
-    "{name: conv_spatial, padding: 9, dilation: 3, groups: 8}",
-)
+TWICE_3X3 = pair('{name: "0", padding: 1}', '{name: "1", padding: 1}')
+
+
+def large_kernel_attention(channels: int) -> str:
+    """VAN's two depthwise layers."""
+    return pair(
+        f"{{name: conv0, padding: 2, groups: {channels}}}",
+        f"{{name: conv_spatial, padding: 9, dilation: 3, groups: {channels}}}",
+    )
+
+
+def large_kernel_attention_whole(channels: int) -> str:
+    """VAN's two depthwise layers and the 1x1 behind them."""
+    return f"""
+version: 1
+pairs:
+  - chain:
+      - {{name: conv0, padding: 2, groups: {channels}}}
+      - {{name: conv_spatial, padding: 9, dilation: 3, groups: {channels}}}
+      - {{name: conv1}}
+"""
+
+
+def multi_scale_attention(channels: int, strips: Sequence[int]) -> str:
+    """SegNeXt's depthwise layers: 5x5, and added to it pairs of strips of these lengths."""
+    unit = "block1.{i}.attn.spatial_gating_unit"
+    text = f"""
+version: 1
+pairs:
+  - chain:
+      - {{name: "{unit}.conv0", padding: 2, groups: {channels}}}
+      - sum:
+          - {{type: identity}}"""
+    for index, length in enumerate(strips):
+        text += f"""
+          - chain:
+              - {{name: "{unit}.conv{index}_1", padding: [0, {length // 2}], groups: {channels}}}
+              - {{name: "{unit}.conv{index}_2", padding: [{length // 2}, 0], groups: {channels}}}"""
+    return text + "\n"
+
+
+def multi_scale_attention_whole(channels: int, strips: Sequence[int]) -> str:
+    """SegNeXt's depthwise layers and the 1x1 behind them."""
+    pointwise = '      - {name: "block1.{i}.attn.spatial_gating_unit.conv3"}\n'
+    return multi_scale_attention(channels, strips) + pointwise
 
 
 def efficientnet(depthwise: Sequence[tuple[int, int]], eps: str = "1.0e-3") -> str:

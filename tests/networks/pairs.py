@@ -1,8 +1,8 @@
 """Two or three convolutions in a row, as published networks have them.
 
 ConvNeXt `*_ols` stems (timm), the heads of Depth Anything V2 and the ends of Stable Diffusion's
-autoencoder, the pointwise-depthwise pairs of Restormer and NAFNet, VAN's large kernel attention,
-the stem of X3D, and separable convolutions of Xception and DeepLab.
+autoencoder, the pointwise-depthwise pairs of Restormer and NAFNet, the stem of X3D, and separable
+convolutions of Xception and DeepLab.
 """
 
 import torch.nn.functional as F
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class OverlappingStem(nn.Module):
     """ConvNeXt-Atto-OLS: two 3x3 of stride 2 in place of one 4x4 of stride 4, then a norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_channels: int = 3, middle: int = 24, out_channels: int = 40) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 24, 3, stride=2, padding=1),
-            nn.Conv2d(24, 40, 3, stride=2, padding=1),
-            nn.GroupNorm(1, 40),
+            nn.Conv2d(in_channels, middle, 3, stride=2, padding=1),
+            nn.Conv2d(middle, out_channels, 3, stride=2, padding=1),
+            nn.GroupNorm(1, out_channels),
         )
 
     def linear_part(self, x: Tensor) -> Tensor:
@@ -120,26 +120,6 @@ class NafNet(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         self.encoders = nn.ModuleList([nn.Sequential(NafBlock(width))])
-
-
-class LargeKernelAttention(nn.Module):
-    """VAN: depthwise 5x5, depthwise 7x7 of dilation 3, 1x1; the result weighs the input."""
-
-    def __init__(self, channels: int = 32, *, bias: bool = True) -> None:
-        super().__init__()
-        self.conv0 = nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=bias)
-        self.conv_spatial = nn.Conv2d(
-            channels, channels, 7, padding=9, dilation=3, groups=channels, bias=bias
-        )
-        self.conv1 = nn.Conv2d(channels, channels, 1, bias=bias)
-
-    def depthwise_part(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv_spatial(self.conv0(x))
-        return y
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x * self.conv1(self.depthwise_part(x))
-        return y
 
 
 class VideoStem(nn.Module):

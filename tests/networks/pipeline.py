@@ -97,12 +97,18 @@ def merged(
 
 
 def squeezed_file(
-    source: Path, manifest: str, output: Path, *, growth: Growth = "refuse"
+    source: Path,
+    manifest: str,
+    output: Path,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
 ) -> Checkpoint:
     """Merge the checkpoint at `source` into `output`, without verifying it, and open that."""
     original = open_checkpoint(source)
-    plan = make_plan(parse_manifest(manifest, "pairs.yaml"), original, growth=growth)
-    result = squeeze_checkpoint(plan, original, growth=growth)
+    parsed = parse_manifest(manifest, "pairs.yaml")
+    plan = make_plan(parsed, original, border=border, growth=growth)
+    result = squeeze_checkpoint(plan, original, border=border, growth=growth)
     write_checkpoint(original, output, result.edits, result.recipe.to_json())
     return open_checkpoint(output)
 
@@ -119,10 +125,16 @@ def in_double(network: nn.Module) -> nn.Module:
 
 
 def rounding_bound(layer: SqueezedConv, x: Tensor) -> Tensor:
-    """How far storing the merged weights in float32 can move each output for the input `x`."""
-    share = HALF_ULP * (1 + FLOAT64_NOISE)
-    bias = None if layer.bias is None else layer.bias.detach().abs() * share
-    moved = SqueezedConv(layer.layer, layer.weight.detach().abs() * share, bias)
+    """How far storing the merged weights in float32 can move each output for the input `x`.
+
+    The layer itself says which weights meet in an output, at the border too, where none is
+    subtracted.
+    """
+
+    def moved_by(stored: Tensor) -> Tensor:
+        return stored.abs() * HALF_ULP * (1 + FLOAT64_NOISE)
+
+    moved = layer.converted(moved_by, moved_by, signs=False)
     with torch.no_grad():
         result: Tensor = moved(x.abs())
     return result

@@ -1,7 +1,7 @@
 """What a row of the table says, and what merging it gives; computed once a run."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -22,7 +22,7 @@ class Refusal:
 
     `told` are phrases of the message and `rows` is a pattern in it. `spoiled` gives the output rows
     on one axis that differ, from the input's size on it; `pixels` is the share of output pixels
-    that differ at the input size `at`.
+    that differ at the input size `at`. `blamed` is the layer's place in the manifest's entry.
     """
 
     told: tuple[str, ...]
@@ -30,11 +30,27 @@ class Refusal:
     spoiled: Callable[[int], set[int]]
     at: Size
     pixels: float
+    blamed: str = ".second"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row's network with its published channels, where the row has fewer, and its figures."""
+
+    build: Callable[[], nn.Module]
+    manifest: str
+    before: int
+    after: int
+    corrected: int
 
 
 @dataclass(frozen=True)
 class Row:
     """One published network; weights `before` and `after` are counted by hand.
+
+    Where no plain convolution is exact (`refusal`), `after` is what it stores all the same and
+    `corrected` what is stored when it is made exact, `form` whether that takes strips of weights
+    along the border or a table of biases alone.
 
     `sizes` are the inputs to compare at, `part` the linear part of the network that the merge into
     a name replaces (by default all of it), `times` how much the merge grows the checkpoint.
@@ -53,11 +69,33 @@ class Row:
     refusal: Refusal | None = None
     small: tuple[Callable[[], nn.Module], str] | None = None
     verify: int | None = None
+    corrected: int | None = None
+    form: str = "strips"
+    published: Published | None = None
 
     @property
     def border(self) -> Border:
         """The policy under which the row merges."""
         return "interior" if self.refusal else "exact"
+
+    @property
+    def full(self) -> "Row":
+        """The row with its published channels."""
+        if self.published is None:
+            return self
+        return replace(self, **vars(self.published), times=None, small=None, published=None)
+
+
+def submodule(suffix: str, method: str = "forward") -> Callable[[nn.Module, str], Linear]:
+    """A row's `part`: a method of the module that holds what is merged, `into` without its last
+    names.
+    """
+
+    def part(network: nn.Module, into: str) -> Linear:
+        linear: Linear = getattr(network.get_submodule(into.removesuffix(suffix)), method)
+        return linear
+
+    return part
 
 
 @cache
@@ -66,14 +104,15 @@ def network_of(row: Row) -> nn.Module:
 
 
 @cache
-def merged_of(row: Row) -> Merged:
-    return merged(network_of(row), row.manifest, border=row.border, growth="allow")
+def merged_of(row: Row, border: Border | None = None) -> Merged:
+    """The network in float32 and its merge, by default under the policy of the row."""
+    return merged(network_of(row), row.manifest, border=border or row.border, growth="allow")
 
 
 @cache
-def differences_of(row: Row) -> Mapping[Size, tuple[Difference, ...]]:
+def differences_of(row: Row, border: Border | None = None) -> Mapping[Size, tuple[Difference, ...]]:
     """At each size of the row, every squeezed layer against the network itself."""
-    whole, network = merged_of(row), in_double(network_of(row))
+    whole, network = merged_of(row, border), in_double(network_of(row))
     return {
         size: tuple(
             difference(
@@ -91,7 +130,7 @@ def spoiled_pixels(refusal: Refusal, size: Size, output: Size) -> Tensor:
     """Which pixels of an output a plain merge spoils, for an input of `size`."""
     mask = torch.zeros(output, dtype=torch.bool)
     for axis, given in enumerate(size):
-        rows = torch.tensor(sorted(refusal.spoiled(given)))
+        rows = torch.tensor(sorted(refusal.spoiled(given)), dtype=torch.long)
         mask.index_fill_(axis, rows, True)
     return mask
 

@@ -1,58 +1,24 @@
-"""The published networks, a row each.
+"""The published networks that are exact as one plain convolution, a row each, and what plain merges
+make of all of them.
 
 The figures count every stored number that a merge takes away or puts in its place: kernels,
 biases, norms (running statistics included), fixed masks; no counters of batches.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from . import manifests
 from .branches import DiverseBranchBlock, MobileOne, RepVgg
 from .low_rank import LowRankConv
-from .pairs import (
-    DepthHead,
-    LargeKernelAttention,
-    LatentEnds,
-    NafNet,
-    OverlappingStem,
-    Restormer,
-    SeparableConv,
-    VideoStem,
-)
-from .rows import Linear, Refusal, Row, outcome_of
+from .pairs import LatentEnds, Restormer, SeparableConv, VideoStem
+from .refused import REFUSED
+from .rows import Row, outcome_of, submodule
 from .super_resolution import CollapsibleBlock, Ecbsr, Span
 
 USUAL = ((16, 16), (9, 14), (1, 5))
 """Square, odd by even, and smaller than a kernel."""
-
-
-def _submodule(suffix: str, method: str = "forward") -> Callable[[nn.Module, str], Linear]:
-    """A method of the module that holds what is merged: `into` without its last names."""
-
-    def part(network: nn.Module, into: str) -> Linear:
-        linear: Linear = getattr(network.get_submodule(into.removesuffix(suffix)), method)
-        return linear
-
-    return part
-
-
-def on_every_side(rows: int) -> Callable[[int], set[int]]:
-    """The first and the last `rows` rows of an output that is as large as its input."""
-    return lambda size: {r for r in range(size) if r < rows or r >= size - rows}
-
-
-def _stem_rows(size: int) -> set[int]:
-    """The first row, and the last where the second layer of stride 2 reads past an odd middle."""
-    middle = (size + 1) // 2
-    return {0, (middle - 1) // 2} if middle % 2 else {0}
-
-
-def _unbiased_attention_rows(size: int) -> set[int]:
-    """Of nine rows those that read the two ring samples from which a 5x5 reaches the image."""
-    reach = {1, 2, 4, 5, 7, 8}
-    return {r for r in range(size) if r in reach or size - 1 - r in reach}
 
 
 EXACT: Sequence[Row] = (
@@ -87,7 +53,7 @@ EXACT: Sequence[Row] = (
         before=3 * 115_536,
         after=3 * 20_784,
         sizes=USUAL,
-        part=_submodule(".eval_conv"),
+        part=submodule(".eval_conv"),
         small=(lambda: Span(3), manifests.SPAN),
     ),
     Row(
@@ -97,7 +63,7 @@ EXACT: Sequence[Row] = (
         before=42_144,
         after=10_020,
         sizes=USUAL,
-        part=_submodule(".conv3x3", "branches"),
+        part=submodule(".conv3x3", "branches"),
         small=(lambda: Ecbsr(0, 2), manifests.ecbsr(0, 2)),
     ),
     Row(
@@ -131,7 +97,7 @@ EXACT: Sequence[Row] = (
         before=(432 + 48 + 2 * 64) + (2_304 + 256 + 2 * 64) + 2 * (2_304 + 256 + 3 * 64),
         after=(432 + 16) + 3 * (2_304 + 16),
         sizes=USUAL,
-        part=_submodule(".rbr_reparam", "branches"),
+        part=submodule(".rbr_reparam", "branches"),
         small=(lambda: RepVgg(4), manifests.REP_VGG),
     ),
     Row(
@@ -141,7 +107,7 @@ EXACT: Sequence[Row] = (
         before=4_268_272 + 2 * 44_096,
         after=1_053_504,
         sizes=((8, 8), (5, 7), (1, 2)),
-        part=_submodule(".reparam_conv", "branches"),
+        part=submodule(".reparam_conv", "branches"),
         small=(
             lambda: MobileOne(((4, 2),), first=3),
             manifests.mobile_one(((4, 2),), first=3),
@@ -155,7 +121,7 @@ EXACT: Sequence[Row] = (
         before=36_944,
         after=36_872,
         sizes=USUAL,
-        part=_submodule("encoder.conv_out", "encode"),
+        part=submodule("encoder.conv_out", "encode"),
         small=(lambda: LatentEnds(5), manifests.VAE_ENCODER),
     ),
     Row(
@@ -166,7 +132,7 @@ EXACT: Sequence[Row] = (
         after=144 * 48 * 9,
         times=7.6,
         sizes=USUAL,
-        part=_submodule(".qkv", "queries_keys_values"),
+        part=submodule(".qkv", "queries_keys_values"),
         small=(lambda: Restormer(3), manifests.RESTORMER.replace("144", "9")),
     ),
     Row(
@@ -219,126 +185,6 @@ EXACT: Sequence[Row] = (
         after=24 * 24 * 9 + 24,
         sizes=USUAL,
         small=(lambda: LowRankConv(4, tucker=True), manifests.LOCON_TUCKER),
-    ),
-)
-
-REFUSED: Sequence[Row] = (
-    Row(
-        "ConvNeXt-Atto-OLS stem",
-        OverlappingStem,
-        manifests.OVERLAPPING_STEM,
-        before=9_352,
-        after=5_920,
-        sizes=((64, 64), (66, 40), (37, 3)),
-        part=_submodule("stem.0", "linear_part"),
-        refusal=Refusal(
-            (
-                "stem.1 pads what it reads",
-                "stem.0 (3x3, bias) is not zero outside the image",
-            ),
-            "1 row at the top, 1 column at the left and for some input sizes "
-            "1 row at the bottom, 1 column at the right would differ",
-            _stem_rows,
-            at=(64, 64),
-            pixels=31 / 256,
-        ),
-    ),
-    Row(
-        "Depth Anything V2 head, 64 channels",
-        lambda: DepthHead(64, 16),
-        manifests.DEPTH_HEAD,
-        before=64 * 64 + 64 + 64 * 16 * 9,
-        after=64 * 16 * 9 + 16,
-        sizes=((16, 16), (9, 14), (2, 5)),
-        refusal=Refusal(
-            (
-                "depth_head.scratch.layer3_rn pads what it reads",
-                "depth_head.projects.2 (1x1, bias) is not zero outside the image",
-            ),
-            "1 output row on every side would differ",
-            on_every_side(1),
-            at=(16, 16),
-            pixels=60 / 256,
-        ),
-    ),
-    Row(
-        "Stable Diffusion VAE, decoder",
-        LatentEnds,
-        manifests.VAE_DECODER,
-        before=18_964,
-        after=18_944,
-        sizes=((64, 64), (9, 14), (2, 5)),
-        part=_submodule("post_quant_conv", "decode"),
-        refusal=Refusal(
-            (
-                "decoder.conv_in pads what it reads",
-                "post_quant_conv (1x1, bias) is not zero outside the image",
-            ),
-            "1 output row on every side would differ",
-            on_every_side(1),
-            at=(64, 64),
-            pixels=252 / 4096,
-        ),
-    ),
-    Row(
-        "NAFNet conv1, conv2",
-        NafNet,
-        manifests.NAFNET,
-        before=32 * 64 + 64 + 64 * 9 + 64,
-        after=64 * 32 * 9 + 64,
-        times=6.7,
-        sizes=((16, 16), (9, 14), (2, 5)),
-        part=_submodule(".conv1", "linear_part"),
-        refusal=Refusal(
-            (
-                "encoders.0.0.conv2 pads what it reads",
-                "encoders.0.0.conv1 (1x1, bias) is not zero outside the image",
-            ),
-            "1 output row on every side would differ",
-            on_every_side(1),
-            at=(16, 16),
-            pixels=60 / 256,
-        ),
-    ),
-    Row(
-        "VAN large kernel attention",
-        lambda: LargeKernelAttention(8),
-        manifests.LARGE_KERNEL_ATTENTION,
-        before=8 * (25 + 1 + 49 + 1),
-        after=8 * (23 * 23 + 1),
-        times=7.0,
-        sizes=((56, 56), (23, 31), (12, 20)),
-        part=_submodule("conv0", "depthwise_part"),
-        refusal=Refusal(
-            (
-                "conv_spatial pads what it reads",
-                "conv0 (5x5, bias) is not zero outside the image",
-            ),
-            "9 output rows on every side would differ",
-            on_every_side(9),
-            at=(56, 56),
-            pixels=1 - (38 / 56) ** 2,
-        ),
-    ),
-    Row(
-        "VAN without its biases",
-        lambda: LargeKernelAttention(8, bias=False),
-        manifests.LARGE_KERNEL_ATTENTION,
-        before=8 * (25 + 49),
-        after=8 * 23 * 23,
-        times=7.1,
-        sizes=((56, 56), (23, 31), (12, 20)),
-        part=_submodule("conv0", "depthwise_part"),
-        refusal=Refusal(
-            (
-                "conv_spatial pads what it reads",
-                "conv0 (5x5) sees the image from outside it",
-            ),
-            "9 (output rows on every side|rows at the top, 9 rows at the bottom)",
-            _unbiased_attention_rows,
-            at=(56, 56),
-            pixels=1 - (44 / 56) ** 2,
-        ),
     ),
 )
 
