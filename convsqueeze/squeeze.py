@@ -164,7 +164,9 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     for name in (name for name in planned if name in found):
         for key in RecipeLayer.model_fields:
             wanted, given = getattr(planned[name], key), getattr(found[name], key)
-            if wanted != given:
+            if wanted != given and key == "corrections":
+                yield f"{where}: its recipe says corrections of {name}, others were needed."
+            elif wanted != given:
                 yield (
                     f"{where}: its recipe says {key} {_plain(given)} of {name}, "
                     f"{_plain(wanted)} was needed."

@@ -8,14 +8,14 @@ import copy
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import BLOCKS, SESR, SESR_PAIRS, Outcome, run_here, run_process
+from command_line import BLOCKS, SESR, SESR_PAIRS, run_here, run_process
 from fault_tables import (
     GEOMETRY_FAULTS,
     MANIFEST_FAULTS,
@@ -25,8 +25,8 @@ from fault_tables import (
     index_of,
 )
 from mixed_checkpoint import MANIFEST, MERGED, UNTOUCHED, manifest_of, mixed_state_dict
-from safetensors.torch import save_file
-from squeezed_files import Parts, moved_by_ulps, put_together, taken_apart, with_bit_flipped
+from planted import DTYPES, NARROW, Squeezing, assert_told, saved
+from squeezed_files import moved_by_ulps, put_together, taken_apart, with_bit_flipped
 from torch import Tensor
 
 from convsqueeze import merge_file
@@ -35,40 +35,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge
 from convsqueeze.squeeze import Squeezed, recipe_of, squeeze_one
 
-DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-NARROW = ("float32", "float16", "bfloat16")
 SUFFIXES = (".pt", ".safetensors")
 TRAINED = ("head", *(f"body.{i}" for i in range(5)), "tail")
-
-
-@dataclass(frozen=True)
-class Squeezing:
-    """An original and what merging made of it."""
-
-    original: Path
-    squeezed: Path
-    pairs: Path
-
-    def parts(self) -> Parts:
-        return taken_apart(self.squeezed)
-
-    def verified(self, parts: Parts, folder: Path, *options: object) -> Outcome:
-        """`verify` of the original and of a file with these `parts`."""
-        faulty = put_together(parts, folder / f"faulty{self.squeezed.suffix}")
-        return run_here("verify", self.original, faulty, *options)
-
-
-def saved(tensors: "OrderedDict[str, Tensor]", path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +55,6 @@ def squeezing(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Squeezi
         return Squeezing(original, squeezed, pairs)
 
     return make
-
-
-def assert_told(outcome: Outcome, *words: str) -> None:
-    """Exit 1, and one of the problems holds all of `words`."""
-    assert outcome.status == 1, outcome
-    assert "Traceback" not in outcome.stderr
-    assert any(all(word in error for word in words) for error in outcome.errors), outcome.errors
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -35,7 +35,9 @@ Absent = tuple[tuple[Subset, tuple[int, ...]], ...]
 
 BORDER = "border"
 """What the correction tensors of a layer are stored under, behind its name."""
-LARGEST_PLACE = 1 << 16
+LARGEST_FACTOR = 1 << 10
+MOST_PLACES = 1 << 20
+"""Rows times columns of a strip beyond which a recipe is not believed."""
 
 
 def digits(subset: Subset) -> str:
@@ -157,7 +159,7 @@ class AxisCorrections:
         elif rests:
             shown = ", ".join(map(str, rests))
             parts.append(f"{shown} and any multiple of {self.period} more")
-        return "; ".join(parts)
+        return "; ".join(parts) or "no number of"
 
     @property
     def is_empty(self) -> bool:
@@ -177,9 +179,13 @@ class AxisCorrections:
             for used, count in zip(taps, (self.taps, self.bias_taps), strict=True):
                 if any(not 0 <= tap < count for tap in used):
                     raise GeometryError(f"a border tap is none of the {count} that are stored")
-            if any(self.class_size(place) != place for place in (one.size,)):
+            if one.size < 1 or self.class_size(one.size) != one.size:
                 raise GeometryError(f"{one.size} is no size that stands for a class")
-            if max(map(abs, (*one.rows, *one.columns)), default=0) > LARGEST_PLACE:
+            factors = [entry[-1] for entry in (*one.weights, *one.biases)]
+            if max(map(abs, factors), default=0) > LARGEST_FACTOR:
+                raise GeometryError("a border tap is taken impossibly often")
+            places = span_length(one.row_spans) * max(span_length(one.column_spans), 1)
+            if places > MOST_PLACES:
                 raise GeometryError("a correction is impossibly far from the border")
 
 

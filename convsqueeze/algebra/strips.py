@@ -295,12 +295,13 @@ def _add(y: Tensor, value: Tensor, kernel: Kernel) -> None:
 
 
 def _placed(rows: Sequence[Span], count: int) -> list[tuple[int, int, int]]:
-    """Where each span of rows starts in the output and in the strip, and how long it is."""
+    """Where each span of rows that is there starts in the output and in the strip, and how long."""
     found = []
     offset = 0
     for start, stop in rows:
         low, high = _inside((start, stop), count)
         skipped = low - start if start >= 0 else low - (count + start)
-        found.append((low, offset + skipped, high - low))
+        if low < high:
+            found.append((low, offset + skipped, high - low))
         offset += stop - start
     return found

@@ -1,5 +1,6 @@
 """Squeezed layers put into a copy of the user's own model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -61,22 +62,30 @@ def apply(
         _replace(squeezed, prefix, merge, placed)
     _load(squeezed, prefix, checkpoint)
     if example is not None:
-        _check_example(model, squeezed, example)
+        _check_example(model, squeezed, example, {merge.dtype for merge in plan.merges})
     return squeezed
 
 
 EXAMPLE_TOLERANCE = 1e-3
-"""Of the largest output: far above float32 and half rounding, far below a lost activation."""
+"""Of the largest output: far above float32's rounding, far below a lost activation."""
+EXAMPLE_ROUNDINGS = 8
+"""Where that is more: how many roundings to the coarsest dtype of merged weights may add up."""
 
 
-def _check_example(model: nn.Module, squeezed: nn.Module, example: Tensor) -> None:
-    """Raises ModelMismatchError where two models differ on an input by more than rounding."""
+def _check_example(
+    model: nn.Module, squeezed: nn.Module, example: Tensor, dtypes: Iterable[torch.dtype]
+) -> None:
+    """Raises ModelMismatchError where two models differ on an input by more than rounding the
+    merged weights to their `dtypes`.
+    """
+    coarsest = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+    tolerance = max(EXAMPLE_TOLERANCE, EXAMPLE_ROUNDINGS * coarsest)
     x = example.detach().cpu().double()
     with torch.no_grad():
         before, after = (copied(m).cpu().double().eval()(x) for m in (model, squeezed))
     largest = float(before.abs().max())
     difference = float((after - before).abs().max()) if after.shape == before.shape else torch.inf
-    if not difference <= EXAMPLE_TOLERANCE * largest:
+    if not difference <= tolerance * largest:
         raise ModelMismatchError(
             [
                 f"the squeezed model differs by {difference:.3g} on the example, whose largest "

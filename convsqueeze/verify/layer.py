@@ -17,12 +17,14 @@ from torch import Tensor
 
 from convsqueeze.algebra.border import wrong_rows
 from convsqueeze.algebra.precision import half_ulp
+from convsqueeze.errors import GeometryError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.verify.probes import (
     Size,
     border_impulses,
     every_impulse,
+    every_kind,
     impulse_batches,
     kernel_impulses,
     random_image,
@@ -131,7 +133,8 @@ def _sizes(merge: Merge) -> list[Size]:
     tried = sizes(merge.geometry_tree, merge.input_size)
     if merge.corrections is not None:
         found = border_impulses(merge.geometry_tree, merge.corrections)
-        tried = list(dict.fromkeys([*tried, *(one.size for one in found)]))
+        kinds = every_kind(merge.corrections)
+        tried = list(dict.fromkeys([*tried, *(one.size for one in found), *kinds]))
     if merge.border == "interior" and merge.input_size is not None:
         tried += [size for size in sizes(merge.geometry_tree, None)[1:2] if size not in tried]
     return tried
@@ -229,7 +232,7 @@ def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> La
     try:
         actual = probe.both.squeezed(x)
         bound = probe.both.bound(x)
-    except RuntimeError as error:
+    except (RuntimeError, GeometryError) as error:
         first = str(error).split("\n")[0]
         return replace(
             report, problem=f"the squeezed layer does not run on {_shown(size)}: {first}"

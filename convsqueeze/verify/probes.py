@@ -3,7 +3,7 @@
 Knows geometry and the border; no values of weights.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -113,17 +113,39 @@ def border_impulses(tree: Tree[Geometry], corrections: Corrections) -> list[Impu
     ]
 
 
+def every_kind(corrections: Corrections) -> list[Size]:
+    """Sizes of which every kind of size on each axis is one: each class is run once at least."""
+    per_axis = [[one.size for one in axis.classes] for axis in corrections.axes]
+    count = max(map(len, per_axis))
+    return [tuple(sizes[index % len(sizes)] for sizes in per_axis) for index in range(count)]
+
+
 def _classes_for_every_tap(found: AxisCorrections) -> list[SizeClass]:
-    """Classes that use every border tap between them, the largest sizes first."""
+    """Classes that tell all border taps apart: no change of taps cancels in all of them."""
     chosen: list[SizeClass] = []
-    seen: set[tuple[str, int]] = set()
+    known = {"weights": torch.zeros(0, found.taps), "biases": torch.zeros(0, found.bias_taps)}
     for one in sorted(found.classes, key=lambda one: -one.size):
-        taps = {("weight", tap) for _, _, tap, _ in one.weights}
-        taps |= {("bias", tap) for _, tap, _ in one.biases}
-        if not taps <= seen:
+        more = {
+            "weights": torch.cat([known["weights"], _uses(one.weights, found.taps)]),
+            "biases": torch.cat([known["biases"], _uses(one.biases, found.bias_taps)]),
+        }
+        if any(_rank(more[role]) > _rank(known[role]) for role in known):
             chosen.append(one)
-            seen |= taps
+            known = more
     return chosen or [found.classes[-1]]
+
+
+def _uses(entries: Sequence[tuple[int, ...]], taps: int) -> Tensor:
+    """For every place of the entries (all but their last two numbers) the factor of each tap."""
+    places = {place: index for index, place in enumerate(sorted({one[:-2] for one in entries}))}
+    uses = torch.zeros(len(places), taps)
+    for one in entries:
+        uses[places[one[:-2]], one[-2]] += one[-1]
+    return uses
+
+
+def _rank(matrix: Tensor) -> int:
+    return int(torch.linalg.matrix_rank(matrix.double())) if matrix.numel() else 0
 
 
 def _at_the_ends(

@@ -4,12 +4,14 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from .corrected import FORMS, depends_on_size, form_of, leaves_out_zeros
 from .manifests import KINDS
-from .trial import VERDICTS, Disagreement, Outcome, examine, workable_case
+from .original import Disagreement, workable_case
+from .trial import VERDICTS, Outcome, examine
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -28,9 +30,26 @@ def summary(outcomes: Sequence[Outcome]) -> str:
         lines.append(f"  by kind, {kind}: {listed}")
     lines.append(f"  by rank: {_counts(str(o.case.rank) for o in outcomes)}")
     lines.append(f"  by dtype: {_counts(_dtype(o) for o in outcomes)}")
+    lines += _forms(outcomes)
     flagged, spared = sum(o.flagged for o in outcomes), sum(o.spared for o in outcomes)
     lines.append(f"  rows called wrong: {flagged:,}, of which {spared:,} held no wrong output")
     return "\n".join(lines)
+
+
+def _forms(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What `border: corrected` made of the cases that merge, and what of that was tried."""
+    merged = [o.corrected for o in outcomes if o.corrected is not None]
+    forms = Counter(form_of(one.merge) for one in merged)
+    told = (f"{forms[form]:,} {form} ({forms[form] / len(merged):.0%})" for form in FORMS if merged)
+    yield f"  corrected: {', '.join(told)}"
+    for form in FORMS[1:]:
+        found = [one for one in merged if form_of(one.merge) == form]
+        zeros = sum(leaves_out_zeros(one.merge) for one in found)
+        sizes = sum(depends_on_size(one.merge) for one in found)
+        yield (
+            f"    {form}: {zeros:,} leave out structural zeros, {sizes:,} depend on the size; "
+            f"by rank {_counts(str(one.case.rank) for one in found)}"
+        )
 
 
 def _counts(names: Iterable[str]) -> str:

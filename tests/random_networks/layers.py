@@ -47,7 +47,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a link of a chain should be like. `padding`: none, full, same, some or any."""
+    """What a link of a chain should be like. `padding`: none, full, same, some, wide
+    (also wider than the kernel) or any.
+    """
 
     padding: str = "any"
     bias: bool | None = None
@@ -282,6 +284,8 @@ class LayerSource:
     def padding(self, kind: str, extent: int, stride: int) -> Pair:
         if kind == "any":
             kind = self.rng.choice(("none", "full", "same", "some", "size"))
+        if kind == "wide":
+            return self.rng.randint(0, extent + 2), self.rng.randint(0, extent + 2)
         if kind == "none":
             return 0, 0
         if kind == "full":

@@ -13,9 +13,12 @@ from .layers import Item, LayerSource, Part, Sizes, Wish, padding_sizes
 
 MODES = ("circular", "reflect", "replicate")
 KINDS = ("pair", "chain", "sum", "chain in sum", "sum in chain")
-_KIND_SHARES = (34, 26, 14, 12, 14)
-_STYLES = ("leaky", "mixed", "valid", "full", "pointwise", "circular", "transposed")
-_STYLE_SHARES = (34, 14, 11, 10, 8, 5, 18)
+_KIND_SHARES = (39, 26, 13, 13, 9)
+_STYLES = (
+    *("leaky", "mixed", "valid", "full", "pointwise", "circular", "transposed"),
+    *("biased", "bordered"),
+)
+_STYLE_SHARES = (20, 10, 8, 8, 7, 4, 15, 17, 11)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class _Source(LayerSource):
             first, second = self.links(self.style(), 2, channels)
             return {"first": first.item, "second": second.item}
         if kind == "chain":
-            return dict(self.chain(self.style(), self.rng.randint(2, 4), channels).item)
+            length = self.rng.choices((2, 3, 4), (5, 4, 1))[0]
+            return dict(self.chain(self.style(), length, channels).item)
         if kind == "sum":
             return dict(self.sum(channels, chains=False).item)
         if kind == "chain in sum":
@@ -128,6 +132,10 @@ class _Source(LayerSource):
             first = Wish("none", None if mode != "zeros" else False, stride=strided, taps="one")
             rest = [Wish("none") for _ in range(length - 2)]
             return [first, Wish("some", mode=mode), *rest]
+        if style == "biased":
+            return self.biased_wishes(length)
+        if style == "bordered":
+            return [Wish("wide", mode=self.rng.choice(("zeros", *MODES))) for _ in range(length)]
         if style == "circular":
             size_kept = [Wish("size", mode="circular", stride=False) for _ in range(length - 1)]
             return [*size_kept, Wish("some", mode="circular")]
@@ -135,6 +143,13 @@ class _Source(LayerSource):
             Wish(mode=self.rng.choice(MODES) if self.chance(0.25) else "zeros")
             for _ in range(length)
         ]
+
+    def biased_wishes(self, length: int) -> list[Wish]:
+        """Layers of which none sees the image from outside it, and a bias that meets padding."""
+        point = self.chance(0.6)
+        first = Wish("none", True, taps="one") if point else Wish("full", True)
+        rest = [Wish("none") for _ in range(length - 2)]
+        return [first, Wish("some", taps="many"), *rest]
 
     def with_transposed(self, length: int, channels: int, out: int | None) -> list[Part]:
         """A transposed layer first, last or anywhere, mostly with neighbours that let it merge."""
@@ -158,8 +173,10 @@ class _Source(LayerSource):
 
     def chain_with_sum(self, channels: int) -> Part:
         """A chain of which one link is a sum."""
-        before, after = self.rng.choice(((0, 1), (1, 0), (1, 1), (0, 2)))
-        style = self.rng.choices(("leaky", "valid", "full", "mixed"), (30, 28, 27, 15))[0]
+        before, after = self.rng.choices(((0, 1), (1, 0), (1, 1), (0, 2)), (3, 3, 1, 1))[0]
+        style = self.rng.choices(
+            ("leaky", "valid", "full", "mixed", "biased", "bordered"), (20, 22, 22, 10, 16, 10)
+        )[0]
         wishes = self.wishes(style, before + 1 + after)
         parts: list[Part] = []
         for index, wish in enumerate(wishes):
@@ -185,7 +202,7 @@ class _Source(LayerSource):
         modes = [mode for mode in (*MODES, "zeros") if mode in _modes(first.item)]
         mode = modes[0] if modes else "zeros"
         branches = [first]
-        for _ in range(self.rng.randint(1, 3 if self.rank < 3 else 2)):
+        for _ in range(self.rng.randint(1, 3 if self.rank < 3 and wish is None else 2)):
             target = first.sizes
             if self.chance(0.08):
                 target = tuple(self.missed(s) for s in target)
@@ -259,6 +276,11 @@ class _Source(LayerSource):
 
 def _tells_rank(item: Item) -> bool:
     return item.get("type", "conv") in ("conv", "conv_transpose")
+
+
+def has_sum(item: Item) -> bool:
+    """Whether branches meet anywhere in an item."""
+    return "sum" in item or any(map(has_sum, item.get("chain", ())))
 
 
 def _modes(item: Item) -> set[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from convsqueeze.algebra.border import Leak
+from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.plan import planner
 from convsqueeze.squeeze import Squeezed, squeeze
 
@@ -18,8 +19,9 @@ from . import trial
 from .__main__ import summary
 from .layers import DTYPES
 from .manifests import KINDS, MODES, Case, random_case
+from .original import Disagreement, workable_case
 from .torch_layers import is_nested
-from .trial import Disagreement, examine, workable_case
+from .trial import examine
 
 CASES = 300
 BLOCK = 75
@@ -72,6 +74,10 @@ def features(case: Case) -> Iterator[str]:
         if name.endswith("running_var") and not bool(tensor.all()):
             yield "a variance of zero"
     for item in items(case.entry):
+        links = item.get("chain", ())
+        yield from ("sum before a layer" for link in links[:-1] if "sum" in link)
+        yield from ("sum behind a layer" for link in links[1:] if "sum" in link)
+        yield from (f"then {link.get('padding_mode', 'zeros')}" for link in links[1:])
         for key in ("chain", "sum"):
             yield f"{key} of {len(item.get(key, ()))}"
             if any("chain" in part or "sum" in part for part in item.get(key, ())):
@@ -101,6 +107,9 @@ def features_of_layer(item: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
             yield "not square"
         if item.get("groups", 1) == weight.shape[0] > 1:
             yield "depthwise"
+        if is_nested(padding):
+            reach = zip(padding, weight.shape[2:], strict=True)
+            yield from ("wider than the kernel" for sides, k in reach if max(sides) > k)
     if "output_padding" in item:
         yield "output_padding"
 
@@ -117,7 +126,8 @@ def test_the_cases_speak_all_of_the_language() -> None:
     wanted += ["nested in chain", "nested in sum", "coprime groups", "depthwise", "not square"]
     wanted += ["bias", "no bias", "padding int", "padding list", "padding by side"]
     wanted += ["same", "valid", "cropping", "output_padding"]
-    wanted += ["a variance of zero", "one input size"]
+    wanted += ["a variance of zero", "one input size", "wider than the kernel"]
+    wanted += ["sum before a layer", "sum behind a layer", *(f"then {mode}" for mode in MODES)]
     assert [feature for feature in wanted if not seen[feature]] == []
 
 
@@ -178,11 +188,26 @@ def test_a_leak_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
         examine(pair(bias=True, padding=1))
 
 
+TOLD = Leak(0, "low", 1, "window", (1,), (), (1, 2, 3))
+EMPTY = Corrections((AxisCorrections(1, 1, 0, 0, (SizeClass(1),)),))
+
+
+def test_a_leak_that_a_closer_look_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "leaks", lambda *_: (TOLD,))
+    assert examine(pair(bias=False, padding=1)).verdict == "exact"
+
+
 def test_a_leak_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Leak(0, "low", 1, "window", (1,), (), (1, 2, 3))
-    monkeypatch.setattr(planner, "leaks", lambda *_: (told,))
+    monkeypatch.setattr(planner, "leaks", lambda *_: (TOLD,))
+    monkeypatch.setattr(planner, "corrections", lambda *_: EMPTY)
     with pytest.raises(Disagreement, match="no input was found wrong"):
         examine(pair(bias=False, padding=1))
+
+
+def test_a_leak_that_the_closer_look_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "corrections", lambda *_: None)
+    with pytest.raises(Disagreement, match="called exact, differs"):
+        examine(pair(bias=True, padding=1))
 
 
 def test_a_wrong_row_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,9 @@ class Summed(nn.Module):
 
 
 class Padded(nn.Module):
-    """`F.pad` by one (before, after) pair for each axis."""
+    """`F.pad` by one (before, after) pair for each axis. A crop has to leave something, as torch's
+    own layers ask of what they give.
+    """
 
     def __init__(self, pairs: list[tuple[int, int]], mode: str) -> None:
         super().__init__()
@@ -44,7 +46,10 @@ class Padded(nn.Module):
         self.mode = "constant" if mode == "zeros" else mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.amounts, mode=self.mode)
+        y = F.pad(x, self.amounts, mode=self.mode)
+        if not y.numel():
+            raise RuntimeError(f"nothing is left of {tuple(x.shape)}")
+        return y
 
 
 class OnChannels(nn.Module):

@@ -1,0 +1,132 @@
+"""What a squeezed layer adds at its borders, as a torch module.
+
+Knows corrections and tensors; nothing of recipes or files.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from convsqueeze.algebra.corrections import BORDER, Corrections, Subset, digits, term_name
+from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.strips import Kernel, Stored, add_borders, grid_of, kernels, pack
+from convsqueeze.errors import GeometryError
+
+
+class Border(nn.Module):
+    """What a plain operator lacks at the borders: the terms of `algebra.corrections`.
+
+    Each set of axes has a child named by their numbers, `0` or `01`, with `weight` and `bias`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        corrections: Corrections,
+        geometry: Geometry,
+        tensors: Mapping[str, Tensor],
+        *,
+        signs: bool = True,
+    ) -> None:
+        super().__init__()
+        _check(name, corrections, geometry, tensors)
+        self.corrections = corrections
+        self.axes: tuple[Axis, ...] = geometry.axes
+        self.groups, self.signs = geometry.groups, signs
+        # Neither a parameter nor a buffer: these numbers follow from the recipe, and a state dict
+        # or `to_empty` must not touch them.
+        self.packed, self.strips = pack(corrections)
+        self.tables = self.packed
+        for subset in corrections.subsets:
+            self.add_module(digits(subset), Term(corrections, subset, geometry, tensors))
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """`y`, the plain operator's output for `x`, made exact in place."""
+        return self.added(y, x, self.kernels(x))
+
+    def added(self, y: Tensor, x: Tensor, kernels: Sequence[Kernel]) -> Tensor:
+        """`y` with what `kernels(x)` adds, in place."""
+        if x.ndim == len(self.axes) + 1:  # without a batch, as torch's own layers take it
+            return add_borders(y.unsqueeze(0), x.unsqueeze(0), kernels, self.groups).squeeze(0)
+        return add_borders(y, x, kernels, self.groups)
+
+    def kernels(self, x: Tensor) -> list[Kernel]:
+        """The kernels for the size of `x`. Raises GeometryError for one that is not corrected."""
+        strips = []
+        sizes = x.shape[-len(self.axes) :]
+        for axis, table, size in zip(self.corrections.axes, self.strips, sizes, strict=True):
+            found = table.get(axis.class_size(size))
+            if found is None:
+                raise GeometryError(axis.not_for(int(size)))
+            strips.append(found)
+        stored = {subset: term() for subset, term in self.named_terms()}
+        tables = self.tables if self.tables.device == x.device else self.packed.to(x.device)
+        return kernels(stored, strips, tables, self.axes, signs=self.signs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Border":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        devices = {parameter.device for parameter in self.parameters()}
+        if len(devices) == 1:
+            self.tables = self.packed.to(devices.pop())
+        return self
+
+    def named_terms(self) -> Iterator[tuple[Subset, "Term"]]:
+        """Each set of axes with its tensors."""
+        for child in self.children():
+            if isinstance(child, Term):
+                yield child.subset, child
+
+
+class Term(nn.Module):
+    """The tensors of one set of axes, called without arguments for their grids."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        corrections: Corrections,
+        subset: Subset,
+        geometry: Geometry,
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.subset = subset
+        self.grids = corrections.grid(subset, geometry.kernel_size), corrections.bias_grid(subset)
+        self.absent = tuple(
+            dict(places).get(subset, ())
+            for places in (corrections.absent, corrections.absent_biases)
+        )
+        for role in ("weight", "bias"):
+            tensor = tensors.get(term_name(subset, role))
+            self.register_parameter(role, None if tensor is None else nn.Parameter(tensor))
+
+    def forward(self) -> Stored:
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            weight = grid_of(weight, self.grids[0], self.absent[0])
+        if bias is not None:
+            bias = grid_of(bias, self.grids[1], self.absent[1])
+        return weight, bias
+
+
+def _check(
+    name: str, corrections: Corrections, geometry: Geometry, tensors: Mapping[str, Tensor]
+) -> None:
+    """Raises GeometryError unless the tensors are those that the corrections need."""
+    corrections.check(geometry.kernel_size)
+    wanted = {
+        key: shape
+        for key, shape in corrections.shapes(geometry).items()
+        if geometry.bias or not key.endswith("bias")
+    }
+    for key in sorted(wanted.keys() | tensors.keys()):
+        full = f"{name}.{BORDER}.{key}"
+        if key not in tensors:
+            raise GeometryError(f"{full} is missing, shape {wanted[key]} was needed")
+        if key not in wanted:
+            raise GeometryError(f"{full} is none of the tensors of these corrections")
+        if tuple(tensors[key].shape) != wanted[key]:
+            raise GeometryError(
+                f"{full} has shape {tuple(tensors[key].shape)}, {wanted[key]} was needed"
+            )

@@ -1,0 +1,65 @@
+"""How a squeezed file gives its layers as modules."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.corrections import BORDER
+from convsqueeze.checkpoint import TensorInfo, open_checkpoint
+from convsqueeze.errors import CheckpointError
+from convsqueeze.module.layer import SqueezedConv
+from convsqueeze.recipe import RecipeLayer, read_recipe
+
+
+class Source(Protocol):
+    """Named tensors, as a checkpoint has them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def load(self, name: str) -> Tensor: ...
+
+
+def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv:
+    """The module of a recipe's layer from its tensors by full name.
+
+    Raises CheckpointError where the weight is missing, GeometryError where the shapes do not fit.
+    """
+    weight = tensors.get(f"{layer.name}.weight")
+    if weight is None:
+        raise CheckpointError(f"{layer.name}.weight is not in the squeezed file.")
+    inside = f"{layer.name}.{BORDER}."
+    border = {
+        name.removeprefix(inside): tensor
+        for name, tensor in tensors.items()
+        if layer.corrections is not None and name.startswith(inside)
+    }
+    return SqueezedConv(layer, weight, tensors.get(f"{layer.name}.bias"), border)
+
+
+def stored_tensors(layer: RecipeLayer, source: Source) -> dict[str, Tensor]:
+    """A layer's tensors by full name, those that there are."""
+    own = (f"{layer.name}.weight", f"{layer.name}.bias")
+    inside = f"{layer.name}.{BORDER}."
+    return {
+        name: source.load(name)
+        for name in source.tensors
+        if name in own or (layer.corrections is not None and name.startswith(inside))
+    }
+
+
+def load_layers(
+    path: str | Path, *, key: str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, SqueezedConv]:
+    """Each squeezed layer of a file by name, ready to call.
+
+    `key` chooses the state dict in a wrapped file; `dtype` converts the weights (default: as
+    stored). Raises CheckpointError where the file cannot be read or holds no recipe.
+    """
+    checkpoint = open_checkpoint(Path(path), key=key)
+    recipe = read_recipe(checkpoint.recipe, str(path))
+    modules = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in recipe.layers}
+    return {name: module.to(dtype=dtype) for name, module in modules.items()}

@@ -1,0 +1,123 @@
+"""A squeezed layer as a torch module.
+
+Knows a recipe's layer and how to run an operator; nothing of files, manifests or plans.
+"""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from convsqueeze.algebra.apply import apply_operator, transposed_layout
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.errors import GeometryError
+from convsqueeze.module.border import Border
+from convsqueeze.recipe import RecipeLayer
+
+
+class SqueezedConv(nn.Module):
+    """One merged layer: (batch, in_channels, *size) to (batch, out_channels, *output_size).
+
+    `weight` and `bias` are stored as in torch's layer of the same kind (`linear`: channels last).
+    Each side of each axis has its own padding. Where the plain operator is not exact at the border
+    and the policy is `corrected`, `border` adds what is missing; its tensors are given by the names
+    of `Corrections.shapes`. Raises GeometryError where the tensors do not fit the recipe and, when
+    called, for an input size whose border is not corrected.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        layer: RecipeLayer,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        border: Mapping[str, Tensor] | None = None,
+        *,
+        signs: bool = True,
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.axes = layer.axes()
+        self.groups = layer.groups
+        self.is_transposed = layer.kind == "conv_transpose"
+        _check_shapes(layer, weight, bias)
+        self.weight = nn.Parameter(weight)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        self.border = None
+        if layer.corrections is not None:
+            self.border = Border(
+                layer.name, layer.corrections, self.geometry, border or {}, signs=signs
+            )
+        elif border:
+            raise GeometryError(f"{layer.name} has no corrections, but tensors for them")
+
+    @property
+    def geometry(self) -> Geometry:
+        """Channels and axes of the plain operator."""
+        first, second = self.weight.shape[:2]
+        channels = (second * self.groups, first)
+        if self.is_transposed:
+            channels = (first, second * self.groups)
+        return Geometry(*channels, self.axes, self.groups, self.bias is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight
+        if self.is_transposed:
+            weight = transposed_layout(weight, self.groups)
+        if self.border is None:
+            return apply_operator(x, weight, self.bias, self.axes, self.groups)
+        kernels = self.border.kernels(x)  # first, as it knows which sizes there are
+        y = apply_operator(x, weight, self.bias, self.axes, self.groups)
+        return self.border.added(y, x, kernels)
+
+    def border_tensors(self) -> dict[str, Tensor]:
+        """The correction tensors, by the names of `Corrections.shapes`."""
+        return {} if self.border is None else dict(self.border.named_parameters())
+
+    def converted(
+        self,
+        weight: Callable[[Tensor], Tensor],
+        bias: Callable[[Tensor], Tensor] | None,
+        *,
+        signs: bool = True,
+    ) -> "SqueezedConv":
+        """The same layer with other values: every weight and every bias through a function each.
+
+        Without one for the biases they are left out. With `signs` off border terms are added where
+        they are subtracted, as a bound needs it. Free of gradients.
+        """
+        border = {}
+        for name, tensor in self.border_tensors().items():
+            convert = weight if name.endswith("weight") else bias
+            if convert is not None:
+                border[name] = convert(tensor.detach())
+        kept = None if bias is None or self.bias is None else bias(self.bias.detach())
+        module = SqueezedConv(self.layer, weight(self.weight.detach()), kept, border, signs=signs)
+        return module.requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        layer = self.layer
+        return (
+            f"{layer.kind}, weight={tuple(self.weight.shape)}, stride={layer.stride}, "
+            f"padding={layer.padding}, dilation={layer.dilation}, groups={layer.groups}, "
+            f"border={layer.border}"
+        )
+
+
+def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:
+    if tuple(weight.shape[2:]) != layer.kernel_size or weight.ndim < 2:
+        raise GeometryError(
+            f"{layer.name}.weight has shape {tuple(weight.shape)}, "
+            f"but its recipe says kernel_size {list(layer.kernel_size)}"
+        )
+    channels = weight.shape[0]
+    if layer.groups < 1 or channels % layer.groups:
+        raise GeometryError(
+            f"{layer.name}: {channels} channels do not divide into groups = {layer.groups}"
+        )
+    out_channels = weight.shape[1] * layer.groups if layer.kind == "conv_transpose" else channels
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise GeometryError(
+            f"{layer.name}.bias has shape {tuple(bias.shape)}, ({out_channels},) was needed"
+        )

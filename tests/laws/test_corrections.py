@@ -1,0 +1,394 @@
+"""A plain merge and its border terms are the layers one after the other, at every pixel."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count, product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
+from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.border import leaks
+from convsqueeze.algebra.border_taps import axis_taps, corrections
+from convsqueeze.algebra.border_values import border_bias, border_terms, border_weight
+from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.sizes import output_size, smallest_size
+from convsqueeze.algebra.trace import NOTHING, Link, presence, sources
+from convsqueeze.algebra.tree import Tree, mapped
+from convsqueeze.errors import GeometryError
+from convsqueeze.module import SqueezedConv
+from convsqueeze.recipe import RecipeLayer
+
+from .drawn import MODES, convolutions, fitting, law, ranks, seeds, whole
+from .test_border import chains, geometries, mergeable, plain, run
+
+
+def in_whole_numbers(tree: Tree[Conv], seed: int) -> Tree[Conv]:
+    """The same layers with weights and biases in which nothing is rounded."""
+    number = count(seed)
+
+    def filled(conv: Conv) -> Conv:
+        bias = None if conv.bias is None else whole(next(number), len(conv.bias))
+        return replace(conv, weight=whole(next(number), *conv.weight.shape), bias=bias)
+
+    return mapped(tree, filled)
+
+
+@st.composite
+def trees(draw: st.DrawFn, rank: int) -> Tree[Conv]:
+    """Two layers, one of them maybe a sum, any padding modes; a bias alone that leaks; in one
+    dimension chains of anything too.
+    """
+    kind = draw(st.sampled_from(("two", "biased", "chain") if rank == 1 else ("two", "biased")))
+    if kind == "chain":
+        tree: Tree[Conv] = draw(chains())
+    else:
+        modes = draw(st.sampled_from((("zeros",), MODES))) if kind == "two" else ("zeros",)
+        widest = {"padding": 2, "stride": 2} if kind == "two" else {"padding": 0, "taps": 1}
+        bias = None if kind == "two" else True
+        first = draw(convolutions(rank, bias=bias, modes=modes, **widest))
+        channels = first.geometry.out_channels
+        second = draw(convolutions(rank, channels, padding=2, stride=2, modes=modes))
+        sums = draw(st.sampled_from((None, None, 0, 1) if kind == "two" else (None, 1)))
+        links: list[Tree[Conv]] = [first, second]
+        if sums is not None:
+            links[sums] = Sum((links[sums], draw(fitting((first, second)[sums]))))
+        tree = Chain(tuple(links))
+    tree = in_whole_numbers(tree, draw(seeds))
+    assume(mergeable(tree))
+    return tree
+
+
+def corrected(tree: Tree[Conv]) -> Callable[[Tensor], Tensor]:
+    """The plain merge with all that its borders lack."""
+    shapes, merged = geometries(tree), plain(tree)
+    found = corrections(shapes)
+    if found is None:
+        return merged
+    border = border_terms(tree, found, axis_taps(shapes))
+    layer = RecipeLayer.of(
+        "merged",
+        merged.geometry,
+        sources=(),
+        border="corrected",
+        weights_before=0,
+        corrections=found,
+    )
+    weight = merged.weight.double()
+    if merged.geometry.is_transposed:
+        weight = transposed_layout(weight, merged.groups)
+    return SqueezedConv(layer, weight, merged.bias, border).requires_grad_(False)
+
+
+def form(found: Corrections | None) -> str:
+    if found is None:
+        return "plain"
+    return "bias" if found.only_biases else "strips"
+
+
+def sizes_of(shapes: Tree[Geometry], axis: int) -> list[int]:
+    """Every size of a class of its own, and each of the others twice."""
+    found, first = corrections(shapes), smallest_size(shapes, axis)
+    past = first + 3 if found is None else found.axes[axis].settled + 2 * found.axes[axis].period
+    return [n for n in range(first, past + 1) if output_size(shapes, axis, n) is not None]
+
+
+def test_corrected_is_one_after_the_other_for_every_size() -> None:
+    """Bit for bit, in one dimension; every form is seen."""
+    forms: Counter[str] = Counter()
+
+    @law(100)
+    @given(trees(1))
+    def each(tree: Tree[Conv]) -> None:
+        shapes, actual = geometries(tree), corrected(tree)
+        forms[form(corrections(shapes))] += 1
+        for n in sizes_of(shapes, 0):
+            x = whole(n, 2, plain(tree).geometry.in_channels, n)
+            assert torch.equal(actual(x), run(tree, x)), f"size {n}"
+
+    each()
+    assert all(forms[one] for one in ("plain", "bias", "strips")), forms
+
+
+@pytest.mark.parametrize("side", [(0, 3), (3, 0), (3, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_corrected_rows_that_a_small_output_has_no_room_for(
+    side: tuple[int, int], stride: int
+) -> None:
+    """The third row from the end alone is corrected: of two samples there is none."""
+    first = layers.convolution(whole(1, 1, 1, 2), stride=stride)
+    second = layers.convolution(whole(2, 1, 1, 2), padding=[side], dilation=3)
+    tree = Chain((first, second))
+    actual = corrected(tree)
+    for n in sizes_of(geometries(tree), 0):
+        x = whole(n, 2, 1, n)
+        assert torch.equal(actual(x), run(tree, x)), f"size {n}"
+
+
+@law(80)
+@given(st.data(), st.sampled_from((2, 2, 3)))
+def test_corrected_is_one_after_the_other_in_corners(data: st.DataObject, rank: int) -> None:
+    tree = data.draw(trees(rank))
+    shapes, actual = geometries(tree), corrected(tree)
+    for _ in range(3):
+        size = [data.draw(st.sampled_from(sizes_of(shapes, axis)[:40])) for axis in range(rank)]
+        x = whole(data.draw(seeds), 2, plain(tree).geometry.in_channels, *size)
+        assert torch.equal(actual(x), run(tree, x))
+
+
+@law(150)
+@given(st.data(), ranks)
+def test_there_are_corrections_only_where_something_leaks(data: st.DataObject, rank: int) -> None:
+    """`leaks` may tell too much, never too little."""
+    shapes = geometries(data.draw(trees(rank)))
+    assert leaks(shapes) or corrections(shapes) is None
+
+
+@law(100)
+@given(st.data(), ranks)
+def test_the_kernels_own_sums_make_the_merged_kernel(data: st.DataObject, rank: int) -> None:
+    """Border values for no axis at the border are what composition gives, bias included."""
+    tree = data.draw(trees(rank))
+    taps, merged = axis_taps(geometries(tree)), plain(tree)
+    nothing = Corrections(())
+    assert torch.equal(border_weight(tree, nothing, taps, ()), merged.weight)
+    if merged.bias is not None:
+        assert torch.equal(border_bias(tree, nothing, taps, ()).flatten(), merged.bias)
+
+
+# What each combination of taps reads, against torch
+
+
+@st.composite
+def drawn_axes(draw: st.DrawFn) -> Axis:
+    up = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    lowest = draw(st.sampled_from((0, 0, -1)))
+    return Axis(
+        kernel_size=draw(st.integers(1, 3)),
+        stride=draw(st.integers(1, 3)),
+        dilation=draw(st.integers(1, 3)),
+        before=draw(st.integers(lowest, 5)),
+        after=draw(st.integers(lowest, 5)),
+        upsample=up,
+        padding_mode=draw(st.sampled_from(MODES)) if up == 1 and lowest == 0 else "zeros",
+    )
+
+
+def through_torch(axis: Axis, tap: int, x: Tensor) -> Tensor:
+    """A layer whose kernel is one at `tap` and zero elsewhere, on (1, 1, size)."""
+    spread = x.new_zeros(1, 1, axis.upsample * (x.shape[2] - 1) + 1)
+    spread[:, :, :: axis.upsample] = x
+    mode = "constant" if axis.padding_mode == "zeros" else axis.padding_mode
+    kernel = F.one_hot(torch.tensor(tap), axis.kernel_size).to(x.dtype).view(1, 1, -1)
+    padded = F.pad(spread, (axis.before, axis.after), mode=mode)
+    return F.conv1d(padded, kernel, stride=axis.stride, dilation=axis.dilation)
+
+
+def columns(axes: Sequence[Axis], x: Tensor) -> Tensor:
+    """What every combination of taps gives, the last layer's tap counted first."""
+    found = []
+    for taps in product(*(range(axis.kernel_size) for axis in reversed(axes))):
+        y = x
+        for axis, tap in zip(axes, reversed(taps), strict=True):
+            y = through_torch(axis, tap, y)
+        found.append(y.flatten())
+    return torch.stack(found, 1)
+
+
+def passes(axes: Sequence[Axis], size: int) -> bool:
+    for axis in axes:
+        if not axis.accepts(size) or axis.upsample * (size - 1) + 1 + axis.before < 1:
+            return False
+        size = axis.output_size(size)
+    return True
+
+
+@law(150)
+@given(st.lists(drawn_axes(), min_size=1, max_size=3), st.integers(0, 8))
+def test_sources_are_what_kernels_of_one_tap_read(axes: list[Axis], more: int) -> None:
+    """And a bias arrives where an image of ones in its place does."""
+    taken = [n for n in range(1, 120) if passes(axes, n)]
+    size = taken[more]
+    path = tuple(Link(axis, bias=True) for axis in axes)
+    numbered = torch.arange(1.0, size + 1, dtype=torch.float64).view(1, 1, -1)
+    assert NOTHING == -1
+    assert torch.equal(sources(path, size), columns(axes, numbered).long() - 1)
+    for index, table in enumerate(presence(path, size), start=1):
+        size = axes[index - 1].output_size(size)
+        behind = axes[index:]
+        ones = torch.ones(1, 1, size, dtype=torch.float64)
+        expected = columns(behind, ones) if behind else ones.view(-1, 1)
+        assert torch.equal(table.double(), expected)
+
+
+# Counts that can be worked out by hand
+
+
+def conv(kernel_size: int, *, rank: int = 2, bias: bool = False, **steps: object) -> Geometry:
+    weight = torch.empty(1, 1, *(kernel_size,) * rank, device="meta")
+    made = layers.convolution(weight, torch.empty(1) if bias else None, **steps)  # type: ignore[arg-type]
+    return made.geometry
+
+
+def numbers(*links: Geometry) -> tuple[Corrections, dict[str, tuple[int, ...]], int]:
+    """The corrections of a chain of layers of one channel, their shapes, and all weights."""
+    found, merged = corrections(Chain(links)), axis_taps(Chain(links))
+    assert found is not None
+    kernel = [len(axis.kernel) for axis in merged]
+    shapes = {n: s[1:] if "bias" in n else s[2:] for n, s in found.shapes(whole_of(links)).items()}
+    border = sum(torch.Size(shape).numel() for shape in shapes.values())
+    return found, shapes, border + torch.Size(kernel).numel()
+
+
+def whole_of(links: Sequence[Geometry]) -> Geometry:
+    tree: Tree[Conv] = Chain(
+        tuple(
+            Conv(torch.ones(g.weight_shape), torch.ones(1) if g.bias else None, g.axes)
+            for g in links
+        )
+    )
+    return plain(tree).geometry
+
+
+def test_three_by_three_twice_takes_49_taps() -> None:
+    """One border tap for each end: `(5 + 2) ** 2`."""
+    _, shapes, taps = numbers(conv(3, padding=1), conv(3, padding=1))
+    assert shapes == {"0.weight": (2, 5), "1.weight": (5, 2), "01.weight": (2, 2)}
+    assert taps == 49
+
+
+def test_the_large_kernel_of_van() -> None:
+    """5x5, then 7x7 with dilation 3: at each end three outer taps meet the two positions of the
+    ring that two inner taps see the image from.
+    """
+    found, _, taps = numbers(conv(5, padding=2), conv(7, padding=9, dilation=3))
+    assert [axis.taps for axis in found.axes] == [12, 12]
+    assert taps == (23 + 12) ** 2
+
+
+def test_the_stem_of_convnext() -> None:
+    """3x3 with stride 2 twice, padded by 1: the last row alone, where `n % 4 == 2`."""
+    stem = conv(3, stride=2, padding=1)
+    found, shapes, _ = numbers(stem, stem)
+    assert shapes == {"0.weight": (1, 7), "1.weight": (7, 1), "01.weight": (1, 1)}
+    for axis in found.axes:
+        for n in range(1, 40):
+            assert axis.of(n).row_spans == (((-1, 0),) if n % 4 == 2 else ())
+
+
+def test_a_bias_behind_one_tap_is_all_that_leaks() -> None:
+    found, shapes, _ = numbers(conv(1, bias=True), conv(3, padding=1))
+    assert found.only_biases
+    assert shapes == {"0.bias": (2, 1), "1.bias": (1, 2), "01.bias": (2, 2)}
+    without = corrections(Chain((conv(1), conv(3, padding=1))))
+    assert without is None
+
+
+def test_a_window_that_leaks_is_more_than_a_bias() -> None:
+    found, _, _ = numbers(conv(3, padding=1, bias=True), conv(3, padding=1))
+    assert not found.only_biases
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_circular_after_circular_is_plain(bias: bool) -> None:
+    """Where the first keeps the size; else a merge by corrections is none the less exact."""
+    circular = {"padding_mode": "circular", "bias": bias}
+    kept = conv(3, padding=1, **circular)
+    assert corrections(Chain((kept, conv(5, padding=2, **circular)))) is None
+    wider = conv(3, padding=2, **circular)
+    assert corrections(Chain((wider, conv(5, padding=2, **circular)))) is not None
+
+
+# Sizes that corrections are not for, and recipes that nobody wrote
+
+
+def test_sizes_that_the_layers_do_not_take() -> None:
+    found = corrections(Chain((conv(3, rank=1, padding=1), conv(5, rank=1, padding=1))))
+    assert found is not None
+    assert found.axes[0].of(3).rows
+    for size in (0, 1, 2):
+        with pytest.raises(GeometryError, match=f"of 3.* and more samples.*not for {size}"):
+            found.axes[0].of(size)
+
+
+def test_sizes_other_than_the_one_that_is_promised() -> None:
+    stem = conv(3, rank=1, stride=2, padding=1)
+    assert corrections(Chain((stem, stem)), (32,)) is None
+    found = corrections(Chain((stem, stem)), (34,))
+    assert found is not None
+    (axis,) = found.axes
+    for size in range(axis.settled, 60):
+        if size % 4 == 2:
+            assert axis.of(size) == axis.of(34)
+        else:
+            with pytest.raises(GeometryError, match=f"any multiple of 4 more.*not for {size}"):
+                axis.of(size)
+
+
+SOUND = AxisCorrections(2, 2, 2, 1, (SizeClass(2, ((0, -1, 1, 1),), ((0, 0, -1),)), SizeClass(3)))
+EXACT = AxisCorrections(1, 1, 0, 0, (SizeClass(1),))
+FAR = 1 << 21
+"""Tables of that many rows or columns are for no border."""
+
+
+def with_class(**changes: object) -> AxisCorrections:
+    return replace(SOUND, classes=(replace(SOUND.classes[0], **changes), *SOUND.classes[1:]))
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        replace(SOUND, period=0),
+        replace(SOUND, period=-1),
+        replace(SOUND, taps=-1),
+        replace(SOUND, taps=1),
+        replace(SOUND, bias_taps=-1),
+        replace(SOUND, bias_taps=0),
+        replace(SOUND, classes=(*SOUND.classes, SizeClass(3))),
+        replace(SOUND, classes=(*SOUND.classes, SizeClass(4))),
+        with_class(size=5),
+        with_class(weights=((0, 0, 2, 1),)),
+        with_class(weights=((0, 0, -1, 1),)),
+        with_class(weights=((0, 0, 0, 1), (FAR, 0, 0, 1))),
+        with_class(weights=((-1, 0, 0, 1), (-FAR, 0, 0, 1))),
+        with_class(weights=((0, 0, 0, 1), (0, FAR, 0, 1))),
+        with_class(weights=((0, -1, 0, 1), (0, -FAR, 0, 1))),
+        with_class(weights=((0, 0, 0, 1), (FAR, FAR, 0, 1))),
+        with_class(biases=((0, 1, 1),)),
+        with_class(biases=((0, -1, 1),)),
+        with_class(biases=((0, 0, 1), (FAR, 0, 1))),
+    ],
+)
+def test_numbers_of_an_axis_that_refer_to_nothing(axis: AxisCorrections) -> None:
+    Corrections((SOUND,)).check((3,))
+    with pytest.raises(GeometryError):
+        Corrections((axis,)).check((3,))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Corrections(()),
+        Corrections((SOUND, SOUND, SOUND)),
+        Corrections((SOUND, EXACT), absent=(((0,), (6,)),)),
+        Corrections((SOUND, EXACT), absent=(((0,), (-1,)),)),
+        Corrections((SOUND, EXACT), absent=(((0,), (1, 0)),)),
+        Corrections((SOUND, EXACT), absent=(((0,), (1, 1)),)),
+        Corrections((SOUND, EXACT), absent=(((1,), (0,)),)),
+        Corrections((SOUND, EXACT), absent=(((), (0,)),)),
+        Corrections((SOUND, EXACT), absent=(((2,), (0,)),)),
+        Corrections((SOUND, SOUND), absent=(((1, 0), (0,)),)),
+        Corrections((SOUND, EXACT), absent_biases=(((0,), (1,)),)),
+        Corrections((SOUND, EXACT), absent_biases=(((0, 1), (0,)),)),
+    ],
+)
+def test_corrections_that_refer_to_nothing(found: Corrections) -> None:
+    Corrections((SOUND, EXACT), (((0,), (0, 5)),), (((0,), (0,)),)).check((3, 3))
+    with pytest.raises(GeometryError):
+        found.check((3, 3))
