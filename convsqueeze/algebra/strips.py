@@ -6,8 +6,8 @@ axis are one slab: where they do not meet its kernel is zero, which costs less t
 Knows tensors, axes and `corrections`, no modules.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TypeAlias
 
@@ -225,6 +225,83 @@ def _rows_as_channels(weight: Tensor, rows: Sequence[int], axes: Sequence[Axis])
     apart = weight.reshape(*weight.shape[:2], *sizes)
     moved = apart.movedim(tuple(range(2, 2 + 2 * rank, 2)), tuple(range(1, 1 + rank)))
     return moved.flatten(0, rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Shortcut:
+    """A kernel as a choice of stored numbers, for one kind of size: (index, factors) of its weight
+    and of its bias, None where it has none. `kernel` holds places instead of values.
+    """
+
+    kernel: Kernel
+    weight: tuple[Tensor, Tensor] | None
+    bias: tuple[Tensor, Tensor] | None
+
+    def __call__(self, stored: Stored) -> Kernel:
+        """The kernel with values."""
+        weight, bias = stored
+        skeleton = self.kernel
+        if weight is not None and self.weight is not None and skeleton.weight is not None:
+            index, factors = self.weight
+            weight = weight.flatten(2).index_select(2, index) * factors
+            rows, _, *columns = skeleton.weight.shape
+            if rows > 1:
+                weight = weight.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1)
+            weight = weight.unflatten(2, columns)
+        else:
+            weight = None
+        if bias is not None and self.bias is not None:
+            index, factors = self.bias
+            bias = bias.flatten(1).index_select(1, index) * factors
+            bias = bias.unflatten(1, skeleton.rows) if weight is None else bias.flatten()
+        else:
+            bias = None
+        return replace(skeleton, weight=weight, bias=bias)
+
+
+def shortcuts(
+    stored: Mapping[Subset, Stored],
+    gridded: Callable[[Subset, Stored], Stored],
+    strips: Sequence[Strip],
+    tables: Tensor,
+    axes: Sequence[Axis],
+    *,
+    signs: bool = True,
+) -> list[Shortcut] | None:
+    """The kernels of `kernels` as choices of stored numbers; None where some place adds several up.
+
+    Found by making kernels of the numbers' places, counted from one; `gridded` is `grid_of`.
+    """
+    made = [table for strip in strips for table in (strip.weights, strip.biases)]
+    if any(table is not None and table.terms > 1 for table in made):
+        return None
+    like = next(t for pair in stored.values() for t in pair if t is not None)
+    places = {
+        subset: gridded(subset, (_counted(weight, 2), _counted(bias, 1)))
+        for subset, (weight, bias) in stored.items()
+    }
+    found = []
+    for kernel in kernels(places, strips, tables, axes, signs=signs):
+        weight = None if kernel.weight is None else _choice(kernel.weight, like)
+        bias = None if kernel.bias is None else _choice(kernel.bias, like)
+        found.append(Shortcut(kernel, weight, bias))
+    return found
+
+
+def _counted(tensor: Tensor | None, skipped: int) -> Tensor | None:
+    """The places of stored numbers from one on, in the shape of one channel of them."""
+    if tensor is None:
+        return None
+    shape = (*(1,) * skipped, *tensor.shape[skipped:])
+    count = torch.Size(shape).numel()
+    return torch.arange(1, count + 1, dtype=torch.float64, device=tensor.device).view(shape)
+
+
+def _choice(places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and factor of signed places; zero is no place."""
+    flat = places.flatten()
+    index = flat.abs().to(torch.int64) - 1
+    return index.clamp(min=0), flat.sign().to(like.dtype)
 
 
 def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> Tensor:

@@ -4,13 +4,29 @@ Knows corrections and tensors; nothing of recipes or files.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.corrections import BORDER, Corrections, Subset, digits, term_name
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.strips import Kernel, Stored, add_borders, grid_of, kernels, pack
+from convsqueeze.algebra.strips import (
+    Kernel,
+    Shortcut,
+    Stored,
+    Strip,
+    add_borders,
+    grid_of,
+    kernels,
+    pack,
+    shortcuts,
+)
 from convsqueeze.errors import GeometryError
+
+Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
+MOST_KEPT = 64
+"""Kinds of sizes for which it is kept how kernels are made."""
 
 
 class Border(nn.Module):
@@ -37,6 +53,7 @@ class Border(nn.Module):
         # or `to_empty` must not touch them.
         self.packed, self.strips = pack(corrections)
         self.tables = self.packed
+        self._kept: dict[Kind, list[Shortcut] | None] = {}
         for subset in corrections.subsets:
             self.add_module(digits(subset), Term(corrections, subset, geometry, tensors))
 
@@ -59,9 +76,40 @@ class Border(nn.Module):
             if found is None:
                 raise GeometryError(axis.not_for(int(size)))
             strips.append(found)
-        stored = {subset: term() for subset, term in self.named_terms()}
+        terms = dict(self.named_terms())
+        stored = {subset: (term.weight, term.bias) for subset, term in terms.items()}
         tables = self.tables if self.tables.device == x.device else self.packed.to(x.device)
-        return kernels(stored, strips, tables, self.axes, signs=self.signs)
+        if not _is_traced(x):
+            short = self._shortcuts(strips, stored, tables)
+            if short is not None:
+                return [one(stored[one.kernel.subset]) for one in short]
+        gridded = {subset: terms[subset].gridded(pair) for subset, pair in stored.items()}
+        return kernels(gridded, strips, tables, self.axes, signs=self.signs)
+
+    def _shortcuts(
+        self, strips: Sequence[Strip], stored: Mapping[Subset, Stored], tables: Tensor
+    ) -> list[Shortcut] | None:
+        """Kept for each kind of size: they follow from the recipe and not from any value."""
+        like = next(self.parameters(), None)
+        if like is None:
+            return []
+        kind = (tuple(map(id, strips)), like.device, like.dtype)
+        if kind not in self._kept:
+            terms = dict(self.named_terms())
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[kind] = shortcuts(
+                stored,
+                lambda subset, pair: terms[subset].gridded(pair),
+                strips,
+                tables,
+                self.axes,
+                signs=self.signs,
+            )
+        return self._kept[kind]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Border":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -78,7 +126,7 @@ class Border(nn.Module):
 
 
 class Term(nn.Module):
-    """The tensors of one set of axes, called without arguments for their grids."""
+    """The tensors of one set of axes."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -101,13 +149,20 @@ class Term(nn.Module):
             tensor = tensors.get(term_name(subset, role))
             self.register_parameter(role, None if tensor is None else nn.Parameter(tensor))
 
-    def forward(self) -> Stored:
-        weight, bias = self.weight, self.bias
+    def gridded(self, stored: Stored) -> Stored:
+        """Tensors of this shape as their whole grids."""
+        weight, bias = stored
         if weight is not None:
             weight = grid_of(weight, self.grids[0], self.absent[0])
         if bias is not None:
             bias = grid_of(bias, self.grids[1], self.absent[1])
         return weight, bias
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether what is computed now belongs to a graph, so that nothing of it may be kept."""
+    is_plain = type(x) in (Tensor, nn.Parameter)
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain  # type: ignore[attr-defined,no-untyped-call]
 
 
 def _check(
