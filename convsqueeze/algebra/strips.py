@@ -9,7 +9,8 @@ Knows tensors, axes and `corrections`, no modules.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeAlias
+from math import prod
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -245,9 +246,10 @@ class Shortcut:
             index, factors = self.weight
             weight = weight.flatten(2).index_select(2, index) * factors
             rows, _, *columns = skeleton.weight.shape
+            outs, per_group = weight.shape[:2]
             if rows > 1:
-                weight = weight.unflatten(2, (rows, -1)).transpose(1, 2).flatten(0, 1)
-            weight = weight.unflatten(2, columns)
+                weight = weight.view(outs, per_group, rows, -1).transpose(1, 2)
+            weight = weight.reshape(outs * rows, per_group, *columns)
         else:
             weight = None
         if bias is not None and self.bias is not None:
@@ -324,12 +326,15 @@ def _rows_of(x: Tensor, kernel: Kernel, groups: int) -> Tensor:
     for axis, strip in zip(kernel.subset, kernel.strips, strict=True):
         x = slab(x, 2 + axis, strip.columns)
     found = apply_operator(x, kernel.weight, kernel.bias, kernel.axes, groups)
-    found = found.unflatten(1, (-1, *kernel.rows))
-    order = [2 + part + axis for axis in range(rank) for part in (0, rank)]
-    found = found.permute(0, 1, *order)
-    for axis in range(rank):  # of a row count and a size, one is 1
-        found = found.flatten(2 + axis, 3 + axis)
-    return found
+    if all(count == 1 for count in kernel.rows):
+        return found
+    outer = [axis for axis in range(rank) if axis not in kernel.subset]
+    counts = [kernel.rows[axis] for axis in kernel.subset]
+    sizes = [found.shape[2 + axis] for axis in outer]
+    out_channels = found.shape[1] // prod(counts)
+    found = found.reshape(found.shape[0], out_channels, *counts, *sizes)
+    order = [[*kernel.subset, *outer].index(axis) for axis in range(rank)]
+    return found if order == sorted(order) else found.permute(0, 1, *(2 + o for o in order))
 
 
 def slab(x: Tensor, dim: int, columns: Sequence[Span]) -> Tensor:
@@ -357,18 +362,18 @@ def _inside(span: Span, count: int) -> Span:
 
 def _add(y: Tensor, value: Tensor, kernel: Kernel) -> None:
     """Each part of a strip added to the rows of `y` that it is for."""
-    first = value.ndim - len(kernel.rows)
-    dims = [(2 + axis, first + axis) for axis in kernel.subset]
+    rank = len(kernel.rows)
     placed = [
-        _placed(strip.rows, y.shape[dim])
-        for strip, (dim, _) in zip(kernel.strips, dims, strict=True)
+        _placed(strip.rows, y.shape[2 + axis])
+        for axis, strip in zip(kernel.subset, kernel.strips, strict=True)
     ]
     for choice in product(*placed):
-        target, part = y, value
-        for (dim, own), (start, offset, length) in zip(dims, choice, strict=True):
-            target = target.narrow(dim, start, length)
-            part = part.narrow(own, offset, length)
-        target.add_(part)
+        here: list[Any] = [slice(None)] * rank
+        there: list[Any] = [slice(None)] * rank
+        for axis, (start, offset, length) in zip(kernel.subset, choice, strict=True):
+            here[axis] = slice(start, start + length)
+            there[axis] = slice(offset, offset + length)
+        y[(..., *here)].add_(value[(..., *there)])
 
 
 def _placed(rows: Sequence[Span], count: int) -> list[tuple[int, int, int]]:
