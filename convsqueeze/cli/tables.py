@@ -1,6 +1,7 @@
 """What a run prints for people: one table and a few lines."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from rich.console import Console, JustifyMethod
@@ -143,7 +144,7 @@ def _print_verdict(console: Console, report: Report) -> None:
         share = one.border_error / one.border_range if one.border_range else 0.0
         console.print(
             f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
-            f"({share:.0%} of the largest output)"
+            f"({share:.0%} of the largest output there) on {_shown(max(one.sizes, key=prod))}"
         )
 
 
@@ -234,6 +235,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _error(report: LayerReport) -> str:
     return _ratio(report.largest.error, report.largest.bound)
+
+
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size)) + " samples"
 
 
 def _border_error(report: LayerReport) -> str:

@@ -18,7 +18,7 @@ Growth = Literal["refuse", "skip", "allow"]
 
 
 FormName = Literal["apart", "plain", "bias", "strips"]
-PAYS = 0.75
+PAYS = 0.5
 """Share of the layers' multiplications up to which a merge is worth it for its speed: what is saved
 beyond that is lost again to larger kernels and to putting the ends in their place.
 """

@@ -52,8 +52,9 @@ class LayerReport:
 
     `interior` and `border` are apart; under the `interior` policy the border is measured and not
     held to the bound, and `border_error` is its largest absolute difference, `border_range` the
-    largest output there. `largest` is the largest error of all that is held to the bound, wherever
-    it came nearest to it. `inputs` counts the images that were run.
+    largest output there, both for random images of the largest of the `sizes`. `largest` is the
+    largest error of all that is held to the bound, wherever it came nearest to it. `inputs` counts
+    the images that were run.
     """
 
     name: str
@@ -254,7 +255,8 @@ def _compared(report: LayerReport, merge: Merge, probe: _Probe, x: Tensor) -> La
     border = _worse(report.border, difference, bound, share, at_border, probe.kind, size)
     held = ~at_border if merge.border == "interior" else torch.ones_like(at_border)
     largest = _worse(report.largest, difference, bound, difference, held, probe.kind, size)
-    loud = probe.kind == "random" and bool(at_border.any())
+    largest_size = max(report.sizes, key=prod)  # one ordinary size: small ones are all border
+    loud = probe.kind == "random" and size == largest_size and bool(at_border.any())
     report = replace(
         report,
         interior=interior,
