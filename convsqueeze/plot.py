@@ -190,7 +190,7 @@ def _legend(report: Report, maps: Sequence[DifferenceMap]) -> str:
         f"Largest difference over {inputs} of one size and all channels.",
         "Grey: equal within the rounding of the stored weights.",
         "Blue dashes: around what the plan says is exact.",
-        "The table's border error is the worst of several sizes, the smallest among them.",
+        "Inputs of other sizes may differ by more or less.",
     ]
     if any(one.difference.isinf().any() for one in maps):
         told.append("Cyan: no finite number.")

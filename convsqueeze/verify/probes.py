@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.border import wrong_rows
+from convsqueeze.algebra.border_taps import corrections
 from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
 from convsqueeze.algebra.tree import Tree, leaves
+from convsqueeze.errors import GeometryError
 
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
@@ -67,7 +69,8 @@ def _past_both_borders(tree: Tree[Geometry], axis: int, least: int) -> int:
 def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
     """One input size that shows both the border and the inside: past every kernel, with some tens
     of outputs on each axis, and where sizes meet the border differently, the one with the most
-    spoiled outputs. With a `fixed` input the smallest such that meets the border as that does.
+    spoiled outputs, and among those the most wrong taps. With a `fixed` input the smallest such
+    that meets the border as that does.
     """
     chosen = []
     for axis, whole in enumerate(axes := merged(tree).axes):
@@ -76,9 +79,19 @@ def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
             chosen.append(_equivalent(tree, axis, fixed[axis], least))
             continue
         repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
-        spoiled = {n: len(wrong_rows(tree, axis, n)) for n in range(enough, enough + repeat)}
+        spoiled = {n: _spoiled(tree, axis, n) for n in range(enough, enough + repeat)}
         chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
     return tuple(chosen)
+
+
+def _spoiled(tree: Tree[Geometry], axis: int, size: int) -> tuple[int, int]:
+    """How many output rows a plain merge has wrong on an axis, and by how many taps."""
+    rows = len(wrong_rows(tree, axis, size))
+    try:
+        found = corrections(tree)
+    except GeometryError:  # too many combinations of taps to look at each
+        return rows, 0
+    return rows, 0 if found is None else len(found.axes[axis].of(size).weights)
 
 
 def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
@@ -99,13 +112,13 @@ def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
     return Impulses(tuple(size), tuple(map(tuple, positions)))
 
 
-def border_impulses(tree: Tree[Geometry], corrections: Corrections) -> list[Impulses]:
+def border_impulses(tree: Tree[Geometry], wanted: Corrections) -> list[Impulses]:
     """Images and positions whose impulses (and whose zeros, for biases) show every border tap, on
     the other axes together with every tap of the merged kernel.
     """
     per_axis = [
         [_at_the_ends(tree, axis, one, found) for one in _classes_for_every_tap(found)]
-        for axis, found in enumerate(corrections.axes)
+        for axis, found in enumerate(wanted.axes)
     ]
     return [
         Impulses(tuple(size for size, _ in choice), tuple(places for _, places in choice))
@@ -113,9 +126,9 @@ def border_impulses(tree: Tree[Geometry], corrections: Corrections) -> list[Impu
     ]
 
 
-def every_kind(corrections: Corrections) -> list[Size]:
+def every_kind(wanted: Corrections) -> list[Size]:
     """Sizes of which every kind of size on each axis is one: each class is run once at least."""
-    per_axis = [[one.size for one in axis.classes] for axis in corrections.axes]
+    per_axis = [[one.size for one in axis.classes] for axis in wanted.axes]
     count = max(map(len, per_axis))
     return [tuple(sizes[index % len(sizes)] for sizes in per_axis) for index in range(count)]
 
