@@ -179,7 +179,7 @@ def test_refusals_come_before_anything_is_written(tmp_path: Path, squeezed: Path
 def test_the_input_is_never_replaced(tmp_path: Path, squeezed: Path) -> None:
     disguised = squeezed.rename(tmp_path / "model.onnx")
     before = listing(tmp_path)
-    with pytest.raises(OutputError, match="is the input"):
+    with pytest.raises(OutputError, match="is an input"):
         export(disguised, disguised, overwrite=True)
     assert listing(tmp_path) == before
 

@@ -1,6 +1,5 @@
 """ONNX files: where one goes, and writing it whole or not at all after it was checked."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from onnx import ModelProto
 from onnx.external_data_helper import set_external_data
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
-from convsqueeze.checkpoint.disk import Writer, replace_files
+from convsqueeze.checkpoint.disk import Writer, check_place, replace_files
 from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export.check import ExportReport, check_model, fits_one_message
@@ -73,42 +72,7 @@ def check_onnx_destination(
         raise OutputError(
             f"{destination}: does not end in {SUFFIX}, which was needed. Name the model file so."
         )
-    try:
-        _check_place(destination, source)
-        _check_free(destination, overwrite=overwrite)
-    except OSError as error:
-        raise OutputError(
-            f"{destination}: cannot be used ({error.strerror}). Choose another place."
-        ) from error
-
-
-def _check_place(destination: Path, source: Path | None) -> None:
-    directory = destination.parent
-    if not directory.is_dir():
-        what = "is not a directory" if directory.exists() else "does not exist"
-        raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{destination}: the directory {directory} cannot be written. "
-            "Choose another, or change its permissions."
-        )
-    if not destination.exists():
-        return
-    if not destination.is_file():
-        raise OutputError(
-            f"{destination}: is no regular file, which was needed. Choose another name."
-        )
-    if source is not None and source.exists() and destination.samefile(source):
-        raise OutputError(
-            f"{destination}: is the input, which is never replaced. Choose another name."
-        )
-
-
-def _check_free(place: Path, *, overwrite: bool) -> None:
-    if (place.exists() or place.is_symlink()) and not overwrite:
-        raise OutputError(
-            f"{place}: exists already. Choose another name, or replace it with --overwrite."
-        )
+    check_place(destination, overwrite=overwrite, inputs=[] if source is None else [source])
 
 
 def export(
@@ -172,7 +136,7 @@ class CheckedModel:
         check_onnx_destination(self.destination, overwrite=self.overwrite)
         outputs = _outputs(self.model, self.destination)
         for place, _ in outputs:
-            _check_free(place, overwrite=self.overwrite)
+            check_place(place, overwrite=self.overwrite)
         replace_files(outputs, ready=lambda: None)
         files = tuple(place for place, _ in reversed(outputs))
         return ExportResult(files, sum(f.stat().st_size for f in files), self.opset, self.reports)
