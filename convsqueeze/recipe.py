@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from convsqueeze.algebra.corrections import Corrections
+from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError
 

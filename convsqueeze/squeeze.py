@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.border_values import border_terms
+from convsqueeze.algebra.border.corrections import BORDER
+from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.corrections import BORDER
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit

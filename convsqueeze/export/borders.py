@@ -8,144 +8,25 @@ every size from the smallest on gives what the layer gives.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import count, product
+from itertools import product
 from math import prod
 
 from onnx import TensorProto
 
-from convsqueeze.algebra.corrections import (
+from convsqueeze.algebra.border.corrections import (
     BORDER,
-    AxisCorrections,
-    SizeClass,
     Span,
     Subset,
-    hull,
     span_length,
     term_name,
 )
 from convsqueeze.algebra.geometry import Axis
-from convsqueeze.algebra.strips import entries
+from convsqueeze.export.ends import Terms, ends_of
 from convsqueeze.export.nodes import TO_THE_END, Nodes, Operator, operator
-from convsqueeze.module import Border, SqueezedConv
+from convsqueeze.module import SqueezedConv
 
-Terms = tuple[tuple[int, ...], ...]
-"""What stands at each place of a strip, in one row or in several that are added up: a tap, the
-number of taps + a tap where it is subtracted, twice their number for a zero.
-"""
 LARGEST_CHOICE = 1 << 20
 """Numbers up to which every kind of size has a constant kernel of its own in the graph."""
-
-
-@dataclass(frozen=True)
-class AxisEnds:
-    """What the graph does at the ends of one axis, for sizes from `smallest` on."""
-
-    axis: Axis
-    found: AxisCorrections
-
-    @cached_property
-    def classes(self) -> tuple[SizeClass, ...]:
-        """The kinds of large sizes, in the order of their remainders; where the manifest fixes a
-        small one, that.
-        """
-        large = tuple(one for one in self.found.classes if one.size >= self.found.settled)
-        return large or self.found.classes
-
-    @cached_property
-    def sizes(self) -> frozenset[int]:
-        """The size that stands for each kind."""
-        return frozenset(one.size for one in self.classes)
-
-    @property
-    def only(self) -> int | None:
-        """The one size that there is, if there is no other of its kind."""
-        size = self.classes[0].size
-        return size if size < self.found.settled else None
-
-    @cached_property
-    def rows(self) -> tuple[Span, ...]:
-        return hull([one.rows for one in self.classes])
-
-    @cached_property
-    def columns(self) -> tuple[Span, ...]:
-        return hull([one.columns for one in self.classes])
-
-    @cached_property
-    def smallest(self) -> int:
-        """The first size with room for every row and column at its own end."""
-        if self.only is not None:
-            return self.only
-        columns = max((max(stop, -start) for start, stop in self.columns), default=1)
-        return self._first_with_room(max(self.found.settled, columns))
-
-    def _first_with_room(self, first: int) -> int:
-        low = max((stop for start, stop in self.rows if start >= 0), default=0)
-        high = max((-start for start, stop in self.rows if start < 0), default=0)
-        return next(
-            size
-            for size in count(first)
-            if self.axis.accepts(size) and self.axis.output_size(size) >= low + high
-        )
-
-    @property
-    def fails_by_itself(self) -> bool:
-        """Whether no output can be cut for any size but those that the graph is for."""
-        every = self.only is None and len(self.classes) == self.found.period
-        return every and self._first_with_room(1) == self.smallest
-
-    def choices(self, one: SizeClass, role: str) -> list[tuple[int, ...]]:
-        """What stands at each place for one kind of size."""
-        weights, biases = entries(one, self.rows, self.columns)
-        found = weights if role == "weight" else biases
-        taps = self.found.taps if role == "weight" else self.found.bias_taps
-        spread = [
-            [tap if factor > 0 else taps + tap for tap, factor in entry for _ in range(abs(factor))]
-            for entry in found
-        ]
-        terms = max(map(len, spread), default=0)
-        return [
-            tuple((*entry, *[2 * taps] * terms)[term] for entry in spread) for term in range(terms)
-        ]
-
-
-def ends_of(border: Border) -> tuple[AxisEnds, ...]:
-    """What a graph does on each axis of a layer."""
-    return tuple(
-        AxisEnds(axis, found)
-        for axis, found in zip(border.axes, border.corrections.axes, strict=True)
-    )
-
-
-def smallest_size(layer: SqueezedConv) -> tuple[int, ...]:
-    """The smallest input on each axis that the graph of a layer takes; 1 where any does."""
-    if layer.border is None:
-        return (1,) * len(layer.axes)
-    leaking = {axis for subset in layer.border.corrections.subsets for axis in subset}
-    return tuple(
-        ends.smallest if axis in leaking else 1 for axis, ends in enumerate(ends_of(layer.border))
-    )
-
-
-def told_sizes(layer: SqueezedConv) -> str | None:
-    """Which inputs the graph of a layer takes, in words; None where the layer takes no others."""
-    if layer.border is None:
-        return None
-    told = []
-    for ends in ends_of(layer.border):
-        first = min(one.size for one in ends.found.classes)
-        if ends.only is not None:
-            told.append(str(ends.only))
-        elif len(ends.classes) < ends.found.period:
-            rests = sorted(one.size % ends.found.period for one in ends.classes)
-            shown = " or ".join(map(str, rests))
-            told.append(f"{ends.smallest} and more that leave {shown} modulo {ends.found.period}")
-        else:
-            told.append(f"{ends.smallest} and more" if ends.smallest > first else "")
-    if not any(told):
-        return None
-    return " by ".join(one or "any number of" for one in told) + " samples"
 
 
 def add_borders(nodes: Nodes, y: str, x: str, layer: SqueezedConv) -> str:

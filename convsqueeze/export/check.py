@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.borders import ends_of, smallest_size, told_sizes
+from convsqueeze.export.ends import ends_of, smallest_size, told_sizes
 from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
 from convsqueeze.module import SqueezedConv

@@ -13,7 +13,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.corrections import BORDER
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
 from convsqueeze.export.borders import add_borders

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsqueeze.algebra.corrections import BORDER, Corrections, Subset, digits, term_name
-from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.strips import (
+from convsqueeze.algebra.border.corrections import BORDER, Corrections, Subset, digits, term_name
+from convsqueeze.algebra.border.strips import (
     Kernel,
     Shortcut,
     Stored,
@@ -22,6 +21,7 @@ from convsqueeze.algebra.strips import (
     pack,
     shortcuts,
 )
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 
 Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
@@ -30,7 +30,7 @@ MOST_KEPT = 64
 
 
 class Border(nn.Module):
-    """What a plain operator lacks at the borders: the terms of `algebra.corrections`.
+    """What a plain operator lacks at the borders: the terms of `algebra.border.corrections`.
 
     Each set of axes has a child named by their numbers, `0` or `01`, with `weight` and `bias`.
     """

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.corrections import BORDER
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
 from convsqueeze.errors import CheckpointError
 from convsqueeze.module.layer import SqueezedConv

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from convsqueeze.algebra.border import Leak
-from convsqueeze.algebra.border_taps import AxisTaps, axis_taps
-from convsqueeze.algebra.corrections import BORDER, Corrections
+from convsqueeze.algebra.border.corrections import BORDER, Corrections
+from convsqueeze.algebra.border.leaks import Leak
+from convsqueeze.algebra.border.taps import AxisTaps, axis_taps
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
 from convsqueeze.manifest import Border, Manifest

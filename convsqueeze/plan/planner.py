@@ -12,8 +12,8 @@ from math import prod
 
 import torch
 
-from convsqueeze.algebra.border import leaks
-from convsqueeze.algebra.border_taps import corrections
+from convsqueeze.algebra.border.leaks import leaks
+from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import Chain, Tree, leaves

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from convsqueeze.algebra.border import Leak
+from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.plan.model import Form, FormName, Merge

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convsqueeze.algebra.border import wrong_rows
+from convsqueeze.algebra.border.leaks import wrong_rows
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.errors import GeometryError
 from convsqueeze.module import SqueezedConv

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border import Leak, leaks, wrong_rows
+from convsqueeze.algebra.border.leaks import Leak, leaks, wrong_rows
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import kernel, part_name

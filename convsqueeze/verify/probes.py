@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border import wrong_rows
-from convsqueeze.algebra.border_taps import corrections
-from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
 from convsqueeze.algebra.tree import Tree, leaves

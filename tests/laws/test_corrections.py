@@ -14,12 +14,12 @@ from torch import Tensor
 
 from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.border import leaks
-from convsqueeze.algebra.border_taps import axis_taps, corrections
-from convsqueeze.algebra.border_values import border_bias, border_terms, border_weight
-from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.leaks import leaks
+from convsqueeze.algebra.border.taps import axis_taps, corrections
+from convsqueeze.algebra.border.trace import NOTHING, Link, presence, sources
+from convsqueeze.algebra.border.values import border_bias, border_terms, border_weight
 from convsqueeze.algebra.sizes import output_size, smallest_size
-from convsqueeze.algebra.trace import NOTHING, Link, presence, sources
 from convsqueeze.algebra.tree import Tree, mapped
 from convsqueeze.errors import GeometryError
 from convsqueeze.module import SqueezedConv

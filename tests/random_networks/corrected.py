@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.corrections import SizeClass
+from convsqueeze.algebra.border.corrections import SizeClass
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import ConvsqueezeError, GeometryError
 from convsqueeze.manifest import manifest_from_data

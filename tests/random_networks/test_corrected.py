@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border_taps import corrections
-from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import manifest_from_data

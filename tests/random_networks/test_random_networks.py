@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from convsqueeze.algebra.border import Leak
-from convsqueeze.algebra.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.plan import planner
 from convsqueeze.squeeze import Squeezed, squeeze
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.apply import apply_operator
-from convsqueeze.algebra.corrections import (
+from convsqueeze.algebra.border.corrections import (
     AxisCorrections,
     Corrections,
     SizeClass,

@@ -10,7 +10,7 @@ and likewise for any number of axes: the merged kernel, and for every set of axe
 corners) one term that maps the few samples near the ends to the few wrong rows. An entry of `D` is
 a sum of combinations of taps. Such sums recur from row to row and from size to size, so that each
 axis has a few *border taps*, linearly independent sums of which all of them are made (see
-`border_taps`). What is stored is the merged kernel with these in the place of its own taps on the
+`taps`). What is stored is the merged kernel with these in the place of its own taps on the
 axes of the set: 49 taps in all for two 3x3 layers with padding 1. The same goes for biases, where a
 row says which combinations carry a layer's bias to an output.
 

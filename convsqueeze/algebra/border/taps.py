@@ -16,12 +16,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.corrections import (
+from convsqueeze.algebra.border.corrections import (
     Absent,
     AxisCorrections,
     Corrections,
     SizeClass,
     Subset,
+)
+from convsqueeze.algebra.border.trace import (
+    NOTHING,
+    axis_paths,
+    merged_sources,
+    presence,
+    sources,
 )
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import (
@@ -32,13 +39,6 @@ from convsqueeze.algebra.sizes import (
     smallest_size,
 )
 from convsqueeze.algebra.sizes import output_size as output_size_of
-from convsqueeze.algebra.trace import (
-    NOTHING,
-    axis_paths,
-    merged_sources,
-    presence,
-    sources,
-)
 from convsqueeze.errors import GeometryError
 
 Vector = tuple[tuple[int, int], ...]

@@ -1,6 +1,6 @@
 """The values of border terms: sums over combinations of taps, in float64.
 
-For a chain of layers and, on each axis, some sums of combinations (rows of `border_taps.AxisTaps`),
+For a chain of layers and, on each axis, some sums of combinations (rows of `taps.AxisTaps`),
 
     term[t0, t1, ...] = sum over c0, c1, ... of V0[t0, c0] V1[t1, c1] ... wL[...] @ ... @ w1[...]
 
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border_taps import AxisTaps
+from convsqueeze.algebra.border.corrections import Absent, Corrections, Subset, term_name
+from convsqueeze.algebra.border.taps import AxisTaps
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.corrections import Absent, Corrections, Subset, term_name
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.groups import cells, joined, regrouped
 from convsqueeze.algebra.sizes import merged
