@@ -301,8 +301,9 @@ class _Borders:
         parts = _pieces(self.ends[axis].rows)
         fixed = sum(n for n, _ in parts if n is not None)
         middle = nodes.add("Sub", nodes.size(y, dim), nodes.integers([fixed]))
-        if is_output and not self.ends[axis].fails_by_itself:
-            middle = nodes.add("Add", middle, self._checked(axis))
+        if is_output:
+            for guarded in self._guarded_with(axis):
+                middle = nodes.add("Add", middle, self._checked(guarded))
         sizes = [middle if n is None else nodes.integers([n]) for n, _ in parts]
         cut = nodes.add_many("Split", len(parts), y, nodes.add("Concat", *sizes, axis=0), axis=dim)
         whole = len([span for _, span in parts if span]) == 1
@@ -314,6 +315,17 @@ class _Borders:
             own = strip if whole else self._rows(strip, dim, span)
             done.append(nodes.add("Add", piece, own))
         return nodes.add("Concat", *done, axis=dim)
+
+    def _guarded_with(self, axis: int) -> list[int]:
+        """The axes whose sizes are checked where the output is cut along one: that one, and with
+        the first also those that are not cut but for which only some sizes are right.
+        """
+        leaking = [a for a in range(len(self.axes)) if self._leaks(a)]
+        uncut = [
+            a for a, ends in enumerate(self.ends) if not self._leaks(a) and ends.leaves_sizes_out
+        ]
+        own = [] if self.ends[axis].fails_by_itself else [axis]
+        return own + (uncut if axis == leaking[0] else [])
 
     def _rows(self, strip: str, dim: int, span: Span) -> str:
         nodes = self.nodes

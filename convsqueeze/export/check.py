@@ -29,6 +29,8 @@ from convsqueeze.verify import Worst
 
 Size = tuple[int, ...]
 
+MOST_MIXTURES = 16
+"""Sizes at most that are run for mixtures of kinds, each axis having its own."""
 LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
 """Bytes beyond which a model is no single protobuf message: 2 GiB."""
 _MESSAGE_MARGIN = 1 << 20
@@ -196,7 +198,13 @@ def input_sizes(layer: SqueezedConv) -> list[Size]:
         telling = (-(-_telling(own, smallest[index]) // own.stride) + index) * own.stride
         sizes = _legal_sizes(layer, index, telling)
         more.append([next(sizes, smallest[index]) for _ in range(kinds)])
-    return [smallest, *(tuple(sizes[kind] for sizes in more) for kind in range(kinds))]
+    turns = 1 if layer.border is None else max(1, MOST_MIXTURES // kinds)
+    mixed = [
+        tuple(sizes[(kind + turn * index) % kinds] for index, sizes in enumerate(more))
+        for turn in range(min(turns, kinds))
+        for kind in range(kinds)
+    ]
+    return list(dict.fromkeys([smallest, *mixed])) if layer.border else [smallest, *mixed]
 
 
 def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:

@@ -63,22 +63,25 @@ class AxisEnds:
         if self.only is not None:
             return self.only
         columns = max((max(stop, -start) for start, stop in self.columns), default=1)
-        return self._first_with_room(max(self.found.settled, columns))
+        sizes = count(max(self.found.settled, columns))
+        return next(size for size in sizes if self.axis.accepts(size) and self._has_room(size))
 
-    def _first_with_room(self, first: int) -> int:
+    def _has_room(self, size: int) -> bool:
+        """Whether the output has all the rows that are cut off its ends."""
         low = max((stop for start, stop in self.rows if start >= 0), default=0)
         high = max((-start for start, stop in self.rows if start < 0), default=0)
-        return next(
-            size
-            for size in count(first)
-            if self.axis.accepts(size) and self.axis.output_size(size) >= low + high
-        )
+        return self.axis.output_size(size) >= low + high
+
+    @property
+    def leaves_sizes_out(self) -> bool:
+        """Whether there are large sizes that the corrections are not for."""
+        return self.only is not None or len(self.classes) < self.found.period
 
     @property
     def fails_by_itself(self) -> bool:
         """Whether no output can be cut for any size but those that the graph is for."""
-        every = self.only is None and len(self.classes) == self.found.period
-        return every and self._first_with_room(1) == self.smallest
+        smaller = any(self._has_room(size) for size in range(1, self.smallest))
+        return not self.leaves_sizes_out and not smaller
 
     def choices(self, one: SizeClass, role: str) -> list[tuple[int, ...]]:
         """What stands at each place for one kind of size."""

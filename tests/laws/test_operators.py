@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import Chain, Conv, border, layers
+from convsqueeze.algebra import Chain, Conv, layers
+from convsqueeze.algebra.border.leaks import leaks
 from convsqueeze.algebra.geometry import Geometry, add, compose
 from convsqueeze.errors import GeometryError
 
@@ -53,7 +54,7 @@ def test_composition_is_one_after_the_other(data: st.DataObject, rank: int) -> N
     expected, actual = outer(middle), merged(x)
     assert actual.shape == expected.shape
     mask = within(outer, middle.shape[2:], expected.shape[2:])
-    if not border.leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
+    if not leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
         mask = torch.ones_like(mask)
     assert torch.equal(actual * mask, expected * mask)
 
@@ -74,7 +75,7 @@ def test_composition_with_padding_modes(
     expected, actual = outer(middle), merged(x)
     assert actual.shape == expected.shape
     mask = within(outer, middle.shape[2:], expected.shape[2:])
-    if not border.leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
+    if not leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
         mask = torch.ones_like(mask)
     assert torch.equal(actual * mask, expected * mask)
 
@@ -86,11 +87,11 @@ def test_what_is_pointwise_passes_any_padding(data: st.DataObject, rank: int, mo
     pointwise = data.draw(convolutions(rank, padding=0, stride=1, taps=1))
     outer = data.draw(convolutions(rank, out_of(pointwise), padding=2, modes=(mode,)))
     if mode != "zeros":
-        assert not border.leaks(Chain((pointwise.geometry, outer.geometry)))
+        assert not leaks(Chain((pointwise.geometry, outer.geometry)))
         x = data.draw(images(pointwise, outer))
         assert torch.equal((outer @ pointwise)(x), outer(pointwise(x)))
     valid = data.draw(convolutions(rank, out_of(outer), padding=0))
-    assert not border.leaks(Chain((outer.geometry, valid.geometry)))
+    assert not leaks(Chain((outer.geometry, valid.geometry)))
     x = data.draw(images(outer, valid))
     assert torch.equal((valid @ outer)(x), valid(outer(x)))
 
