@@ -21,6 +21,8 @@ from tests.benchmarks.geometries import Pair
 
 LARGEST_COST = 1.5
 """What a corrected merge may take at most of a plain one's time."""
+LEAST_SECONDS = 1.0
+"""How long a pair is timed at least, however short one round is."""
 WAYS = ("pair", "corrected", "plain")
 RUNTIMES = ("onnxruntime", "torch")
 
@@ -89,12 +91,13 @@ def _timing(runtime: str, runs: Mapping[str, Run], rounds: int) -> Timing:
         for _ in range(3):
             run()
     taken: dict[str, list[float]] = {way: [] for way in runs}
-    for index in range(rounds):
-        ways = list(runs)
+    index, begin, ways = 0, time.perf_counter(), list(runs)
+    while index < rounds or time.perf_counter() - begin < LEAST_SECONDS:
         for way in ways[index % len(ways) :] + ways[: index % len(ways)]:
             start = time.perf_counter()
             runs[way]()
             taken[way].append(1e3 * (time.perf_counter() - start))
+        index += 1
 
     def ratio(way: str) -> float:
         return median(a / b for a, b in zip(taken["corrected"], taken[way], strict=True))
