@@ -305,7 +305,9 @@ def test_sizes_without_a_class(corrected: Make, tmp_path: Path, name: str, fault
         outcome = made.verified(parts, tmp_path)
         assert_told(outcome, "its recipe says corrections", f" of {name}, ")
         told = [line for line in outcome.errors if line.startswith(f"{name}: ")]
-        assert any("corrected for inputs of" in line or "differs by" in line for line in told)
+        left_out = any("corrected for inputs of" in line for line in told)
+        # a size may also find the wrong class before another finds none
+        assert left_out or (fault == "another period" and any("differs by" in x for x in told))
 
 
 def test_corrections_of_a_plain_layer(corrected: Make, tmp_path: Path) -> None:

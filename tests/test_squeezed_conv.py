@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -461,3 +462,25 @@ def test_load_layers(tmp_path: Path) -> None:
     x = torch.randn(1, 2, 5, 6)
     found = layers["3"](layers["0"](x).relu())
     assert_close(found, model.float()(x), TOLERANCE[torch.float16])
+
+
+def test_a_tap_taken_twice_at_a_place() -> None:
+    """Such a place is no choice of a stored number; the kernel is the same as by the long way."""
+    module, x = squeezed("line"), image("line")
+    axis = module.layer.corrections.axes[0]
+    twice = [
+        replace(one, weights=tuple((*entry[:3], 2 * entry[3]) for entry in one.weights))
+        for one in axis.classes
+    ]
+    corrections = replace(module.layer.corrections, axes=(replace(axis, classes=tuple(twice)),))
+    layer = module.layer.model_copy(update={"corrections": corrections})
+    doubled = SqueezedConv(
+        layer, module.weight, None, {"0.weight": module.border_tensors()["0.weight"]}
+    )
+    bare = module.layer.model_copy(update={"corrections": None})
+    plain = SqueezedConv(bare, module.weight, None)(x)
+    once = SqueezedConv(
+        module.layer, module.weight, None, {"0.weight": module.border_tensors()["0.weight"]}
+    )
+    assert_close(doubled(x) - plain, 2 * (once(x) - plain))
+    assert (once(x) - plain).abs().max() > 0.01

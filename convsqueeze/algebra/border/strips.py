@@ -28,7 +28,7 @@ from convsqueeze.algebra.border.corrections import (
 from convsqueeze.algebra.geometry import Axis
 
 Stored: TypeAlias = tuple[Tensor | None, Tensor | None]
-"""Weight and bias of a set of axes, as grids: see `grid_of`."""
+"""Weight and bias of a set of axes, as they are stored or as grids: see `grid_of`."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Table:
     """Where in the packed tables a strip's places find their border taps.
 
     `terms` rows of indices at `start`, then as many of factors, `count` places each. A table that
-    takes the taps just as they stand needs neither.
+    takes the taps just as they stand needs neither. One that `chooses` has a single tap at each
+    place, one taken negatively, or nothing.
     """
 
     start: int
     terms: int
     count: int
     as_they_stand: bool
+    chooses: bool
 
     def expanded(self, grid: Tensor, dim: int, tables: Tensor, signs: bool = True) -> Tensor:
         """`grid` with a place for each entry, in the place of its taps on `dim`."""
@@ -131,12 +133,13 @@ def _table(found: list[Entry], taps: int, numbers: list[int]) -> Table | None:
     if not terms:
         return None
     if [[(tap, 1)] for tap in range(taps)] == found:
-        return Table(0, 1, taps, True)
+        return Table(0, 1, taps, True, True)
     start = len(numbers)
     filled = [[*entry, *[(0, 0)] * (terms - len(entry))] for entry in found]
     for part in (0, 1):
         numbers += [entry[term][part] for term in range(terms) for entry in filled]
-    return Table(start, terms, len(found), False)
+    chooses = all(abs(factor) == 1 for entry in found for _, factor in entry) and terms == 1
+    return Table(start, terms, len(found), False, chooses)
 
 
 def grid_of(stored: Tensor, shape: Sequence[int], absent: Sequence[int]) -> Tensor:
@@ -270,12 +273,13 @@ def shortcuts(
     *,
     signs: bool = True,
 ) -> list[Shortcut] | None:
-    """The kernels of `kernels` as choices of stored numbers; None where some place adds several up.
+    """The kernels of `kernels` as choices of stored numbers; None where some place adds up several
+    or takes one more than once.
 
     Found by making kernels of the numbers' places, counted from one; `gridded` is `grid_of`.
     """
     made = [table for strip in strips for table in (strip.weights, strip.biases)]
-    if any(table is not None and table.terms > 1 for table in made):
+    if any(table is not None and not table.chooses for table in made):
         return None
     like = next(t for pair in stored.values() for t in pair if t is not None)
     places = {

@@ -97,10 +97,8 @@ def _carried(bias: Tensor, behind: Sequence[Conv], sums: Sums) -> Tensor:
     ones = (1,) * len(sums)
     if not behind:
         constant = bias.reshape(-1, *ones)
-        for axis, factors in enumerate(sums, start=1):
-            constant = constant * factors.reshape(
-                *(-1 if a == axis else 1 for a in range(1, len(sums) + 1))
-            )
+        for axis, factors in enumerate(sums):
+            constant = constant * factors.reshape(_shape_along(axis, len(sums)))
         return constant
     source = Conv(bias.reshape(-1, 1, *ones), None, (Axis(),) * len(sums))
     weight, groups = _of_chain([source, *behind], sums)
