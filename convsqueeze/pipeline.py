@@ -5,7 +5,7 @@ state dict in memory; nothing is written until verification has held.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from convsqueeze.checkpoint import (
     suffix_of,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
@@ -146,12 +147,13 @@ def merge_file(
     settings: Settings | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
-    before_writing: Callable[[Result], None] = lambda result: None,
+    beside: Callable[[Result, NewFiles], None] = lambda result, files: None,
     track: Track = _untracked,
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
-    `before_writing` may look at the verified result and raise, so that nothing is written.
+    `beside` may write more files of the verified result, which then appear with it or, where it
+    raises, not at all.
     Raises ConvsqueezeError of the kind that tells what was wrong.
     """
     track(f"opening {path.name}", 0, 0)
@@ -171,11 +173,16 @@ def merge_file(
         settings=settings or Settings(),
         track=track,
     )
-    before_writing(result)
     track(f"writing {output.name}", 0, 0)
     notes = write_checkpoint(
-        checkpoint, output, result.edits, result.recipe.to_json(), overwrite=overwrite
+        checkpoint,
+        output,
+        result.edits,
+        result.recipe.to_json(),
+        overwrite=overwrite,
+        beside=partial(beside, result),
     )
+    track(f"reporting on {output.name}, which is complete", 0, 0)
     written = _bytes(_open_like(checkpoint, output))
     return MergedFile(plan, result.verification, (*plan.notes, *notes), path, output, size, written)
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
-from convsqueeze.checkpoint.disk import check_place, replace_files
+from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.names import listed, shown
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import OutputError
 from convsqueeze.plan.wording import rows_told
 from convsqueeze.verify import DifferenceMap, Report
@@ -89,7 +90,9 @@ def write_plot(
     def ready() -> None:
         check_place(place, overwrite=overwrite, inputs=inputs)
 
-    replace_files([(place, write)], ready)
+    with NewFiles(overwrite=overwrite) as files:
+        files.add(place, write)
+        files.commit(ready)
     names = tuple(one.name for one in panels(report))
     return Plot(place, names, tuple(_not_drawn(report)))
 

@@ -1,6 +1,8 @@
 """Pickled checkpoints: everything but the edited tensors comes back out as it went in."""
 
 import hashlib
+import os
+import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -336,3 +338,78 @@ def test_unknown_name_names_the_nearest(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(saved(tmp_path / "model.pt", network().state_dict()))
     with pytest.raises(CheckpointError, match=r"no tensor 0\.wieght\. Did you mean 0\.weight"):
         checkpoint.load("0.wieght")
+
+
+def test_a_file_cut_short_while_it_is_read_is_told_of(tmp_path: Path) -> None:
+    """Through a map of the file, these reads would end the process by SIGBUS."""
+    big = {name: torch.randn(50_000) for name in ("a", "b")}
+    path = saved(tmp_path / "in.pt", {"state_dict": big, "optimizer": {"c": torch.ones(50_000)}})
+    source = open_checkpoint(path)
+    assert torch.equal(source.load("b"), big["b"])
+    os.truncate(path, 10_000)
+    says = "in.pt: ends within its tensors, and was whole when it was opened"
+    with pytest.raises(CheckpointError, match=says):
+        source.load("b")
+    for name in ("out.pt", "out.safetensors", "out.safetensors.index.json"):
+        with pytest.raises(CheckpointError, match=says):
+            write_checkpoint(source, tmp_path / name, [], RECIPE)
+    assert [found.name for found in tmp_path.iterdir()] == ["in.pt"]
+
+
+def test_layers_that_were_loaded_do_not_follow_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "in.pt", {"a": torch.ones(5)})
+    held = open_checkpoint(path).load("a")
+    saved(path, {"a": torch.zeros(5)})
+    assert torch.equal(held, torch.ones(5))
+
+
+def test_values_of_another_byte_order_are_read_as_torch_reads_them(tmp_path: Path) -> None:
+    value = torch.tensor([1.0, 2.0, -3.5])
+    path = saved(tmp_path / "in.pt", {"a": value})
+    turned = tmp_path / "turned.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(turned, "w") as new:
+        for record in old.infolist():
+            data = old.read(record)
+            if record.filename.endswith("byteorder"):
+                data = b"big"
+            elif "/data/" in record.filename:
+                data = value.numpy().byteswap().tobytes()
+            new.writestr(record.filename, data)
+    source = open_checkpoint(turned)
+    assert torch.equal(source.load("a"), value)
+    write_checkpoint(source, tmp_path / "out.pt", [], RECIPE)
+    assert torch.equal(reloaded(tmp_path / "out.pt")["a"], value)
+
+
+def test_archives_are_aligned_sound_and_the_same_each_time(tmp_path: Path) -> None:
+    source = open_checkpoint(saved(tmp_path / "in.pt", network().state_dict()))
+    contents = []
+    for name in ("one.pt", "two.pt"):
+        write_checkpoint(source, tmp_path / name, [MERGE], RECIPE)
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+    with zipfile.ZipFile(tmp_path / "one.pt") as archive:
+        assert archive.testzip() is None  # every record's checksum holds
+        names = [record.filename for record in archive.infolist()]
+    assert names[0] == "archive/data.pkl"
+    assert len(names) == len(set(names))
+    plain = torch.load(tmp_path / "one.pt", weights_only=True)
+    mapped = torch.load(tmp_path / "one.pt", weights_only=True, mmap=True)
+    assert same(plain, mapped)
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in mapped.values())
+
+
+def test_a_record_beyond_two_gigabytes_has_its_own_form_of_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit lowered: zip64 fields stand where the data of a larger record would begin."""
+    value = torch.arange(1000.0)
+    source = open_checkpoint(saved(tmp_path / "in.pt", {"a": value, "b": value[:3].clone()}))
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 2000)
+    write_checkpoint(source, tmp_path / "out.pt", [], RECIPE)
+    monkeypatch.undo()
+    mapped = torch.load(tmp_path / "out.pt", weights_only=True, mmap=True)
+    assert torch.equal(mapped["a"], value)
+    assert torch.equal(mapped["b"], value[:3])
+    assert mapped["a"].data_ptr() % 64 == 0
+    assert torch.equal(open_checkpoint(tmp_path / "out.pt").load("a"), value)

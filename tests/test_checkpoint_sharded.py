@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from convsqueeze.checkpoint import Edit, open_checkpoint, write_checkpoint
+from convsqueeze.checkpoint import Edit, new_files, open_checkpoint, write_checkpoint
 from convsqueeze.errors import CheckpointError, OutputError
 
 ONE, TWO = "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"
@@ -202,3 +202,71 @@ def test_places_that_are_taken(tmp_path: Path) -> None:
     assert notes == ("out-00007-of-00009.safetensors: left by an earlier output, no longer used",)
     assert (tmp_path / "out-00007-of-00009.safetensors").read_bytes() == b"old"
     assert write_checkpoint(checkpoint, out, [], RECIPE, overwrite=True) == notes
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a run: nothing after it happens, neither tidying up nor taking back."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_a_run_killed_among_the_renames_leaves_the_old_or_the_new(
+    tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_checkpoint(sharded(tmp_path))
+    out = tmp_path / "out.safetensors.index.json"
+    write_checkpoint(source, out, [], RECIPE)
+    old = everything(out)
+    put, done = new_files._put, []
+
+    def killed_before(staged: Any) -> None:
+        if len(done) == renames:
+            raise Killed
+        put(staged)
+        done.append(staged.place.name)
+
+    edits = [
+        Edit("e", frozenset({"e"}), {"e": torch.ones(5)}),
+        Edit("a", frozenset({"a"}), {"a": torch.ones(7)}),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(new_files, "_put", killed_before)
+        if renames < 3:
+            with pytest.raises(Killed):
+                write_checkpoint(source, out, edits, "new", overwrite=True)
+        else:
+            write_checkpoint(source, out, edits, "new", overwrite=True)
+    found = everything(out)
+    assert open_checkpoint(out).recipe == (RECIPE if renames < 3 else "new")
+    assert found["e"].numel() == (4 if renames < 3 else 5)
+    if renames < 3:
+        assert all(torch.equal(found[name], old[name]) for name in old)
+    notes = write_checkpoint(source, out, edits, "new", overwrite=True)
+    assert everything(out)["e"].numel() == 5
+    shards = {path.name for path in tmp_path.glob("out-*.safetensors")}
+    assert shards == set(json.loads(out.read_text())["weight_map"].values())
+    assert notes == ()
+
+
+def test_the_same_output_again_has_the_same_names_and_bytes(tmp_path: Path) -> None:
+    source = open_checkpoint(sharded(tmp_path))
+    out = tmp_path / "out.safetensors.index.json"
+    seen = []
+    for _ in range(3):
+        write_checkpoint(source, out, [], RECIPE, overwrite=True)
+        seen.append({path.name: path.read_bytes() for path in tmp_path.glob("out*")})
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 3
+
+
+def test_an_index_that_lies_about_its_shards_costs_no_other_file(tmp_path: Path) -> None:
+    """What an existing index names is removed only if an output of that name had such shards."""
+    source = open_checkpoint(sharded(tmp_path))
+    out = tmp_path / "out.safetensors.index.json"
+    precious = ["precious.safetensors", "outside-00001-of-00002.safetensors", ONE]
+    for name in precious[:2]:
+        (tmp_path / name).write_bytes(b"precious")
+    names = [*precious, "../out-00001-of-00001.safetensors", "out-00009-of-00009.safetensors"]
+    for shard in names:
+        out.write_text(json.dumps({"weight_map": {"a": shard}}))
+        write_checkpoint(source, out, [], RECIPE, overwrite=True)
+        assert all((tmp_path / name).exists() for name in precious), shard

@@ -18,12 +18,12 @@ from convsqueeze.checkpoint import (
     Edit,
     check_destination,
     default_destination,
-    disk,
     edited_names,
     from_state_dict,
     open_checkpoint,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError
 
 FORMATS = ["out.pt", "out.safetensors", "out.safetensors.index.json"]
@@ -200,7 +200,7 @@ def test_everything_is_flushed_before_it_is_renamed(
     events: list[str] = []
     sizes: dict[int, int] = {}
     before = len(os.listdir("/proc/self/fd"))
-    fsync, replace = os.fsync, Path.replace
+    fsync, link = os.fsync, Path.hardlink_to
 
     def spy_fsync(descriptor: int) -> None:
         found = os.fstat(descriptor)
@@ -209,12 +209,12 @@ def test_everything_is_flushed_before_it_is_renamed(
         sizes.update({found.st_ino: found.st_size} if kind == "file" else {})
         fsync(descriptor)
 
-    def spy_replace(path: Path, target: Any) -> Path:
-        events.append(f"rename {Path(target).name}")
-        return replace(path, target)
+    def spy_link(path: Path, target: Any) -> None:
+        events.append(f"rename {path.name}")
+        link(path, target)
 
     monkeypatch.setattr(os, "fsync", spy_fsync)
-    monkeypatch.setattr(Path, "replace", spy_replace)
+    monkeypatch.setattr(Path, "hardlink_to", spy_link)
     write_checkpoint(source, tmp_path / name, [], "")
     written = sorted(n for n in names(tmp_path) if n.startswith("out"))
     renames = [f"rename {n}" for n in written]
@@ -295,7 +295,7 @@ def test_state_dict_from_memory_is_written(tmp_path: Path, name: str) -> None:
 
 def test_state_dict_that_cannot_be_pickled(tmp_path: Path) -> None:
     source = from_state_dict({"a": torch.ones(1), "f": lambda: None})
-    with pytest.raises(OutputError, match=r"torch\.save refuses what it holds"):
+    with pytest.raises(OutputError, match="holds what cannot be pickled"):
         write_checkpoint(source, tmp_path / "out.pt", [], "")
     assert names(tmp_path) == []
     write_checkpoint(source, tmp_path / "out.safetensors", [], "")
@@ -323,7 +323,9 @@ def test_temporary_names_say_whose_they_are(tmp_path: Path) -> None:
         seen.extend(names(tmp_path))
         file.write(b"x")
 
-    disk.replace_files([(tmp_path / ("long" * 60 + ".pt"), look)], ready=lambda: None)
+    with NewFiles(overwrite=False) as files:
+        files.add(tmp_path / ("long" * 60 + ".pt"), look)
+        files.commit()
     assert len(seen) == 1
     assert seen[0].startswith(".convsqueeze-")
     assert seen[0].endswith(".tmp")

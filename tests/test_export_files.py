@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import nn
 
-from convsqueeze.checkpoint import open_checkpoint, write_checkpoint
+from convsqueeze.checkpoint import new_files, open_checkpoint, write_checkpoint
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export import (
     DEFAULT_OPSET,
@@ -258,6 +258,38 @@ def test_a_values_file_of_something_else_is_not_replaced(tmp_path: Path, squeeze
     with pytest.raises(OutputError, match=r"big.onnx.data: exists already"):
         export(squeezed, tmp_path / "big.onnx")
     assert listing(tmp_path) == before
+
+
+@pytest.mark.usefixtures("_small_messages")
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_run_killed_among_the_renames_leaves_the_old_model_or_the_new(
+    tmp_path: Path, squeezed: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "big.onnx"
+    export(squeezed, place, names=["body.0"])
+    put, done = new_files._put, []
+
+    def killed_before(staged: Any) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt  # nothing is taken back then, as after SIGKILL
+        put(staged)
+        done.append(staged.place.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(new_files, "_put", killed_before)
+        if renames < 2:
+            with pytest.raises(KeyboardInterrupt):
+                export(squeezed, place, names=["body.2"], overwrite=True)
+        else:
+            export(squeezed, place, names=["body.2"], overwrite=True)
+    held = open_onnx(place)
+    assert held.names == (("body.2",) if renames == 2 else ("body.0",))
+    check_onnx_file(place, modules(squeezed))
+    export(squeezed, place, names=["body.2"], overwrite=True)
+    external = onnx.load(place, load_external_data=False).graph.initializer[0].external_data
+    (location,) = [entry.value for entry in external if entry.key == "location"]
+    assert [path.name for path in sorted(tmp_path.glob("big*"))] == ["big.onnx", location]
+    check_onnx_file(place, modules(squeezed))
 
 
 @pytest.mark.usefixtures("_small_messages")

@@ -1,20 +1,19 @@
-"""Files as files: which version was read, its hash, and replacing several whole or not at all.
+"""Files as files: which version was read, its hash, and whether one may be written at a place.
 
 Knows nothing of what the files hold.
 """
 
-import contextlib
 import hashlib
 import os
-import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from convsqueeze.errors import CheckpointError, OutputError
 
-Writer = Callable[[BinaryIO], None]
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,56 @@ class FileVersion:
             )
 
 
+@dataclass(frozen=True)
+class FileRange:
+    """Bytes of a file. Reading raises CheckpointError where the file no longer has them."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+    def read(self) -> bytearray:
+        data = bytearray(self.nbytes)
+        with self._opened() as file:
+            self._fill(file, memoryview(data))
+        return data
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The bytes in order, in blocks that are overwritten by the next."""
+        buffer = memoryview(bytearray(min(BLOCK, self.nbytes)))
+        left = self.nbytes
+        with self._opened() as file:
+            while left:
+                block = buffer[:left]
+                self._fill(file, block)
+                yield block
+                left -= len(block)
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
+        try:
+            file = self.path.open("rb", buffering=0)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        with file:
+            file.seek(self.offset)
+            yield file
+
+    def _fill(self, file: FileIO, block: memoryview) -> None:
+        filled = 0
+        while filled < len(block):
+            try:
+                got = file.readinto(block[filled:])
+            except OSError as error:
+                raise unreadable(self.path, error) from error
+            if not got:
+                raise CheckpointError(
+                    f"{self.path}: ends within its tensors, and was whole when it was opened. "
+                    "Wait until nothing writes to it and try again."
+                )
+            filled += got
+
+
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     reason = error.strerror or str(error)
     return CheckpointError(
@@ -56,7 +105,7 @@ def sha256(paths: Iterable[Path]) -> str:
     for path in paths:
         try:
             with path.open("rb") as file:
-                while block := file.read(1 << 20):
+                while block := file.read(BLOCK):
                     digest.update(block)
         except OSError as error:
             raise unreadable(path, error) from error
@@ -100,60 +149,3 @@ def _check_taken(place: Path, inputs: Iterable[Path]) -> None:
         raise OutputError(f"{place}: is no regular file, which was needed. Choose another name.")
     if any(one.exists() and place.samefile(one) for one in inputs):
         raise OutputError(f"{place}: is an input, which is never replaced. Choose another name.")
-
-
-def replace_files(outputs: Sequence[tuple[Path, Writer]], ready: Callable[[], None]) -> None:
-    """Write every output beside its place, flush all to disk, call `ready`, then rename in order.
-
-    Whatever fails before the renames (which take no space and no time) leaves each place as it
-    was. The mode of the new files is what the umask makes of 0666. `ready` may still raise.
-    """
-    temporaries: list[tuple[Path, Path]] = []
-    try:
-        for place, write in outputs:
-            temporary = place.with_name(f".convsqueeze-{secrets.token_hex(8)}.tmp")
-            temporaries.append((temporary, place))
-            _write_new(temporary, place, write)
-        ready()
-        for temporary, place in temporaries:
-            _rename(temporary, place)
-    finally:
-        for temporary, _ in temporaries:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def _write_new(temporary: Path, place: Path, write: Writer) -> None:
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _unwritable(place, error) from error
-
-
-def _rename(temporary: Path, place: Path) -> None:
-    try:
-        temporary.replace(place)
-        if os.name == "posix":
-            _sync_directory(place.parent)
-    except OSError as error:
-        raise _unwritable(place, error) from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """So that the new name, too, survives a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unwritable(place: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
-    return OutputError(
-        f"{place}: cannot be written ({reason}), and what stood there is untouched. "
-        "Check the room on the disk and the permissions, or choose another place."
-    )

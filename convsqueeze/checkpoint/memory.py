@@ -111,7 +111,7 @@ def part(
     overlapping tensors, so ties and strides stay. A storage that `elsewhere` needs stays whole.
     """
     fixed = {_storage(tensor) for tensor in elsewhere}
-    fixed |= {_storage(tensor) for tensor in kept.values() if not _plain(tensor)}
+    fixed |= {_storage(tensor) for tensor in kept.values() if not is_plain(tensor)}
     shrinking = {_storage(tensor) for tensor in leaving} - fixed - {None}
     moving = {name: tensor for name, tensor in kept.items() if _storage(tensor) in shrinking}
     empty = {name: tensor for name, tensor in moving.items() if tensor.numel() == 0}
@@ -124,7 +124,7 @@ def part(
     return result
 
 
-def _plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether dtype, shape, strides and storage say all there is to say of it."""
     return type(tensor) in PLAIN and not (
         tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or _storage(tensor) is None

@@ -1,8 +1,9 @@
 """`.pt`, `.pth`, `.ckpt`, `.bin`: what torch.save writes, zip archives and the older plain pickles.
 
 Reading never runs code: torch's weights-only unpickler builds tensors and plain values and refuses
-the rest. Zip archives are memory-mapped, so a tensor nobody touches never enters our own memory.
-Writing gives back the whole saved object, only with another state dict in it.
+the rest. Zip archives are memory-mapped, so a tensor nobody touches never enters our own memory;
+values are read from the file (see `archive`). Writing gives back the whole saved object, only with
+another state dict in it.
 """
 
 import copy
@@ -12,19 +13,29 @@ import re
 import struct
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from convsqueeze.checkpoint import memory
+from convsqueeze.checkpoint.archive import (
+    Mapped,
+    Records,
+    archive_writer,
+    mapped,
+    read_records,
+    read_tensor,
+)
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.disk import FileVersion, Writer, sha256
+from convsqueeze.checkpoint.disk import FileVersion, sha256
 from convsqueeze.checkpoint.edits import Edit, splice
 from convsqueeze.checkpoint.names import shown
+from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import (
     HeldTensors,
@@ -53,7 +64,20 @@ DAMAGED = (
 """What torch.load was seen to raise on 15,000 mutated and on all truncated files."""
 
 UNSAVABLE = (pickle.PicklingError, RuntimeError, TypeError, ValueError, AttributeError)
-"""What torch.save raises for objects that it cannot pickle."""
+"""What pickling raises for objects that it cannot pickle."""
+
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    OverflowError,
+    OSError,
+)
+"""What zipfile raises for an archive whose directory and records do not fit each other."""
 
 LARGEST_EXPANSION = 64
 """How many times the size of its file one tensor may be, by strides of zero."""
@@ -63,10 +87,21 @@ FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)
 
 @dataclass(frozen=True, eq=False)
 class PickledTensors(HeldTensors):
-    """A state dict inside a saved object, with the rest of that object to write back."""
+    """A state dict inside a saved object, with the rest of that object to write back.
+
+    `source` is the mapped archive; None where all values are in memory.
+    """
 
     saved: Any = field(default=None, repr=False)
     key_path: KeyPath = ()
+    source: Mapped | None = None
+
+    def load(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self.state_dict[name]
+        place = None
+        if self.source is not None and memory.is_plain(tensor) and (span := memory.span(tensor)):
+            place = self.source.file_range(span.start, span.stop)
+        return super().load(name) if place is None else read_tensor(tensor, place)
 
     def sha256(self) -> str:
         return sha256(version.path for version in self.files)
@@ -75,22 +110,32 @@ class PickledTensors(HeldTensors):
 def open_pickled(path: Path, *, zipped: bool, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     version = FileVersion.of(path)
-    saved = _load(path, zipped)
+    records = _records(path) if zipped else None
+    mapping = records is not None and records.native
+    saved = _load(path, zipped, mapping)
     key_path = find_state_dict(path, saved, key)
     state_dict = at(saved, key_path)
-    contents = PickledTensors(str(path), state_dict, (version,), saved, key_path)
+    source = mapped(records) if records is not None and mapping else None
+    contents = PickledTensors(str(path), state_dict, (version,), saved, key_path, source)
     checkpoint = described(path, "pt", ".".join(key_path), contents)
-    _check_sizes(path, zipped, version.size, named_tensors(state_dict))
+    _check_sizes(path, version.size, named_tensors(state_dict), source)
     return checkpoint
 
 
-def _load(path: Path, zipped: bool) -> object:
+def _records(path: Path) -> Records:
+    try:
+        return read_records(path)
+    except DAMAGED_ARCHIVE as error:
+        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+
+
+def _load(path: Path, zipped: bool, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of ways in which others saved
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapping)
     except DAMAGED as error:
         raise _refusal(path, zipped, error) from error
 
@@ -124,16 +169,14 @@ def _complete(path: Path) -> bool:
     return True
 
 
-def _check_sizes(path: Path, zipped: bool, size: int, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_sizes(
+    path: Path, size: int, tensors: Mapping[str, torch.Tensor], source: Mapped | None
+) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
-    records: set[int] = set()
-    if zipped:
-        with zipfile.ZipFile(path) as archive:
-            records = {record.file_size for record in archive.infolist()}
     for name, tensor in tensors.items():
         if memory.span(tensor) is None:
             continue
-        if zipped and tensor.untyped_storage().nbytes() not in records:
+        if source is not None and not source.is_record(tensor.untyped_storage()):
             raise wrong(path, f"a pickle whose tensor {shown(name)} does not fit its data", AGAIN)
         if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 20):
             what = f"a pickle whose tensor {shown(name)} expands far beyond the file"
@@ -141,24 +184,17 @@ def _check_sizes(path: Path, zipped: bool, size: int, tensors: Mapping[str, torc
 
 
 def pickled_writer(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Writer:
-    """Writes the edited checkpoint as torch.save does."""
+    """Writes the edited checkpoint as torch.save does. Raises OutputError for what no pickle is."""
     saved = _edited_root(source, edits, recipe)
-
-    def write(file: BinaryIO) -> None:
-        try:
-            # a file, not a path: the archive would carry the temporary name inside
-            torch.save(saved, file)
-        except UNSAVABLE as error:
-            # torch's own complaint, on the way out, about the file that the system cut short
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            reason = shown(str(error).partition("\n")[0])
-            raise OutputError(
-                f"{source.path}: torch.save refuses what it holds ({reason}). "
-                "Write a .safetensors file instead."
-            ) from error
-
-    return write
+    archive = source.contents.source if isinstance(source.contents, PickledTensors) else None
+    try:
+        return archive_writer(saved, archive)
+    except UNSAVABLE as error:
+        reason = shown(str(error).partition("\n")[0])
+        raise OutputError(
+            f"{source.path}: holds what cannot be pickled ({reason}). "
+            "Write a .safetensors file instead."
+        ) from error
 
 
 def _edited_root(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Any:

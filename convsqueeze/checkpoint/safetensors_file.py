@@ -6,8 +6,7 @@ order it had, and untouched bytes go from file to file as they are. Within the d
 dtypes come first (a stable sort), so that every tensor is aligned, as in the library's own files.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -16,9 +15,10 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import FileVersion, Writer, sha256, unreadable
+from convsqueeze.checkpoint.disk import FileVersion, sha256
 from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.names import common_prefix, shown
+from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.safetensors_header import (
     DTYPES,
     METADATA,
@@ -28,9 +28,8 @@ from convsqueeze.checkpoint.safetensors_header import (
     read_header,
     stored_shape,
 )
-from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.errors import OutputError
 
-BLOCK = 1 << 20
 FROM_TORCH = {"format": "pt"}
 """What the library writes beside tensors that came from torch."""
 
@@ -45,9 +44,7 @@ class StoredTensors:
     def load(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]
         info = stored.info
-        data = bytearray(stored.nbytes)
-        with _at_data(stored) as file:
-            _fill(stored, file, memoryview(data))
+        data = stored.place.read()
         if not data:
             return torch.empty(info.shape, dtype=info.dtype)
         return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
@@ -125,7 +122,11 @@ def new_piece(name: str, tensor: torch.Tensor) -> Piece:
 
 
 def _copied(stored: Stored) -> Piece:
-    return Piece(stored.dtype, stored.shape, stored.nbytes, lambda file: _copy_range(stored, file))
+    def copy_to(file: BinaryIO) -> None:
+        for block in stored.place.blocks():
+            file.write(block)
+
+    return Piece(stored.dtype, stored.shape, stored.place.nbytes, copy_to)
 
 
 def _piece(name: str, info: TensorInfo, load: Callable[[], torch.Tensor]) -> Piece:
@@ -172,37 +173,3 @@ def safetensors_writer(parts: Mapping[str, Piece], metadata: Mapping[str, str]) 
 
 def _write_tensor(tensor: torch.Tensor, file: BinaryIO) -> None:
     file.write(memory.raw_bytes(tensor))
-
-
-def _copy_range(stored: Stored, out: BinaryIO) -> None:
-    buffer = memoryview(bytearray(min(BLOCK, stored.nbytes)))
-    left = stored.nbytes
-    with _at_data(stored) as file:
-        while left:
-            block = buffer[:left]
-            _fill(stored, file, block)
-            out.write(block)
-            left -= len(block)
-
-
-@contextmanager
-def _at_data(stored: Stored) -> Iterator[BinaryIO]:
-    try:
-        file = stored.path.open("rb")
-    except OSError as error:
-        raise unreadable(stored.path, error) from error
-    with file:
-        file.seek(stored.offset)
-        yield file
-
-
-def _fill(stored: Stored, file: BinaryIO, block: memoryview) -> None:
-    try:
-        got = file.readinto(block)  # type: ignore[attr-defined]
-    except OSError as error:
-        raise unreadable(stored.path, error) from error
-    if got < len(block):
-        raise CheckpointError(
-            f"{stored.path}: ends within its tensors, and was whole when it was opened. "
-            "Wait until nothing writes to it and try again."
-        )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from convsqueeze.checkpoint.base import TensorInfo
-from convsqueeze.checkpoint.disk import FileVersion, unreadable
+from convsqueeze.checkpoint.disk import FileRange, FileVersion, unreadable
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.strict_json import parse_object
 from convsqueeze.errors import CheckpointError
@@ -56,13 +56,11 @@ PACKED = "F4"
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file: `offset` and `nbytes` say where its bytes lie, from the file's start."""
+    """A tensor in a file."""
 
-    path: Path
     dtype: str
     shape: tuple[int, ...]
-    offset: int
-    nbytes: int
+    place: FileRange
 
     @property
     def info(self) -> TensorInfo:
@@ -121,7 +119,7 @@ def _stored(path: Path, name: str, entry: Any, data: int) -> Stored:
         raise ValueError(
             f"{shown(name)}, {dtype} of its shape, takes {needed} bytes, not {stop - start}"
         )
-    return Stored(path, dtype, tuple(shape), data + start, needed)
+    return Stored(dtype, tuple(shape), FileRange(path, data + start, needed))
 
 
 def _counts(value: Any) -> bool:
@@ -131,11 +129,12 @@ def _counts(value: Any) -> bool:
 def _check_data(tensors: Mapping[str, Stored], start: int, size: int) -> None:
     """Each byte of the data belongs to exactly one tensor."""
     ends = [("the header", start)]
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
-        ends.append((name, tensor.offset + tensor.nbytes))
+    places = [(tensor.place.offset, tensor.place.nbytes, name) for name, tensor in tensors.items()]
+    for offset, nbytes, name in sorted(places):
+        ends.append((name, offset + nbytes))
         (before, reached), _ = ends[-2:]
-        if tensor.offset != reached:
-            how = "overlaps" if tensor.offset < reached else "leaves a gap behind"
+        if offset != reached:
+            how = "overlaps" if offset < reached else "leaves a gap behind"
             raise ValueError(f"{shown(name)} {how} {shown(before)}")
     if ends[-1][1] != size:
         raise ValueError(f"the tensors end at byte {ends[-1][1]}")

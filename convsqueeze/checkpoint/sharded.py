@@ -9,14 +9,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import FileVersion, Writer, unreadable
+from convsqueeze.checkpoint.disk import FileVersion, unreadable
 from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.names import listed, nearest, shown
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
     Piece,
@@ -122,30 +124,49 @@ def _recipe(index: Mapping[str, Any]) -> str | None:
 def shard_pattern(index: Path) -> re.Pattern[str]:
     """The names of the shards that an index written here may have."""
     stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
-    return re.compile(stem + r"-\d{5,}-of-\d{5,}\.safetensors")
+    return re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
 
 
-def sharded_writers(
-    source: Checkpoint, splicing: Splice, recipe: str, destination: Path
-) -> list[tuple[Path, Writer]]:
-    """Places and writers of the shards, the index last, so that it never names what is not there.
+def stage_shards(
+    files: NewFiles, source: Checkpoint, splicing: Splice, recipe: str, destination: Path
+) -> None:
+    """Write the shards and then the index, so that it never names what is not there. The shards of
+    an earlier output that the new index no longer names are removed after that.
 
     Each tensor stays in its shard, a new one goes where the tensor in whose place it stands was;
     a shard that would be empty is left out. Any other source becomes one shard.
     """
     parts = pieces(source, splicing)
     groups = [(names, metadata) for names, metadata in _groups(source, splicing) if names]
-    stem = destination.name.removesuffix(INDEX_SUFFIX)
-    outputs: list[tuple[Path, Writer]] = []
     home: dict[str, str] = {}
     for number, (names, metadata) in enumerate(groups, start=1):
-        shard = f"{stem}-{number:05}-of-{len(groups):05}.safetensors"
-        writer = safetensors_writer({name: parts[name] for name in names}, metadata)
-        outputs.append((destination.with_name(shard), writer))
-        home |= dict.fromkeys(names, shard)
+        shard = files.add_part(
+            partial(_shard_place, destination, f"{number:05}-of-{len(groups):05}"),
+            safetensors_writer({name: parts[name] for name in names}, metadata),
+        )
+        home |= dict.fromkeys(names, shard.name)
     index = _new_index(source, parts, recipe) | {"weight_map": {n: home[n] for n in parts}}
     text = json.dumps(index, indent=2) + "\n"
-    return [*outputs, (destination, _text_writer(text))]
+    files.add(destination, lambda file: file.write(text.encode("ascii")))
+    for old in _shards_of(destination):
+        if old not in files.places:
+            files.retire(old)
+
+
+def _shard_place(index: Path, number: str, digits: str) -> Path:
+    """`model-00001-of-00002.safetensors`; with `digits`, `model-<digits>-00001-of-...`."""
+    stem = index.name.removesuffix(INDEX_SUFFIX)
+    return index.with_name("-".join(filter(None, (stem, digits, number))) + ".safetensors")
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """The shards that an index written here before names; none where it is no such index."""
+    try:
+        weight_map = _read_index(index, FileVersion.of(index))["weight_map"]
+    except CheckpointError:
+        return []
+    pattern = shard_pattern(index)
+    return [index.with_name(n) for n in sorted(set(weight_map.values())) if pattern.fullmatch(n)]
 
 
 def _groups(source: Checkpoint, splicing: Splice) -> Iterator[tuple[list[str], Mapping[str, str]]]:
@@ -180,10 +201,3 @@ def _new_index(source: Checkpoint, parts: Mapping[str, Piece], recipe: str) -> d
 
 def _numel(described: Mapping[str, Piece] | Mapping[str, Stored]) -> int:
     return sum(prod(one.shape) for one in described.values())
-
-
-def _text_writer(text: str) -> Writer:
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode("ascii"))
-
-    return write

@@ -3,16 +3,16 @@
 import contextlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import Writer, replace_files
 from convsqueeze.checkpoint.edits import Edit, Splice, splice
 from convsqueeze.checkpoint.names import listed
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.pickled import left_behind, pickled_writer
 from convsqueeze.checkpoint.safetensors_file import FROM_TORCH, pieces, safetensors_writer
-from convsqueeze.checkpoint.sharded import shard_pattern, sharded_writers
+from convsqueeze.checkpoint.sharded import shard_pattern, stage_shards
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.errors import OutputError
 
@@ -40,27 +40,28 @@ def write_checkpoint(
     recipe: str,
     *,
     overwrite: bool = False,
+    beside: Callable[[NewFiles], None] = lambda files: None,
 ) -> tuple[str, ...]:
     """Write `source` after `edits`, with `recipe` inside; returns notes for the user.
 
     Whole or not at all: written beside its place, flushed, and renamed once the source has been
-    seen to be unchanged. Raises OutputError, or CheckpointError where the source fails.
+    seen to be unchanged, and with it what `beside` writes. Raises OutputError, or CheckpointError
+    where the source fails.
     """
     check_destination(source, destination, overwrite=overwrite)
     splicing = splice(source, edits)
     suffix = suffix_of(destination)
-    outputs: list[tuple[Path, Writer]]
-    if suffix in PICKLED_SUFFIXES:
-        outputs = [(destination, pickled_writer(source, edits, recipe))]
-    elif suffix == INDEX_SUFFIX:
-        outputs = sharded_writers(source, splicing, recipe, destination)
-    else:
-        metadata = {**(source.metadata or FROM_TORCH), RECIPE_KEY: recipe}
-        outputs = [(destination, safetensors_writer(pieces(source, splicing), metadata))]
-    replace_files(outputs, ready=source.check_unchanged)
-    return _notes(source, splicing, suffix) + _leftover(
-        destination, [place for place, _ in outputs]
-    )
+    with NewFiles(overwrite=overwrite) as files:
+        beside(files)
+        if suffix == INDEX_SUFFIX:
+            stage_shards(files, source, splicing, recipe, destination)
+        elif suffix in PICKLED_SUFFIXES:
+            files.add(destination, pickled_writer(source, edits, recipe))
+        else:
+            metadata = {**(source.metadata or FROM_TORCH), RECIPE_KEY: recipe}
+            files.add(destination, safetensors_writer(pieces(source, splicing), metadata))
+        files.commit(source.check_unchanged)
+    return (*_notes(source, splicing, suffix), *_leftover(destination, files))
 
 
 def _notes(source: Checkpoint, splicing: Splice, suffix: str) -> tuple[str, ...]:
@@ -77,9 +78,12 @@ def _notes(source: Checkpoint, splicing: Splice, suffix: str) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _leftover(destination: Path, written: Sequence[Path]) -> tuple[str, ...]:
-    old = [place.name for place in _taken(destination) if place not in written]
-    return (f"{listed(old)}: left by an earlier output, no longer used",) if old else ()
+def _leftover(destination: Path, files: NewFiles) -> Iterator[str]:
+    if old := [place.name for place in _taken(destination) if place not in files.places]:
+        yield f"{listed(old)}: left by an earlier output, no longer used"
+    if files.removed:
+        names = listed([path.name for path in files.removed])
+        yield f"{names}: left by a run that was killed, removed"
 
 
 def check_destination(source: Checkpoint, destination: Path, *, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import VerificationError
 from convsqueeze.module import load_layers
 from convsqueeze.pipeline import Result
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class OnnxJob:
-    """`merge --onnx`: refused with the merge, checked before anything is written, written last."""
+    """`merge --onnx`: refused with the merge, checked and written with it."""
 
     def __init__(self, destination: Path, *, overwrite: bool, seed: int) -> None:
         from convsqueeze.export import check_onnx_destination
@@ -22,8 +23,8 @@ class OnnxJob:
         self._destination, self._overwrite, self._seed = destination, overwrite, seed
         self._checked: CheckedModel | None = None
 
-    def check(self, result: Result) -> None:
-        """Build the model and hold it against torch. Raises VerificationError."""
+    def __call__(self, result: Result, files: NewFiles) -> None:
+        """Build the model, hold it against torch and stage it. Raises VerificationError."""
         from convsqueeze.export import checked_onnx
 
         self._checked = checked_onnx(
@@ -33,10 +34,11 @@ class OnnxJob:
             overwrite=self._overwrite,
             seed=self._seed,
         )
+        self._checked.stage(files)
 
-    def write(self) -> "ExportResult | None":
-        """Write the checked model; None where there was nothing to check, as on a dry run."""
-        return None if self._checked is None else self._checked.write()
+    def result(self) -> "ExportResult | None":
+        """What was written; None where nothing was, as on a dry run."""
+        return None if self._checked is None else self._checked.result()
 
 
 def with_onnx(

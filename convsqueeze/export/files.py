@@ -1,16 +1,21 @@
 """ONNX files: where one goes, and writing it whole or not at all after it was checked."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
-from onnx.external_data_helper import set_external_data
+from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
-from convsqueeze.checkpoint.disk import Writer, check_place, replace_files
+from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.names import listed, nearest, shown
+from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export.check import ExportReport, check_model, fits_one_message
 from convsqueeze.export.graph import build_model
@@ -126,19 +131,35 @@ class CheckedModel:
     opset: int
     reports: tuple[ExportReport, ...]
     overwrite: bool
+    _written: list[Path] = field(default_factory=list, init=False, repr=False)
 
     def write(self) -> ExportResult:
-        """Write it, whole or not at all.
+        """Write it, whole or not at all. Raises OutputError, and then leaves what stood there."""
+        with NewFiles(overwrite=self.overwrite) as files:
+            self.stage(files)
+            files.commit()
+        return self.result()
 
-        A model too large for one file has its values in `<destination>.data` beside it. Raises
-        OutputError, and then leaves what stood there as it was.
+    def stage(self, files: NewFiles) -> None:
+        """Write it to stand in its place with the other `files`, once.
+
+        A model too large for one file has its values in `<destination>.data` beside it.
         """
         check_onnx_destination(self.destination, overwrite=self.overwrite)
-        outputs = _outputs(self.model, self.destination)
-        for place, _ in outputs:
-            check_place(place, overwrite=self.overwrite)
-        replace_files(outputs, ready=lambda: None)
-        files = tuple(place for place, _ in reversed(outputs))
+        self._written.clear()
+        if not fits_one_message(self.model):
+            check_place(_data_place(self.destination, ""), overwrite=self.overwrite)
+            self._written.append(_stage_data(files, self.model, self.destination))
+        content = self.model.SerializeToString()
+        files.add(self.destination, lambda file: file.write(content))
+        self._written.append(self.destination)
+        for old in _data_of(self.destination):
+            if old not in self._written:
+                files.retire(old)
+
+    def result(self) -> ExportResult:
+        """What was written."""
+        files = tuple(reversed(self._written))
         return ExportResult(files, sum(f.stat().st_size for f in files), self.opset, self.reports)
 
 
@@ -186,31 +207,36 @@ def _only(
     return {name: layers[name] for name in names}
 
 
-def _outputs(model: ModelProto, destination: Path) -> list[tuple[Path, Writer]]:
-    """What to write where, the model last, so that a model in place has its data in place.
+def _data_place(destination: Path, digits: str) -> Path:
+    """`model.onnx.data`; with `digits`, `model.onnx-<digits>.data`."""
+    return destination.with_name(f"{'-'.join(filter(None, (destination.name, digits)))}.data")
 
-    Takes the values out of `model` while they are written.
-    """
-    if fits_one_message(model):
-        return [(destination, _model_writer(model))]
-    data = destination.with_name(destination.name + ".data")
+
+def _stage_data(files: NewFiles, model: ModelProto, destination: Path) -> Path:
+    """Write the values of `model` to a file of their own, taking them out of it."""
     tensors = list(model.graph.initializer)
+
+    def write(file: BinaryIO) -> None:
+        for tensor in tensors:
+            file.write(tensor.raw_data)
+            file.write(bytes(-len(tensor.raw_data) % PAGE))
+
+    data = files.add_part(partial(_data_place, destination), write)
     offset = 0
     for tensor in tensors:
         set_external_data(tensor, data.name, offset, len(tensor.raw_data))
         offset += -(-len(tensor.raw_data) // PAGE) * PAGE
-
-    def write_data(file: BinaryIO) -> None:
-        for tensor in tensors:
-            file.write(tensor.raw_data)
-            file.write(bytes(-len(tensor.raw_data) % PAGE))
-            tensor.ClearField("raw_data")
-
-    return [(data, write_data), (destination, _model_writer(model))]
+        tensor.ClearField("raw_data")
+    return data
 
 
-def _model_writer(model: ModelProto) -> Writer:
-    def write(file: BinaryIO) -> None:
-        file.write(model.SerializeToString())
-
-    return write
+def _data_of(destination: Path) -> list[Path]:
+    """The file of values of an earlier model written here, if `destination` is one."""
+    pattern = re.compile(re.escape(destination.name) + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?\.data")
+    try:
+        model = onnx.load(destination, load_external_data=False)
+    except (OSError, DecodeError):
+        return []
+    external = [t for t in model.graph.initializer if uses_external_data(t)]
+    names = {ExternalDataInfo(tensor).location for tensor in external}
+    return [destination.with_name(name) for name in sorted(names) if pattern.fullmatch(name)]

@@ -1,0 +1,187 @@
+"""The zip archive of torch.save: where each storage's bytes lie in one, and writing one.
+
+torch.load maps an archive into memory, which costs nothing until values are looked at; but a map of
+a file that another program cuts short kills the process that looks (SIGBUS), with no message. So
+the map tells where values lie, and they are read and copied from the file itself.
+
+The archive is written here and not by torch.save because that would look at every value through
+the map. Records are stored, not compressed, and begin at multiples of 64 bytes, as torch's own do.
+"""
+
+import io
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from sys import byteorder
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.storage import TypedStorage
+
+from convsqueeze.checkpoint.disk import FileRange
+from convsqueeze.checkpoint.new_files import Writer
+
+FOLDER = "archive"
+"""What torch.save calls the folder in an archive that has no file name."""
+ALIGNMENT = 64
+PADDING_FIELD = b"FB"
+LOCAL_HEADER = struct.Struct("<26xHH")
+"""Of a record's own header, the lengths of its name and of its extra field."""
+ZIP64_FIELD = 20
+"""Bytes that zipfile adds to the header of a record of more than 2 GiB."""
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What an archive's directory says: the byte order of the values, and the size of each record
+    by the place where its data begins.
+    """
+
+    path: Path
+    byteorder: str
+    sizes: Mapping[int, int] = field(repr=False)
+
+    @property
+    def native(self) -> bool:
+        """Whether values lie in the file as they do in memory."""
+        return self.byteorder == byteorder
+
+
+def read_records(path: Path) -> Records:
+    """Raises what a damaged archive makes `zipfile` raise."""
+    order = "little"  # archives from before torch 2.1 do not say
+    sizes: dict[int, int] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for record in archive.infolist():
+            file.seek(record.header_offset)
+            name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            start = record.header_offset + LOCAL_HEADER.size + name + extra
+            sizes[start] = record.file_size
+            if record.filename.partition("/")[2] == "byteorder" and record.file_size < 16:
+                order = archive.read(record).decode("ascii", "replace")
+    return Records(path, order, sizes)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The parts of this process's memory that are maps of an archive."""
+
+    records: Records
+    regions: tuple[tuple[int, int, int], ...]
+    """Address of the first byte, address behind the last, place of the first in the file."""
+
+    def file_range(self, start: int, stop: int) -> FileRange | None:
+        """Where the bytes at these addresses lie in the file; None if they are no map of it."""
+        for first, end, place in self.regions:
+            if first <= start and stop <= end:
+                return FileRange(self.records.path, place + start - first, stop - start)
+        return None
+
+    def is_record(self, storage: torch.UntypedStorage) -> bool:
+        """Whether the storage is a record of the archive, whole; elsewhere, as large as one."""
+        start = storage.data_ptr()
+        found = self.file_range(start, start + storage.nbytes())
+        if found is None:
+            return storage.nbytes() in self.records.sizes.values()
+        return self.records.sizes.get(found.offset) == found.nbytes
+
+
+def mapped(records: Records) -> Mapped:
+    """The file-backed regions of memory. Linux tells them, elsewhere none are found."""
+    regions = []
+    table = Path("/proc/self/maps")
+    for line in table.read_text().splitlines() if table.exists() else ():
+        addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
+        first, end = (int(address, 16) for address in addresses.split("-"))
+        if inode != "0":
+            regions.append((first, end, int(place, 16)))
+    return Mapped(records, tuple(regions))
+
+
+def read_tensor(tensor: Tensor, place: FileRange) -> Tensor:
+    """The tensor whose span of memory is a map of `place`, on memory of its own."""
+    data = place.read()
+    flat = torch.frombuffer(data, dtype=tensor.dtype)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def archive_writer(saved: Any, source: Mapped | None) -> Writer:
+    """Writes `saved` as torch.save does; storages that are maps of `source` are copied from there.
+
+    Raises what pickling raises, before anything is written.
+    """
+    storages: list[torch.UntypedStorage] = []
+    pickled = _pickled(saved, storages)
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            _add(archive, "data.pkl", iter([pickled]), len(pickled))
+            _add(archive, "byteorder", iter([byteorder.encode()]), len(byteorder))
+            for key, storage in enumerate(storages):
+                _add(archive, f"data/{key}", _blocks(storage, source), storage.nbytes())
+            _add(archive, "version", iter([b"3\n"]), 2)
+
+    return write
+
+
+def _pickled(saved: Any, storages: list[torch.UntypedStorage]) -> bytes:
+    """The pickle of everything but the storages, which are appended to `storages`."""
+    keys: dict[int, tuple[str, torch.dtype]] = {}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+            if not isinstance(value, TypedStorage | torch.UntypedStorage):
+                return None
+            storage, kind, dtype, numel = _described(value)
+            key, known = keys.setdefault(storage._cdata, (str(len(keys)), dtype))
+            if known != dtype:
+                raise pickle.PicklingError(f"memory that is both {known} and {dtype}")
+            if len(storages) < len(keys):
+                storages.append(storage.cpu())
+            return "storage", kind, key, "cpu", numel
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated and what the format names
+        Pickler(buffer, protocol=2).dump(saved)
+    return buffer.getvalue()
+
+
+def _described(
+    storage: TypedStorage | torch.UntypedStorage,
+) -> tuple[torch.UntypedStorage, type, torch.dtype, int]:
+    """The bytes, and what the format says of them: the class of storage, dtype and elements."""
+    if isinstance(storage, torch.UntypedStorage):
+        return storage, torch.UntypedStorage, torch.uint8, storage.nbytes()
+    kind = getattr(torch, storage.pickle_storage_type())
+    return storage.untyped(), kind, storage.dtype, storage.size()
+
+
+def _blocks(storage: torch.UntypedStorage, source: Mapped | None) -> Iterator[memoryview]:
+    start = storage.data_ptr()
+    place = source.file_range(start, start + storage.nbytes()) if source else None
+    if place is not None:
+        yield from place.blocks()
+    elif storage.nbytes():
+        yield torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
+
+
+def _add(
+    archive: zipfile.ZipFile, name: str, blocks: Iterator[bytes | memoryview], nbytes: int
+) -> None:
+    """One record, its data aligned by a field of padding in its header, as torch aligns it."""
+    record = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)
+    record.file_size = nbytes  # decides on the form of the header
+    long = nbytes * 1.05 > zipfile.ZIP64_LIMIT
+    header = LOCAL_HEADER.size + len(record.filename) + (ZIP64_FIELD if long else 0) + 4
+    padding = -(archive.start_dir + header) % ALIGNMENT
+    record.extra = PADDING_FIELD + struct.pack("<H", padding) + bytes(padding)
+    with archive.open(record, "w", force_zip64=long) as out:
+        for block in blocks:
+            out.write(block)
