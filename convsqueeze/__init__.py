@@ -6,12 +6,26 @@ merge_state_dict(state_dict, manifest) the same merge in memory
 Conv, layers                           the algebra: `outer @ inner`, `a + b`, `s * a`
 """
 
-from convsqueeze.algebra import Axis, Conv, layers
-from convsqueeze.errors import ConvsqueezeError
-from convsqueeze.manifest import Manifest, load_manifest
-from convsqueeze.module import SqueezedConv, load_layers
-from convsqueeze.pipeline import MergeReport, merge_file, merge_state_dict, verify_files
-from convsqueeze.surgery import apply
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convsqueeze.algebra import Axis, Conv, layers
+    from convsqueeze.errors import ConvsqueezeError
+    from convsqueeze.manifest import Manifest, load_manifest
+    from convsqueeze.module import SqueezedConv, load_layers
+    from convsqueeze.pipeline import MergeReport, merge_file, merge_state_dict, verify_files
+    from convsqueeze.surgery import apply
+
+_HOMES = {
+    "convsqueeze.algebra": ("Axis", "Conv", "layers"),
+    "convsqueeze.errors": ("ConvsqueezeError",),
+    "convsqueeze.manifest": ("Manifest", "load_manifest"),
+    "convsqueeze.module": ("SqueezedConv", "load_layers"),
+    "convsqueeze.pipeline": ("MergeReport", "merge_file", "merge_state_dict", "verify_files"),
+    "convsqueeze.surgery": ("apply",),
+}
+"""Imported when a name is first asked for: the command line starts before torch is there."""
 
 __all__ = [
     "Axis",
@@ -28,3 +42,14 @@ __all__ = [
     "merge_state_dict",
     "verify_files",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-from convsqueeze.cli.app import main
+from convsqueeze.cli.main import main
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 SESR = SAMPLES / "sesr" / "sesr_x2.pt"

@@ -22,7 +22,6 @@ from convsqueeze.cli.tables import (
     print_plot,
     print_verify,
 )
-from convsqueeze.errors import ConvsqueezeError, ReportedTogether
 from convsqueeze.inspection import found_layers
 from convsqueeze.manifest import json_schema, load_manifest
 from convsqueeze.pipeline import merge_file, verify_files
@@ -63,6 +62,8 @@ Trials = Annotated[int, typer.Option(min=1, help="Random images for each input s
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
+"""Heeded by `main`, which words what no command does."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -110,6 +111,7 @@ def merge(
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Merge layers of a checkpoint, verify the result and write it."""
     console, errors = _consoles(as_json)
@@ -125,10 +127,10 @@ def merge(
             settings=Settings(trials, seed),
             dry_run=dry_run,
             overwrite=overwrite,
-            before_writing=onnx_job.check if onnx_job else lambda result: None,
+            beside=onnx_job or (lambda result, files: None),
             track=track,
         )
-        exported = onnx_job.write() if onnx_job else None
+        exported = onnx_job.result() if onnx_job else None
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
         _print_json({**merge_data(done), **onnx_data})
@@ -161,6 +163,7 @@ def verify(
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
     console, errors = _consoles(as_json)
@@ -203,6 +206,7 @@ def export_onnx(
     key: Key = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Write the squeezed layers as one ONNX model, checked against torch first."""
     from convsqueeze.export import default_onnx_destination, export
@@ -228,6 +232,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="Any checkpoint.")],
     key: Key = None,
     as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """List the layers of a checkpoint: what a manifest is written from."""
     checkpoint = open_checkpoint(file, key=key)
@@ -261,16 +266,3 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not isfinite(data) else data
-
-
-def main() -> None:
-    """Run the command line: exit 0 done, 1 verification failed, 2 usage or input."""
-    try:
-        app()
-    except ConvsqueezeError as error:
-        problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
-        for problem in problems:
-            sys.stderr.write(f"error: {problem}\n")
-        if error.exit_status == 1:
-            sys.stderr.write("Verification failed.\n")
-        sys.exit(error.exit_status)

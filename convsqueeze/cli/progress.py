@@ -24,6 +24,7 @@ class DelayedProgress:
         self._task = self._progress.add_task("", total=None)
         self._since = time.monotonic()
         self._started = False
+        self._doing = ""
 
     def __enter__(self) -> "DelayedProgress":
         return self
@@ -36,8 +37,11 @@ class DelayedProgress:
     ) -> None:
         if self._started:
             self._progress.stop()
+        if error is not None and self._doing:
+            error.add_note(f"while {self._doing}")
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        self._doing = what
         if not self._started and time.monotonic() - self._since > MOMENT_S:
             self._progress.start()
             self._started = True

@@ -1,0 +1,110 @@
+"""Where a run begins and ends: signals, exit statuses, and words for what went wrong.
+
+Imports nothing that takes a moment, so a signal is met from the first moment on. Exit 0 done, 1
+verification failed, 2 usage or input, 3 an error of this program; a run that a signal stopped ends
+by that signal, as a shell expects.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from convsqueeze.errors import ConvsqueezeError, ReportedTogether
+
+BUG_STATUS = 3
+OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
+"""How torch and onnxruntime word it, as a RuntimeError."""
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. Its notes say what it was doing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main() -> None:
+    """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
+    _on_signals(_stop)
+    try:
+        from convsqueeze.cli.app import app
+
+        app()
+    except Stopped as stopped:
+        _on_signals(signal.SIG_IGN)
+        doing = "".join(f", {note}" for note in getattr(stopped, "__notes__", []))
+        _tell(
+            f"stopped by {signal.Signals(stopped.number).name}{doing}. Outputs appear whole or not "
+            "at all; run it again to finish."
+        )
+        _end_by(stopped.number)
+    except SystemExit as leaving:
+        if leaving.code == 1:  # typer's word for a reader that is gone; ours are exceptions
+            _end_by(signal.SIGPIPE)
+        raise
+    except ConvsqueezeError as error:
+        problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
+        _leave(error, error.exit_status, *problems)
+    except Exception as error:  # noqa: BLE001  the boundary: whatever is left has to be worded
+        _leave(error, *_worded(error))
+
+
+def _worded(error: Exception) -> tuple[int, str]:
+    """Exit status and message of an error that nothing before has worded."""
+    if isinstance(error, OSError):
+        place = error.filename or "the system"
+        return 2, f"{place}: {error.strerror or error}. Mend that and run it again."
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return 2, f"memory: there is not enough of it ({text or 'refused by the system'}). " + (
+            "Free some, or merge fewer layers at a time."
+        )
+    return BUG_STATUS, (
+        f"internal: {type(error).__name__}: {text or 'no message'}. This is a mistake in "
+        "convsqueeze and not in your files; nothing was written. Run it again with --debug and "
+        "report what it prints."
+    )
+
+
+def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
+    if status == BUG_STATUS and "--debug" in sys.argv:
+        traceback.print_exception(error)
+    _tell(*problems)
+    if status == 1:
+        sys.stderr.write("Verification failed.\n")
+    sys.exit(status)
+
+
+def _tell(*problems: str) -> None:
+    with contextlib.suppress(OSError):  # standard error is gone: the status has to do
+        for problem in problems:
+            sys.stderr.write(f"error: {problem}\n")
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """For the signals that ask a program to stop; one that is ignored (nohup) stays so."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(number, handler)
+
+
+def _end_by(number: int) -> NoReturn:
+    """As if the signal had not been caught. Nothing may be flushed where no one reads."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # the signal is blocked, or on its way
