@@ -39,12 +39,13 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Records:
-    """What an archive's directory says: the byte order of the values, and the size of each record
-    by the place where its data begins.
+    """What an archive holds beside values: the byte order they are in, the pickle that names them,
+    and the size of each record by the place where its data begins.
     """
 
     path: Path
     byteorder: str
+    pickle: bytes = field(repr=False)
     sizes: Mapping[int, int] = field(repr=False)
 
     @property
@@ -55,17 +56,19 @@ class Records:
 
 def read_records(path: Path) -> Records:
     """Raises what a damaged archive makes `zipfile` raise."""
-    order = "little"  # archives from before torch 2.1 do not say
+    small = {"byteorder": b"little", "data.pkl": b""}  # before torch 2.1 no order was told
     sizes: dict[int, int] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for record in archive.infolist():
             file.seek(record.header_offset)
-            name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            start = record.header_offset + LOCAL_HEADER.size + name + extra
+            lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            start = record.header_offset + LOCAL_HEADER.size + sum(lengths)
             sizes[start] = record.file_size
-            if record.filename.partition("/")[2] == "byteorder" and record.file_size < 16:
-                order = archive.read(record).decode("ascii", "replace")
-    return Records(path, order, sizes)
+            name = record.filename.partition("/")[2]
+            if name in small:
+                small[name] = archive.read(record)
+    order = small["byteorder"].decode("ascii", "replace")
+    return Records(path, order, small["data.pkl"], sizes)
 
 
 @dataclass(frozen=True)

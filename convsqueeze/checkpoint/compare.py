@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.pickled import PickledTensors
@@ -18,14 +19,26 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
             f"is {after.dtype} {tuple(after.shape)}, the original's is "
             f"{before.dtype} {tuple(before.shape)}"
         )
+    if before.is_meta != after.is_meta:
+        return "has no values, or the original has none"
     if before.layout != after.layout or _quantizer(before) != _quantizer(after):
         return "is laid out or quantized in another way than the original's"
+    old, new = memory.held(before), memory.held(after)
+    for one, other in zip(old, new, strict=True):
+        if one.shape != other.shape:
+            return f"holds {one.numel()} values, the original's {other.numel()}"
+        if place := _first_difference(one, other):
+            within = "" if len(old) == 1 else " of its parts"
+            return f"differs from the original at {list(place)}{within}"
+    return None
+
+
+def _first_difference(before: torch.Tensor, after: torch.Tensor) -> tuple[int, ...] | None:
     different = (_bytes(before) != _bytes(after)).nonzero()
     if not len(different):
         return None
     element = int(different[0]) // before.element_size()
-    place = [int(index) for index in torch.unravel_index(torch.tensor(element), before.shape)]
-    return f"differs from the original at {place}"
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(element), before.shape))
 
 
 def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:
@@ -39,12 +52,8 @@ def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    values = tensor.detach()
-    if values.is_quantized:
-        values = values.int_repr()
-    if values.layout != torch.strided:
-        values = values.to_dense()
-    return values.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    values = tensor.resolve_conj().resolve_neg().contiguous()
+    return values.reshape(-1).view(torch.uint8)
 
 
 def differences_beside(before: Checkpoint, after: Checkpoint) -> Iterator[str]:

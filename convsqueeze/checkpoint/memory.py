@@ -165,6 +165,22 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
     return result if exact else result.clone()
 
 
+def held(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The dense tensors that hold a tensor's values: itself, or what it is made of."""
+    tensor = tensor.detach()
+    if tensor.device.type == "meta":
+        return []
+    if tensor.is_quantized:
+        return [tensor.int_repr()]
+    if tensor.layout == torch.strided:
+        return [tensor]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = ("crow_indices", "col_indices") if rows else ("ccol_indices", "row_indices")
+    return [*(getattr(tensor, name)() for name in indices), tensor.values()]
+
+
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The values in order, as stored; no copy where they lie in order on the CPU already."""
     flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)

@@ -15,8 +15,9 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from convsqueeze.checkpoint.disk import FileVersion, sha256
 from convsqueeze.checkpoint.edits import Edit, splice
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.new_files import Writer
+from convsqueeze.checkpoint.pickle_scan import LARGEST_EXPANSION, Hostile, scan, scan_legacy
+from convsqueeze.checkpoint.saved_object import hidden_method, tensors_in
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import (
     HeldTensors,
@@ -79,9 +82,6 @@ DAMAGED_ARCHIVE = (
 )
 """What zipfile raises for an archive whose directory and records do not fit each other."""
 
-LARGEST_EXPANSION = 64
-"""How many times the size of its file one tensor may be, by strides of zero."""
-
 FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
 
 
@@ -111,14 +111,16 @@ def open_pickled(path: Path, *, zipped: bool, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     version = FileVersion.of(path)
     records = _records(path) if zipped else None
+    _check_pickle(path, records, version.size)
     mapping = records is not None and records.native
     saved = _load(path, zipped, mapping)
+    if hidden := hidden_method(saved):
+        raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
     key_path = find_state_dict(path, saved, key)
-    state_dict = at(saved, key_path)
     source = mapped(records) if records is not None and mapping else None
-    contents = PickledTensors(str(path), state_dict, (version,), saved, key_path, source)
+    contents = PickledTensors(str(path), at(saved, key_path), (version,), saved, key_path, source)
     checkpoint = described(path, "pt", ".".join(key_path), contents)
-    _check_sizes(path, version.size, named_tensors(state_dict), source)
+    _check_sizes(path, version.size, saved, source)
     return checkpoint
 
 
@@ -129,11 +131,25 @@ def _records(path: Path) -> Records:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
 
 
+def _check_pickle(path: Path, records: Records | None, size: int) -> None:
+    """What torch would do with it, before torch does it."""
+    try:
+        with path.open("rb") as file:
+            if records is None:
+                scan_legacy(file, size)
+            else:
+                scan(BytesIO(records.pickle), size)
+    except Hostile as error:
+        raise wrong(path, f"a pickle that {error}", AGAIN) from error
+    except DAMAGED as error:
+        raise _refusal(path, records is not None, error) from error
+
+
 def _load(path: Path, zipped: bool, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(True):
             warnings.simplefilter("ignore")  # deprecations of ways in which others saved
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapping)
     except DAMAGED as error:
@@ -169,16 +185,14 @@ def _complete(path: Path) -> bool:
     return True
 
 
-def _check_sizes(
-    path: Path, size: int, tensors: Mapping[str, torch.Tensor], source: Mapped | None
-) -> None:
+def _check_sizes(path: Path, size: int, saved: object, source: Mapped | None) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
-    for name, tensor in tensors.items():
+    for name, tensor in tensors_in(saved):
         if memory.span(tensor) is None:
             continue
         if source is not None and not source.is_record(tensor.untyped_storage()):
             raise wrong(path, f"a pickle whose tensor {shown(name)} does not fit its data", AGAIN)
-        if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 20):
+        if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
             what = f"a pickle whose tensor {shown(name)} expands far beyond the file"
             raise wrong(path, what, "Save it with .clone().")
 
@@ -205,7 +219,7 @@ def _edited_root(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Any:
     if not isinstance(contents, PickledTensors):
         return _parted(contents.state_dict, result, ())
     rest = {k: v for k, v in contents.state_dict.items() if not isinstance(v, torch.Tensor)}
-    others = _tensors_in(_replaced(contents.saved, contents.key_path, rest))
+    others = (t for _, t in tensors_in(_replaced(contents.saved, contents.key_path, rest)))
     return _replaced(
         contents.saved, contents.key_path, _parted(contents.state_dict, result, others)
     )
@@ -231,18 +245,6 @@ def _replaced(saved: Any, place: KeyPath, new: object) -> Any:
     return result
 
 
-def _tensors_in(saved: object) -> Iterator[torch.Tensor]:
-    """All tensors of an object that weights-only loading can build; it may contain itself."""
-    waiting, seen = [saved], set()
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += value.values() if isinstance(value, Mapping) else value
-
-
 def left_behind(source: Checkpoint) -> list[str]:
     """Dotted names of what a file of tensors only cannot take over."""
     contents = source.contents
@@ -253,7 +255,11 @@ def left_behind(source: Checkpoint) -> list[str]:
         level = contents.saved
         for depth, key in enumerate(contents.key_path):
             before = contents.key_path[:depth]
-            names += [".".join((*before, str(other))) for other in level if other != key]
+            names += [_dotted((*before, other)) for other in level if other != key]
             level = level[key]
     kept = named_tensors(contents.state_dict)
-    return names + [str(name) for name in contents.state_dict if name not in kept]
+    return names + [_dotted((name,)) for name in contents.state_dict if name not in kept]
+
+
+def _dotted(place: Iterable[object]) -> str:
+    return ".".join(key if isinstance(key, str) else repr(key) for key in place)

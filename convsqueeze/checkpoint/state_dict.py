@@ -48,7 +48,8 @@ class HeldTensors:
         for name, tensor in named_tensors(self.state_dict).items():
             described = [name, str(tensor.dtype), list(tensor.shape)]
             digest.update(json.dumps(described).encode() + b"\n")
-            digest.update(_values(tensor))
+            for values in memory.held(tensor):
+                digest.update(memory.raw_bytes(values))
         return digest.hexdigest()
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
@@ -132,6 +133,11 @@ def _put(result: OrderedDict[Any, Any], key: object, value: object) -> None:
 
 
 def _info(path: Path, name: str, tensor: torch.Tensor) -> TensorInfo:
+    if not name.isprintable() and not _encodes(name):
+        raise CheckpointError(
+            f"{path}: a name holds half of a surrogate pair ({shown(name)}), text was needed. "
+            "Rename it and save the checkpoint anew."
+        )
     if tensor.is_nested:
         raise CheckpointError(
             f"{path}: {shown(name)} is a nested tensor, tensors with one shape were needed. "
@@ -146,10 +152,9 @@ def _recipe(state_dict: Mapping[Any, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _values(tensor: torch.Tensor) -> memoryview | bytes:
-    """Every stored value, for a hash; a meta tensor has none."""
-    if tensor.device.type == "meta":
-        return b""
-    if tensor.is_quantized:
-        tensor = tensor.int_repr()
-    return memory.raw_bytes(tensor if tensor.layout == torch.strided else tensor.to_dense())
+def _encodes(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""A pickle read without building anything: what it would allocate, call and nest.
+
+torch's weights-only unpickler runs no foreign code, but a few bytes can make it allocate gigabytes
+(`bytearray(n)`, `FloatStorage(n)`), hash a tuple that doubles with every level, or leave memory
+uninitialised. The same instructions are followed here on descriptions of values; what no state
+dict needs is refused before torch sees it.
+"""
+
+import pickletools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, BinaryIO
+
+DEEPEST = 64
+"""Levels of tuples in tuples."""
+MOST_IN_TUPLE = 100_000
+"""Values in a tuple, all that its inner tuples repeat included."""
+LARGEST_EXPANSION = 64
+"""How many times the size of its file a tensor may be."""
+LATIN = ("latin1", "latin-1")
+
+Item = Any
+"""A value's description: itself for None, a number or a string, else one of the classes below."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """A class or function by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Tuple:
+    items: tuple[Item, ...]
+    depth: int
+    size: int
+
+
+@dataclass
+class Other:
+    """Anything else; `strings` are those that were put into it, if it is a list."""
+
+    strings: list[str] = field(default_factory=list)
+
+
+class Hostile(ValueError):
+    """Says what a pickle does that no state dict needs."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a pickle makes, and the storages that it names: their elements by key."""
+
+    top: Item
+    storages: dict[str, int]
+
+
+def scan(file: BinaryIO, size: int) -> Scanned:
+    """Follow one pickle of a file of `size` bytes up to its end.
+
+    Raises Hostile, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
+    """
+    machine = _Machine(size)
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "STOP":
+            return Scanned(machine.stack.pop(), machine.storages)
+        machine.step(opcode.name, argument)
+    raise ValueError("a pickle without an end")
+
+
+class _Machine:
+    """The stack of an unpickler; one method or table entry for each instruction torch follows."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.stack: list[Item] = []
+        self.marks: list[list[Item]] = []
+        self.memo: dict[int, Item] = {}
+        self.storages: dict[str, int] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        if name in ARGUMENTS:
+            self.stack.append(argument)
+        elif name in CONSTANTS:
+            self.stack.append(CONSTANTS[name]())
+        elif name == "PROTO":
+            pass
+        elif name == "GLOBAL":
+            self.stack.append(Global(argument.replace(" ", ".")))
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name == "MARK":
+            self.marks.append(self.stack)
+            self.stack = []
+        elif name in STEPS:
+            STEPS[name](self)
+        else:
+            raise ValueError(f"Unsupported operand {name}")  # as torch words it
+
+    def since_mark(self) -> list[Item]:
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def pop(self, count: int) -> list[Item]:
+        if count > len(self.stack):
+            raise IndexError("a value that is not there")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def add_tuple(self, items: Sequence[Item]) -> None:
+        inner = [item for item in items if isinstance(item, Tuple)]
+        depth = 1 + max((item.depth for item in inner), default=0)
+        size = len(items) + sum(item.size for item in inner)
+        if depth > DEEPEST:
+            raise Hostile("nests tuples too deeply")
+        if size > MOST_IN_TUPLE:
+            raise Hostile("repeats tuples in tuples without end")
+        self.stack.append(Tuple(tuple(items), depth, size))
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Into the container that is on top."""
+        container = self.stack[-1]
+        if isinstance(container, Other):
+            container.strings += [item for item in items if isinstance(item, str)]
+
+    def call(self) -> None:
+        called, given = self.pop(2)
+        if not isinstance(called, Global) or not isinstance(given, Tuple):
+            raise ValueError("a call of what is no function")
+        _check_call(called.name, given.items, self.size)
+        self.stack.append(Other())
+
+    def name_storage(self) -> None:
+        (given,) = self.pop(1)
+        if isinstance(given, Tuple) and given.items[:1] == ("module",):
+            self.stack.append(given.items[1])  # a class with its source, as legacy files name it
+            return
+        if not isinstance(given, Tuple) or len(given.items) < 5:
+            raise ValueError("a storage that is not described")
+        key, numel = given.items[2], given.items[4]
+        if not isinstance(key, str) or type(numel) is not int or numel < 0:
+            raise ValueError("a storage that is not described")
+        self.storages[key] = max(numel, self.storages.get(key, 0))
+        if sum(self.storages.values()) > self.size:
+            raise Hostile("names more values than the file has bytes")
+        self.stack.append(Other())
+
+
+def _check_call(name: str, given: Sequence[Item], size: int) -> None:
+    """Raises Hostile for a call whose cost its arguments do not bear out."""
+    if name == "builtins.bytearray" and not (given and isinstance(given[0], str)):
+        raise Hostile("makes a bytearray of a size that it does not hold")
+    if name == "_codecs.encode" and (len(given) < 2 or given[1] not in LATIN):
+        raise Hostile("encodes text by another code than torch does")
+    if name.startswith("torch.") and name.endswith(("Tensor", "Storage")) and given:
+        raise Hostile(f"makes a {name} of a size that it does not hold")
+    if name == "torch._utils._rebuild_qtensor" and len(given) > 2:
+        sizes = given[2].items if isinstance(given[2], Tuple) else ()
+        if prod(n for n in sizes if isinstance(n, int)) > LARGEST_EXPANSION * size:
+            raise Hostile("makes a quantized tensor far larger than the file")
+
+
+ARGUMENTS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINSTRING"),
+)
+"""Instructions that push what follows them."""
+
+CONSTANTS: dict[str, Callable[[], Item]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": lambda: Tuple((), 1, 0),
+    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), Other),
+}
+"""Instructions that push a value of their own."""
+
+STEPS: dict[str, Callable[[_Machine], object]] = {
+    "TUPLE": lambda machine: machine.add_tuple(machine.since_mark()),
+    "TUPLE1": lambda machine: machine.add_tuple(machine.pop(1)),
+    "TUPLE2": lambda machine: machine.add_tuple(machine.pop(2)),
+    "TUPLE3": lambda machine: machine.add_tuple(machine.pop(3)),
+    "APPEND": lambda machine: machine.put(machine.pop(1)),
+    "APPENDS": lambda machine: machine.put(machine.since_mark()),
+    "SETITEM": lambda machine: machine.pop(2),
+    "SETITEMS": lambda machine: machine.since_mark(),
+    "BUILD": lambda machine: machine.pop(1),
+    "REDUCE": _Machine.call,
+    "NEWOBJ": _Machine.call,
+    "BINPERSID": _Machine.name_storage,
+}
+
+
+def scan_legacy(file: BinaryIO, size: int) -> None:
+    """The five pickles before the data of a legacy file: the fourth is what was saved, the fifth
+    lists the keys of the storages that follow. Raises as `scan` does.
+    """
+    *_, saved, keys = [scan(file, size) for _ in range(5)]
+    if not isinstance(keys.top, Other) or set(keys.top.strings) != set(saved.storages):
+        raise Hostile(
+            "names storages that it holds no data for, or holds data that it does not name"
+        )
