@@ -295,7 +295,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         ({"a": entry(shape=(2.0,))}, "no lists of sizes"),
         ({"a": entry(shape=(True,))}, "no lists of sizes"),
         ({"a": entry(shape=2)}, "no lists of sizes"),
-        ({"a": entry(shape=(1 << 62, 1 << 62))}, "takes .* bytes, not 8"),
+        ({"a": entry(shape=(1 << 62, 1 << 62))}, "a has a shape that no tensor can have"),
         ({"a": entry(offsets=(0, 8, 16))}, "no lists of sizes"),
         ({"a": entry(offsets=(8, 0))}, "not -8"),
         ({"a": entry("F4", (3,), (0, 8))}, "half a byte"),

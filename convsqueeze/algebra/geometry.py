@@ -16,6 +16,8 @@ from math import gcd, prod
 
 from convsqueeze.errors import GeometryError
 
+LARGEST = 1 << 16
+"""Samples that a kernel, a padding or a step may take on one axis. No network comes near."""
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -42,6 +44,15 @@ class Axis:
         for field in ("kernel_size", "stride", "dilation", "upsample"):
             if getattr(self, field) < 1:
                 raise GeometryError(f"{field} is {getattr(self, field)}, at least 1 was needed")
+        for what, samples in (
+            ("kernel", self.kernel_size),
+            ("dilated kernel", self.extent),
+            ("stride", self.stride),
+            ("upsampling", self.upsample),
+            ("padding", max(abs(self.before), abs(self.after))),
+        ):
+            if samples > LARGEST:
+                raise GeometryError(f"a {what} of {samples:,} samples, at most {LARGEST:,} can be")
         if self.padding_mode not in PADDING_MODES:
             raise GeometryError(f"padding_mode {self.padding_mode!r} is none of {PADDING_MODES}")
         if self.kernel_size == 1:

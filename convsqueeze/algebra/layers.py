@@ -5,6 +5,7 @@ geometry of a layer without its values. Knows torch's layer conventions, no file
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.geometry import LARGEST, Axis
 from convsqueeze.errors import GeometryError
 
 PerAxis = int | Sequence[int]
@@ -189,7 +190,9 @@ def average_pool(
     pairs = _not_negative(padding_pairs(padding, rank))
     if any(2 * max(pair) > k for pair, k in zip(pairs, kernel_size, strict=True)):
         raise GeometryError("padding of a pool is at most half its kernel_size, as in torch")
-    count = torch.tensor(kernel_size).prod().item()
+    count = prod(kernel_size)
+    if count > LARGEST:
+        raise GeometryError(f"a pool over {count:,} samples, at most {LARGEST:,} can be")
     weight = torch.full((channels, 1, *kernel_size), 1.0 / count, dtype=torch.float64)
     axes = tuple(
         Axis(k, s, 1, before, after)

@@ -6,11 +6,15 @@ Knows geometry only, and nothing of what the layers compute.
 from functools import lru_cache, reduce
 from math import lcm
 
-from convsqueeze.algebra.geometry import Axis, Geometry, add, compose
+from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry, add, compose
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
 from convsqueeze.errors import GeometryError
 
 GeometryTree = Tree[Geometry]
+
+FARTHEST = 4 * LARGEST
+MOST_SIZES = 2048
+"""Input sizes at most that are examined, each of which takes the time that it has samples."""
 
 
 @lru_cache(maxsize=4096)
@@ -63,13 +67,22 @@ def period(tree: GeometryTree, axis: int) -> int:
 
 
 def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
-    """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product."""
-    return fold(
+    """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product.
+
+    Raises GeometryError where they are larger than any network's.
+    """
+    found, stride = fold(
         tree,
         lambda leaf: (_width(leaf.axes[axis]), leaf.axes[axis].stride),
         lambda links: reduce(lambda a, b: (a[0] + a[1] * b[0], a[1] * b[1]), links),
         lambda branches: (max(r for r, _ in branches), lcm(*(s for _, s in branches))),
     )
+    if max(found, stride) > FARTHEST:
+        raise GeometryError(
+            f"the layers reach over {max(found, stride):,} samples of an axis, at most "
+            f"{FARTHEST:,} can be"
+        )
+    return found, stride
 
 
 def _width(axis: Axis) -> int:
@@ -77,7 +90,16 @@ def _width(axis: Axis) -> int:
 
 
 def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
-    """Input sizes after which what happens at the border repeats: past every kernel, one period."""
+    """Input sizes after which what happens at the border repeats: past every kernel, one period.
+
+    Raises GeometryError where they are too many to look at one by one.
+    """
     first = smallest_size(tree, axis)
     enough = reach(tree, axis) + _width(merged(tree).axes[axis]) + period(tree, axis)
+    if enough > MOST_SIZES:
+        raise GeometryError(
+            f"what happens at the border depends on {enough:,} input sizes, at most "
+            f"{MOST_SIZES:,} are looked at. Leave the layer with the large padding, dilation or "
+            "stride apart"
+        )
     return range(first, first + enough + 1)

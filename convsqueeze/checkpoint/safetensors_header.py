@@ -54,6 +54,10 @@ PACKED = "F4"
 """torch counts pairs of these along the last axis, the header counts each."""
 
 
+LARGEST = (1 << 63) - 1
+"""Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a file."""
@@ -111,6 +115,8 @@ def _stored(path: Path, name: str, entry: Any, data: int) -> Stored:
         )
     if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{shown(name)} has a shape or offsets that are no lists of sizes")
+    if prod(max(n, 1) for n in shape) * DTYPES[dtype].itemsize > LARGEST:
+        raise ValueError(f"{shown(name)} has a shape that no tensor can have")
     start, stop = offsets
     if dtype == PACKED and (not shape or shape[-1] % 2):
         raise ValueError(f"{shown(name)} has half a byte left over")

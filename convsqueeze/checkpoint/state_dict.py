@@ -133,11 +133,6 @@ def _put(result: OrderedDict[Any, Any], key: object, value: object) -> None:
 
 
 def _info(path: Path, name: str, tensor: torch.Tensor) -> TensorInfo:
-    if not name.isprintable() and not _encodes(name):
-        raise CheckpointError(
-            f"{path}: a name holds half of a surrogate pair ({shown(name)}), text was needed. "
-            "Rename it and save the checkpoint anew."
-        )
     if tensor.is_nested:
         raise CheckpointError(
             f"{path}: {shown(name)} is a nested tensor, tensors with one shape were needed. "
@@ -150,11 +145,3 @@ def _recipe(state_dict: Mapping[Any, Any]) -> str | None:
     metadata = getattr(state_dict, METADATA, None)
     found = metadata.get(RECIPE_KEY) if isinstance(metadata, Mapping) else None
     return found if isinstance(found, str) else None
-
-
-def _encodes(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.cli.data import plan_totals
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
@@ -189,7 +190,7 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
     for layer in layers:
         dtypes = {str(info.dtype).removeprefix("torch.") for info in layer.tensors.values()}
         table.add_row(
-            Text(layer.name or "(top)", style="bold"),
+            Text(shown(layer.name) or "(top)", style="bold"),
             layer.kind,
             "x".join(map(str, layer.shape)) or "one number",
             layer.detail,
@@ -198,9 +199,9 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
     console.print(table)
     facts = [f"format {checkpoint.format}", f"{len(checkpoint.tensors)} tensors"]
     if checkpoint.wrapper:
-        facts.append(f"state dict under {checkpoint.wrapper}")
+        facts.append(f"state dict under {shown(checkpoint.wrapper)}")
     if checkpoint.prefix:
-        facts.append(f"names without their prefix {checkpoint.prefix}")
+        facts.append(f"names without their prefix {shown(checkpoint.prefix)}")
     if checkpoint.recipe is None:
         facts.append("no recipe")
     console.print(escape("; ".join(facts)))
@@ -209,13 +210,13 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
 
 
 def _print_recipe(console: Console, recipe: Recipe) -> None:
-    title = f"recipe: squeezed from {recipe.source.file}"
+    title = f"recipe: squeezed from {shown(recipe.source.file)}"
     table = _table(title, "layer", "from", "kernel", "stride", "padding", "groups", "border")
     for layer in recipe.layers:
         sides = [low if low == high else [low, high] for low, high in layer.padding]
         table.add_row(
-            Text(layer.name, style="bold"),
-            ", ".join(layer.sources),
+            Text(shown(layer.name), style="bold"),
+            ", ".join(map(shown, layer.sources)),
             "x".join(map(str, layer.kernel_size)) or layer.kind,
             "x".join(map(str, layer.stride)),
             ", ".join(map(str, sides)),

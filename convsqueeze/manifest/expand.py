@@ -8,8 +8,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from convsqueeze.errors import ManifestError
 from convsqueeze.manifest.model import (
     ChainEntry,
     Entry,
@@ -19,7 +21,11 @@ from convsqueeze.manifest.model import (
 
 Binding = tuple[tuple[str, str], ...]
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
+
+MOST_IN_COMPONENT = 2
+"""Placeholders between two dots: more can be told apart in too many ways."""
+MOST_BINDINGS = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,30 @@ def expand(entry: Entry, names: Sequence[str]) -> Expansion:
     """`entry` for every binding of its placeholders under which all its layers are in `names`.
 
     `names` are tensor names in file order, which is the order of the result. An entry without
-    placeholders stands for itself.
+    placeholders stands for itself. Raises ManifestError where it could stand for too many.
     """
     templates = tuple(dict.fromkeys(_templates(_data(entry))))
     if not templates:
         return Expansion((((), entry),))
+    for template in templates:
+        if max(len(_PLACEHOLDER.findall(part)) for part in template.split(".")) > MOST_IN_COMPONENT:
+            raise ManifestError(
+                [
+                    f"{template!r:.80} has more than {MOST_IN_COMPONENT} placeholders between two "
+                    "dots. Write entries of their own"
+                ]
+            )
     found = {template: tuple(dict.fromkeys(_bindings(template, names))) for template in templates}
     joined: list[Binding] = [()]
     for bindings in found.values():
-        joined = list(_join(joined, bindings))
+        joined = list(islice(_join(joined, bindings), MOST_BINDINGS + 1))
+        if len(joined) > MOST_BINDINGS:
+            raise ManifestError(
+                [
+                    f"stands for more than {MOST_BINDINGS:,} merges. Give layers that belong "
+                    "together the same placeholder"
+                ]
+            )
     partial = [
         _fill(template, dict(binding))
         for template, bindings in found.items()

@@ -7,6 +7,7 @@ Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5`
 import datetime
 import json
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -36,6 +37,12 @@ from convsqueeze.manifest.model import (
 )
 
 KeyPath = tuple[str | int, ...]
+
+UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
+"""What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
+MOST_VALUES = 200_000
+LONGEST_NUMBER = 64
+"""Bits of a whole number."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,17 @@ def parse_manifest(text: str, source: str) -> Manifest:
         raise ManifestError(
             [f"{source}{line}: not valid YAML{column}: {problem}.{advice}"]
         ) from error
-    except YAMLError as error:
-        first = str(error).strip().split("\n")[0]
+    except (YAMLError, *UNREADABLE) as error:
+        first = str(error).strip().split("\n")[0][:100]
         raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
     lines: dict[KeyPath, int] = {}
-    _collect_lines(data, (), lines)
+    if not _collect_lines(data, (), lines):
+        raise ManifestError(
+            [
+                f"{source}: stands for more than {MOST_VALUES:,} values, by aliases that repeat "
+                "them. Write an entry once, with placeholders in its names."
+            ]
+        )
     return _checked(data, source, lines)
 
 
@@ -113,18 +126,25 @@ def _yaml_advice(text: str, line: int) -> str:
     return ""
 
 
-def _collect_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    if isinstance(node, CommentedMap):
-        lines.setdefault(path, node.lc.line + 1)
-        for key, value in node.items():
-            if node.lc.data and key in node.lc.data:
-                lines[(*path, key)] = node.lc.key(key)[0] + 1
-            _collect_lines(value, (*path, key), lines)
-    elif isinstance(node, CommentedSeq):
-        lines.setdefault(path, node.lc.line + 1)
-        for index, value in enumerate(node):
-            lines[(*path, index)] = node.lc.item(index)[0] + 1
-            _collect_lines(value, (*path, index), lines)
+def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool:
+    """The line of every key, breadth first; False where aliases make more values than are read."""
+    waiting = deque([(start, data)])
+    for _ in range(MOST_VALUES):
+        if not waiting:
+            return True
+        path, node = waiting.popleft()
+        if isinstance(node, CommentedMap):
+            lines.setdefault(path, node.lc.line + 1)
+            for key, value in node.items():
+                if node.lc.data and key in node.lc.data:
+                    lines[(*path, key)] = node.lc.key(key)[0] + 1
+                waiting.append(((*path, key), value))
+        elif isinstance(node, CommentedSeq):
+            lines.setdefault(path, node.lc.line + 1)
+            for index, value in enumerate(node):
+                lines[(*path, index)] = node.lc.item(index)[0] + 1
+                waiting.append(((*path, index), value))
+    return not waiting
 
 
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
@@ -163,6 +183,9 @@ def _plain(
         return [value for value, _ in items], [p for _, problems in items for p in problems]
     if isinstance(node, datetime.date):
         return node.isoformat(), []
+    if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
+        told = f"is a number of {node.bit_length()} bits, no layer has such. Write a smaller one."
+        return None, [f"{_where(source, lines, path)}: {told}"]
     if node is None or isinstance(node, bool | int | str):
         return node, []
     if isinstance(node, float) and isfinite(node):

@@ -18,7 +18,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.errors import GeometryError, PlanError
+from convsqueeze.errors import GeometryError, ManifestError, PlanError
 from convsqueeze.manifest import (
     Border,
     ConvLayer,
@@ -68,7 +68,11 @@ def make_plan(
     problems: list[str] = []
     for index, entry in enumerate(manifest.document.pairs):
         where = manifest.where(index)
-        expansion = expand(entry, list(infos))
+        try:
+            expansion = expand(entry, list(infos))
+        except ManifestError as error:
+            problems.append(f"{where}: {_sentence(str(error))}")
+            continue
         if not expansion.entries:
             problems.append(f"{where}: {_sentence(_unmatched(expansion, infos))}")
         notes += [

@@ -63,6 +63,8 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
     """
     found = []
     for axis in range(len(merged(tree).axes)):
+        if _pads_only_input(tree, axis):
+            continue
         sizes = sizes_to_examine(tree, axis) if size is None else [size[axis]]
         traces = {n: _trace(tree, axis, n) for n in sizes}
         for side in ("low", "high"):
@@ -70,6 +72,18 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
             if leak is not None:
                 found.append(leak)
     return tuple(found)
+
+
+def _pads_only_input(tree: GeometryTree, axis: int, first: bool = True) -> bool:
+    """Whether no layer pads what another layer computed: then nothing can differ."""
+    if isinstance(tree, Chain):
+        return all(
+            _pads_only_input(link, axis, first and not index)
+            for index, link in enumerate(tree.links)
+        )
+    if isinstance(tree, Sum):
+        return all(_pads_only_input(branch, axis, first) for branch in tree.branches)
+    return first or max(tree.axes[axis].before, tree.axes[axis].after) <= 0
 
 
 @lru_cache(maxsize=4096)
