@@ -4,6 +4,23 @@ import torch
 from torch import Tensor
 
 STORAGE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float64,
+}
+"""The next dtype that holds every value of one and more."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16`, without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_wider(dtype: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether `dtype` comes after `narrow` on the way of `WIDER`."""
+    step = WIDER.get(narrow)
+    return step is not None and (step == dtype or is_wider(dtype, step))
 
 
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
