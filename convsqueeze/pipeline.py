@@ -27,7 +27,7 @@ from convsqueeze.checkpoint import (
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
-from convsqueeze.plan import Growth, Plan, make_plan
+from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
@@ -81,11 +81,7 @@ class Result:
     recipe: Recipe
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is good to know of the values."""
-        return tuple(one.note(into) for into, found in self.widened.items() for one in found)
+    notes: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
@@ -126,10 +122,12 @@ def squeeze_checkpoint(
     names = list(checkpoint.tensors)
     edits = []
     widened: dict[str, tuple[Widened, ...]] = {}
+    notes: list[str] = []
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
         squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
         edits.append(edit_of(squeezed, names))
+        notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
     recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
@@ -147,7 +145,7 @@ def squeeze_checkpoint(
         )
         report = Report(layers, settings=settings)
         report.raise_if_failed()
-    return Result(tuple(edits), recipe, report, widened)
+    return Result(tuple(edits), recipe, report, widened, tuple(notes))
 
 
 def merge_file(
@@ -203,11 +201,14 @@ def merge_file(
 def _planned(
     manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
 ) -> Plan:
-    """The plan; the problems of a manifest's wording and of its sound entries are told together."""
-    if isinstance(manifest, Manifest):
-        return make_plan(manifest, checkpoint, border=border, growth=growth)
+    """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
+    entries are told together.
+    """
     try:
-        return make_plan(load_manifest(manifest), checkpoint, border=border, growth=growth)
+        read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
+        plan = make_plan(read, checkpoint, border=border, growth=growth)
+        check_memory(plan)
+        return plan
     except ManifestError as error:
         if error.sound is None:
             raise

@@ -10,7 +10,7 @@ from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.precision import dtype_name
+from convsqueeze.algebra.precision import denormals_kept, dtype_name
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.manifest import Border
@@ -25,7 +25,8 @@ Load = Callable[[str], Tensor]
 class Squeezed:
     """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
 
-    `widened` are the tensors that are stored in a wider dtype, as that does not hold their values.
+    `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
+    `notes` tell of them and of strange values in the layers.
     """
 
     merge: Merge
@@ -33,6 +34,7 @@ class Squeezed:
     bias: Tensor | None
     border: Mapping[str, Tensor] = field(default_factory=dict)
     widened: tuple[Widened, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """By full name; correction tensors under `<into>.border.`."""
@@ -52,6 +54,7 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
+@denormals_kept()
 def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
@@ -76,7 +79,9 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
         for name, value in rounded.items()
         if name.startswith(f"{BORDER}.")
     }
-    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened)
+    notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
+    notes += [one.note(merge.into) for one in widened]
+    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
 
 
 def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:

@@ -121,7 +121,7 @@ def _refusal(
     name, at, dtype = f"{merge.into}.{misfit.name}", list(misfit.at), dtype_name(narrow)
     if misfit.share is not None:
         return (
-            f"{merge.place}: {name} would lose {100 * misfit.share:.2g} % of output channel "
+            f"{merge.place}: {name} would lose {100 * misfit.share:.3g} % of output channel "
             f"{misfit.channel}, whose weights are below the range of {dtype}, such as "
             f"{misfit.value:.4g} at {at}. Store these layers in a wider dtype, leave them apart, "
             "or keep it with --widen."
