@@ -4,7 +4,7 @@ state dict in memory; nothing is written until verification has held.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
-from convsqueeze.plan import Growth, Plan, make_plan
+from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
+from convsqueeze.storage import Widened
 from convsqueeze.verify import Report, Settings, verify_checkpoints, verify_plan
 
 Track = Callable[[str, int, int], None]
@@ -45,12 +46,14 @@ def _untracked(what: str, done: int, total: int) -> None:
 class MergeReport:
     """What merging did: the plan, what verification saw, and what is good to know.
 
-    `verification` is None where none was asked for (or only a plan was).
+    `verification` is None where none was asked for (or only a plan was). `widened` are, by layer,
+    the tensors that are stored in a wider dtype than their layers were, if that was allowed.
     """
 
     plan: Plan
     verification: Report | None
     notes: tuple[str, ...] = ()
+    widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict, kw_only=True)
 
     @property
     def weights_before(self) -> int:
@@ -78,6 +81,8 @@ class Result:
     edits: tuple[Edit, ...]
     recipe: Recipe
     verification: Report | None
+    widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
@@ -105,20 +110,28 @@ def squeeze_checkpoint(
     *,
     border: Border | None = None,
     growth: Growth = "refuse",
+    widen: bool = False,
     settings: Settings | None = None,
     track: Track = _untracked,
 ) -> Result:
     """Do what a plan says, and verify it unless `settings` is None.
 
+    With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
     values that cannot be merged.
     """
     names = list(checkpoint.tensors)
     edits = []
+    widened: dict[str, tuple[Widened, ...]] = {}
+    notes: list[str] = []
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
-        edits.append(edit_of(squeeze_one(merge, checkpoint.load), names))
-    recipe = recipe_of(plan, checkpoint, border=border, growth=growth)
+        squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
+        edits.append(edit_of(squeezed, names))
+        notes += squeezed.notes
+        if squeezed.widened:
+            widened[merge.into] = squeezed.widened
+    recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
     report = None
     if settings is not None:
         new = _Held({name: tensor for edit in edits for name, tensor in edit.insert.items()})
@@ -133,7 +146,7 @@ def squeeze_checkpoint(
         )
         report = Report(layers, settings=settings)
         report.raise_if_failed()
-    return Result(tuple(edits), recipe, report)
+    return Result(tuple(edits), recipe, report, widened, tuple(notes))
 
 
 def merge_file(
@@ -144,6 +157,7 @@ def merge_file(
     key: str | None = None,
     border: Border | None = None,
     growth: Growth = "refuse",
+    widen: bool = False,
     settings: Settings | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -170,6 +184,7 @@ def merge_file(
         checkpoint,
         border=border,
         growth=growth,
+        widen=widen,
         settings=settings or Settings(),
         track=track,
     )
@@ -184,17 +199,23 @@ def merge_file(
     )
     track(f"reporting on {output.name}, which is complete", 0, 0)
     written = _bytes(_open_like(checkpoint, output))
-    return MergedFile(plan, result.verification, (*plan.notes, *notes), path, output, size, written)
+    notes = (*plan.notes, *result.notes, *notes)
+    return MergedFile(
+        plan, result.verification, notes, path, output, size, written, widened=result.widened
+    )
 
 
 def _planned(
     manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
 ) -> Plan:
-    """The plan; the problems of a manifest's wording and of its sound entries are told together."""
-    if isinstance(manifest, Manifest):
-        return make_plan(manifest, checkpoint, border=border, growth=growth)
+    """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
+    entries are told together.
+    """
     try:
-        return make_plan(load_manifest(manifest), checkpoint, border=border, growth=growth)
+        read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
+        plan = make_plan(read, checkpoint, border=border, growth=growth)
+        check_memory(plan)
+        return plan
     except ManifestError as error:
         if error.sound is None:
             raise
@@ -221,13 +242,14 @@ def merge_state_dict(
     *,
     border: Border | None = None,
     growth: Growth = "refuse",
+    widen: bool = False,
     verify: bool = True,
 ) -> tuple[OrderedDict[str, Any], MergeReport]:
     """A new state dict with the manifest's layers merged, and the report; the given one is kept.
 
     `manifest` is a Manifest, plain data, or the path of a YAML file. `border` and `growth` override
-    what it says. Raises PlanError with every refusal, ManifestError, TensorDataError, and
-    VerificationError unless `verify` is False.
+    what it says; `widen` as for `squeeze_checkpoint`. Raises PlanError with every refusal,
+    ManifestError, TensorDataError, and VerificationError unless `verify` is False.
     """
     if isinstance(manifest, str):
         manifest = Path(manifest)
@@ -240,10 +262,12 @@ def merge_state_dict(
         checkpoint,
         border=border,
         growth=growth,
+        widen=widen,
         settings=Settings() if verify else None,
     )
     merged = edited_state_dict(checkpoint, result.edits, result.recipe.to_json())
-    return merged, MergeReport(plan, result.verification, plan.notes)
+    notes = (*plan.notes, *result.notes)
+    return merged, MergeReport(plan, result.verification, notes, widened=result.widened)
 
 
 def verify_files(

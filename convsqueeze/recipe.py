@@ -4,7 +4,7 @@ Plain values and their JSON; knows geometry, no tensors, files or layers of a mo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,7 @@ from convsqueeze.errors import CheckpointError
 
 Kind = Literal["conv", "conv_transpose", "linear"]
 Border = Literal["exact", "corrected", "interior"]
+Wider = Literal["float32", "float64"]
 
 
 class _Value(BaseModel):
@@ -28,6 +29,8 @@ class RecipeLayer(_Value):
     output; `output_stride`, given where it is not 1, keeps every n-th sample of that.
     `padding_mode` is one word, or one for each axis where they differ. `corrections` say what the
     tensors under `<name>.border.` are for and to which rows of which input sizes they are added.
+    `widened`, given where there are any, are the tensors (`weight`, `border.0.bias`) that are
+    stored in a wider dtype than the rest, which would not hold their values.
     """
 
     name: str
@@ -44,6 +47,7 @@ class RecipeLayer(_Value):
     weights_after: int
     output_stride: tuple[int, ...] | None = None
     corrections: Corrections | None = None
+    widened: dict[str, Wider] | None = None
 
     @classmethod
     def of(
@@ -55,6 +59,7 @@ class RecipeLayer(_Value):
         border: Border,
         weights_before: int,
         corrections: Corrections | None = None,
+        widened: Mapping[str, str] | None = None,
     ) -> "RecipeLayer":
         """The entry for a merged layer of this geometry."""
         axes = geometry.axes
@@ -79,6 +84,7 @@ class RecipeLayer(_Value):
             weights_after=geometry.weights + (corrections.weights(geometry) if corrections else 0),
             output_stride=steps if stepped else None,
             corrections=corrections,
+            widened=dict(widened) if widened else None,  # type: ignore[arg-type]
         )
 
     def axes(self) -> tuple[Axis, ...]:

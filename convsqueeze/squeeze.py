@@ -4,32 +4,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
-import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.precision import round_once
+from convsqueeze.algebra.precision import denormals_kept, dtype_name
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
-from convsqueeze.errors import TensorDataError
 from convsqueeze.manifest import Border
 from convsqueeze.plan import Growth, Merge, Plan
 from convsqueeze.recipe import Recipe, RecipeLayer, Source
+from convsqueeze.storage import Widened, round_to_storage
 
 Load = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Squeezed:
-    """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype."""
+    """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
+
+    `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
+    `notes` tell of them and of strange values in the layers.
+    """
 
     merge: Merge
     weight: Tensor
     bias: Tensor | None
     border: Mapping[str, Tensor] = field(default_factory=dict)
+    widened: tuple[Widened, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def tensors(self) -> dict[str, Tensor]:
         """By full name; correction tensors under `<into>.border.`."""
@@ -39,17 +44,18 @@ class Squeezed:
         return named | {f"{self.merge.into}.{BORDER}.{k}": t for k, t in self.border.items()}
 
 
-def squeeze(plan: Plan, load: Load) -> Iterator[Squeezed]:
+def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed]:
     """Each merge of the plan in turn; `load` gives a stored tensor by name.
 
     Arithmetic in float64, rounded once to the stored dtype. Raises TensorDataError for values
-    that are not finite or do not fit that dtype.
+    that are not finite, or do not fit that dtype unless `widen` stores their tensor in a wider one.
     """
     for merge in plan.merges:
-        yield squeeze_one(merge, load)
+        yield squeeze_one(merge, load, widen=widen)
 
 
-def squeeze_one(merge: Merge, load: Load) -> Squeezed:
+@denormals_kept()
+def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
     whole: Conv = fold(
@@ -64,9 +70,7 @@ def squeeze_one(merge: Merge, load: Load) -> Squeezed:
     if merge.corrections is not None:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
         exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
-    rounded = {name: round_once(value, merge.dtype) for name, value in exact.items()}
-    _check_range(merge, exact, rounded)
-    _check_underflow(merge, exact, rounded)
+    rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
@@ -75,44 +79,9 @@ def squeeze_one(merge: Merge, load: Load) -> Squeezed:
         for name, value in rounded.items()
         if name.startswith(f"{BORDER}.")
     }
-    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border)
-
-
-Named = Mapping[str, Tensor]
-
-
-def _check_range(merge: Merge, exact: Named, rounded: Named) -> None:
-    for name, stored in rounded.items():
-        if bool(stored.isfinite().all()):
-            continue
-        wide = exact[name]
-        place = (~stored.isfinite()).nonzero()[0].tolist()
-        value = wide[tuple(place)].item()
-        dtype = str(merge.dtype).removeprefix("torch.")
-        raise TensorDataError(
-            f"{merge.place}: {merge.into}.{name} would hold {value:.4g} at {place}, "
-            f"which is no finite {dtype} number. Store these layers in a wider dtype, or check "
-            "the norms' variances and scales."
-        )
-
-
-def _check_underflow(merge: Merge, exact: Named, rounded: Named) -> None:
-    """Rounding costs at most eps of a channel's weights, unless they underflow the dtype."""
-    weights = [name for name in exact if name.endswith("weight")]
-    wide = sum((exact[name].flatten(1).abs().sum(1) for name in weights), torch.zeros(()))
-    lost = sum(
-        ((exact[name] - rounded[name].double()).flatten(1).abs().sum(1) for name in weights),
-        torch.zeros(()),
-    )
-    bad = (lost > torch.finfo(merge.dtype).eps * wide).nonzero()
-    if len(bad):
-        channel = int(bad[0])
-        dtype = str(merge.dtype).removeprefix("torch.")
-        raise TensorDataError(
-            f"{merge.place}: {merge.into}.weight would lose {lost[channel] / wide[channel]:.0%} of "
-            f"output channel {channel}, whose weights are below the range of {dtype}. Store these "
-            "layers in a wider dtype, or leave them apart."
-        )
+    notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
+    notes += [one.note(merge.into) for one in widened]
+    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
 
 
 def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:
@@ -126,19 +95,28 @@ def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:
 
 
 def recipe_of(
-    plan: Plan, source: Checkpoint, *, border: Border | None = None, growth: Growth = "refuse"
+    plan: Plan,
+    source: Checkpoint,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    widened: Mapping[str, Sequence[Widened]] | None = None,
 ) -> Recipe:
-    """The recipe of a plan for a checkpoint, with the policies given over the manifest's."""
+    """The recipe of a plan for a checkpoint, with the policies given over the manifest's.
+
+    `widened` are each layer's tensors in a wider dtype, by the layer's name.
+    """
+    wider = widened or {}
     return Recipe(
         source=Source(file=source.path.name, sha256=source.sha256()),
-        layers=tuple(recipe_layer(merge) for merge in plan.merges),
+        layers=tuple(recipe_layer(m, wider.get(m.into, ())) for m in plan.merges),
         manifest=plan.manifest.to_data(),
         border=border,
         growth=growth,
     )
 
 
-def recipe_layer(merge: Merge) -> RecipeLayer:
+def recipe_layer(merge: Merge, widened: Sequence[Widened] = ()) -> RecipeLayer:
     """A merge's entry in the recipe."""
     return RecipeLayer.of(
         merge.into,
@@ -147,12 +125,14 @@ def recipe_layer(merge: Merge) -> RecipeLayer:
         border=merge.border,
         weights_before=merge.weights_before,
         corrections=merge.corrections,
+        widened={one.name: dtype_name(one.dtype) for one in widened},
     )
 
 
 def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     """Where a recipe does not say what the plan gives, a sentence each; `where` names its file."""
-    planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
+    merges = {merge.into: merge for merge in plan.merges}
+    planned = {name: recipe_layer(merge) for name, merge in merges.items()}
     found = {layer.name: layer for layer in recipe.layers}
     names = [layer.name for layer in recipe.layers]
     for name in sorted({name for name in names if names.count(name) > 1}):
@@ -162,8 +142,11 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     for name in found.keys() - planned.keys():
         yield f"{where}: its recipe has a layer {name}, which the manifest does not merge."
     for name in (name for name in planned if name in found):
+        yield from _strangers_widened(found[name], merges[name], where)
         for key in RecipeLayer.model_fields:
             wanted, given = getattr(planned[name], key), getattr(found[name], key)
+            if key == "widened":  # follows from values: each tensor's own dtype is held against it
+                continue
             if wanted != given and key == "corrections":
                 yield f"{where}: its recipe says corrections of {name}, others were needed."
             elif wanted != given:
@@ -171,6 +154,15 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
                     f"{where}: its recipe says {key} {_plain(given)} of {name}, "
                     f"{_plain(wanted)} was needed."
                 )
+
+
+def _strangers_widened(layer: RecipeLayer, merge: Merge, where: str) -> Iterator[str]:
+    for name in layer.widened or {}:
+        if f"{layer.name}.{name}" not in merge.tensors:
+            yield (
+                f"{where}: its recipe says that {layer.name}.{name} is stored in a wider dtype, "
+                "which is no tensor of the merged layer."
+            )
 
 
 def _plain(value: object) -> str:

@@ -437,20 +437,20 @@ def test_unusual_tensors_beside_the_merged_ones(tmp_path: Path) -> None:
 # Faults in merging itself.
 
 
-def off_by_four_ulps(merge: Merge, load: Callable[[str], Tensor]) -> Squeezed:
-    made = squeeze_one(merge, load)
+def off_by_four_ulps(merge: Merge, load: Callable[[str], Tensor], **options: Any) -> Squeezed:
+    made = squeeze_one(merge, load, **options)
     if merge.into != "around":
         return made
     return replace(made, weight=moved_by_ulps(made.weight, (2, 1, 4, 0), 4))
 
 
-def rounded_twice(merge: Merge, load: Callable[[str], Tensor]) -> Squeezed:
-    made = squeeze_one(merge, load)
+def rounded_twice(merge: Merge, load: Callable[[str], Tensor], **options: Any) -> Squeezed:
+    made = squeeze_one(merge, load, **options)
     return replace(made, weight=made.weight.bfloat16().float())
 
 
-def without_bias(merge: Merge, load: Callable[[str], Tensor]) -> Squeezed:
-    return replace(squeeze_one(merge, load), bias=None)
+def without_bias(merge: Merge, load: Callable[[str], Tensor], **options: Any) -> Squeezed:
+    return replace(squeeze_one(merge, load, **options), bias=None)
 
 
 @pytest.mark.parametrize(

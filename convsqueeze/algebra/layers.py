@@ -145,7 +145,8 @@ def batch_norm(
 ) -> Conv:
     """`torch.nn.BatchNorm` in eval mode: `(x - mean) / sqrt(var + eps) * weight + bias`.
 
-    All tensors (channels,). Computed in float64.
+    All tensors (channels,). Computed in float64. Zero variances are carried by eps, and negative
+    ones too as far as the sum is above zero, as in torch.
     """
     factor = (running_var.double() + eps).rsqrt()
     if weight is not None:
@@ -193,7 +194,8 @@ def average_pool(
     count = prod(kernel_size)
     if count > LARGEST:
         raise GeometryError(f"a pool over {count:,} samples, at most {LARGEST:,} can be")
-    weight = torch.full((channels, 1, *kernel_size), 1.0 / count, dtype=torch.float64)
+    one = torch.tensor(1.0 / count, dtype=torch.float64)
+    weight = one.expand(channels, 1, *kernel_size)  # planning makes it too: no memory for it yet
     axes = tuple(
         Axis(k, s, 1, before, after)
         for k, s, (before, after) in zip(kernel_size, strides, pairs, strict=True)

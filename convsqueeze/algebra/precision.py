@@ -1,9 +1,44 @@
 """Rounding: exactly once, and how much one rounding can cost. Knows dtypes, nothing else."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 STORAGE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float64,
+}
+"""The next dtype that holds every value of one and more."""
+SMALLEST = 2.0**-1074
+"""The smallest float64 above zero."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16`, without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_wider(dtype: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether `dtype` comes after `narrow` on the way of `WIDER`."""
+    step = WIDER.get(narrow)
+    return step is not None and (step == dtype or is_wider(dtype, step))
+
+
+@contextmanager
+def denormals_kept() -> Iterator[None]:
+    """What runs inside sees denormal numbers, also after `torch.set_flush_denormal(True)`."""
+    flushes = bool(torch.tensor(SMALLEST, dtype=torch.float64) * 1.0 == 0)
+    if flushes:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushes:
+            torch.set_flush_denormal(True)
 
 
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:

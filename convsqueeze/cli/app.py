@@ -104,6 +104,9 @@ def merge(
     growth: Annotated[
         GrowthChoice, typer.Option(help="For a merge that would store more weights.")
     ] = GrowthChoice.refuse,
+    widen: Annotated[
+        bool, typer.Option("--widen", help="Store a tensor wider whose dtype cannot hold it.")
+    ] = False,
     key: Key = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only, write nothing.")] = False,
     overwrite: Overwrite = False,
@@ -124,6 +127,7 @@ def merge(
             key=key,
             border=border.value if border else None,
             growth=growth.value,
+            widen=widen,
             settings=Settings(trials, seed),
             dry_run=dry_run,
             overwrite=overwrite,

@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.pipeline import MergedFile
 from convsqueeze.plan import Merge, Plan
 from convsqueeze.plot import Plot
+from convsqueeze.storage import Widened
 from convsqueeze.verify import LayerReport, Report, Worst
 
 
@@ -20,13 +22,13 @@ def merge_data(done: MergedFile) -> dict[str, Any]:
         "bytes_after": done.bytes_after if done.output else None,
         "weights_before": done.weights_before,
         "weights_after": done.weights_after,
-        "layers": [_merge_layer(merge, done.verification) for merge in done.plan.merges],
+        "layers": [_merge_layer(merge, done) for merge in done.plan.merges],
         "verification": None if done.verification is None else report_data(done.verification),
         "notes": list(done.notes),
     }
 
 
-def _merge_layer(merge: Merge, report: Report | None) -> dict[str, Any]:
+def _merge_layer(merge: Merge, done: MergedFile) -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": merge.into,
         "from": [leaf.label for leaf in merge.layers],
@@ -37,7 +39,8 @@ def _merge_layer(merge: Merge, report: Report | None) -> dict[str, Any]:
         "macs_before": merge.macs_before,
         "macs_after": merge.macs_after,
         "macs_input_size": list(merge.size),
-        "dtype": str(merge.dtype).removeprefix("torch."),
+        "dtype": dtype_name(merge.dtype),
+        "widened": [_widened(one) for one in done.widened.get(merge.into, ())],
         "border": merge.border,
         "form": merge.form.name,
         "forms": [asdict(form) for form in merge.forms],
@@ -47,8 +50,19 @@ def _merge_layer(merge: Merge, report: Report | None) -> dict[str, Any]:
             for leak in merge.leaks
         ],
     }
+    report = done.verification
     seen = [one for one in report.layers if one.name == merge.into] if report else []
     return {**data, **({"verification": layer_data(seen[0])} if seen else {})}
+
+
+def _widened(one: Widened) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "dtype": dtype_name(one.dtype),
+        "value": one.value,
+        "at": list(one.at),
+        "why": "overflow" if one.overflows else "underflow",
+    }
 
 
 def layer_data(report: LayerReport) -> dict[str, Any]:

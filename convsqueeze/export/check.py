@@ -121,7 +121,7 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
     except RUNTIME_ERRORS as error:
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
     geometry = layer.geometry
-    reference = _Reference(layer, computed)
+    reference = _Reference(layer, computed, runnable.scale(name))
     generator = torch.Generator().manual_seed(seed)
     worst, inputs = Worst(), 0
     tried = input_sizes(layer)
@@ -138,8 +138,14 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
 def _notes(
     name: str, layer: SqueezedConv, exported: torch.dtype, computed: torch.dtype
 ) -> Iterator[str]:
-    stored = layer.weight.dtype
-    if exported != stored:
+    stored = layer.dtype
+    kinds = sorted({_plain(tensor.dtype) for tensor in layer.parameters()})
+    if len(kinds) > 1:
+        yield (
+            f"{name}: stored as {' and '.join(kinds)}, exported as {_plain(exported)}, which holds "
+            "every value exactly; so are its input and output"
+        )
+    elif exported != stored:
         yield (
             f"{name}: stored as {_plain(stored)}, exported as {_plain(exported)}, which holds "
             "every value exactly; onnxruntime has no such convolution on the CPU"
@@ -243,12 +249,17 @@ def _image(geometry: Geometry, shape: Size, generator: torch.Generator, kind: st
 
 
 class _Reference:
-    """A squeezed layer in float64, and how far a runtime may be off that computes in `dtype`."""
+    """A squeezed layer in float64, its values times `scale`, and how far a runtime may be off that
+    computes in `dtype`.
+    """
 
-    def __init__(self, layer: SqueezedConv, dtype: torch.dtype) -> None:
+    def __init__(self, layer: SqueezedConv, dtype: torch.dtype, scale: float) -> None:
+        def scaled(values: Tensor) -> Tensor:
+            return values.double() * scale
+
         self.info = torch.finfo(dtype)
-        self.exact = layer.converted(Tensor.double, Tensor.double)
-        self.magnitude = layer.converted(_size_of, _size_of, signs=False)
+        self.exact = layer.converted(scaled, scaled)
+        self.magnitude = self.exact.converted(Tensor.abs, Tensor.abs, signs=False)
         self.terms = layer.converted(_one_if_any, None, signs=False)
 
     def bound(self, x: Tensor) -> Tensor:
@@ -260,10 +271,6 @@ class _Reference:
         bound = terms * (self.info.eps * magnitude + self.info.tiny * self.info.eps)
         overflows = magnitude * (1 + terms * self.info.eps) > self.info.max
         return torch.where(overflows, torch.inf, bound)
-
-
-def _size_of(values: Tensor) -> Tensor:
-    return values.double().abs()
 
 
 def _one_if_any(values: Tensor) -> Tensor:

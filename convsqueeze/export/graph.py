@@ -36,12 +36,12 @@ _ELEMENT_TYPES = {
 
 
 def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
-    """The dtype of a layer in the model: as stored, but float32 for bfloat16.
+    """The dtype of a layer in the model: the widest of its tensors', but float32 for bfloat16.
 
     No convolution of bfloat16 runs on onnxruntime's CPU provider, and float32 holds every bfloat16
     number exactly. Raises OutputError for any dtype but these.
     """
-    stored = layer.weight.dtype
+    stored = layer.dtype
     exported = torch.float32 if stored == torch.bfloat16 else stored
     if exported not in _ELEMENT_TYPES:
         raise OutputError(

@@ -4,6 +4,7 @@ Knows the names that `graph` gives inputs and outputs, and nothing of what the l
 compute.
 """
 
+from math import frexp, ldexp
 from pathlib import Path
 
 import onnx
@@ -30,6 +31,9 @@ RUNTIME_ERRORS = (
     state.RuntimeException,
 )
 """What onnxruntime raises for a model or an input that it cannot run; they have no root."""
+
+ORDINARY_EXPONENT = 64
+"""Values below 2 to this power leave room in float32 for their products and sums."""
 
 _DTYPES: dict[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64,
@@ -65,10 +69,16 @@ class OnnxLayers:
     def computes_in(self, name: str) -> torch.dtype:
         """The dtype in which onnxruntime runs a layer: float32 where it has no kernel for its own.
 
-        Such a layer is run as a copy with every value rounded to float32.
+        Such a layer is run as a copy with every value times `scale` rounded to float32.
         """
         found = self._session(name).get_inputs()[0].type
         return torch.float32 if found == "tensor(float)" else self.dtype(name)
+
+    def scale(self, name: str) -> float:
+        """What a layer's values and outputs are multiplied by where a copy is run: a power of two
+        that brings values beyond the range of float32 into it. 1 for all others.
+        """
+        return _scale(self.part(name)) if self.computes_in(name) != self.dtype(name) else 1.0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         """A layer's output for `x` of any floating-point dtype, which is rounded to the layer's.
@@ -152,12 +162,24 @@ def _layers_in(model: ModelProto) -> dict[str, int]:
 
 
 def _single(model: ModelProto) -> ModelProto:
-    """A copy in float32: the same nodes, every value rounded."""
+    """A copy in float32: the same nodes, every value times the scale and rounded."""
+    scale = _scale(model)
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
         value.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in copy.graph.initializer:
-        values = numpy_helper.to_array(tensor).astype("float32")
+        values = (numpy_helper.to_array(tensor) * scale).astype("float32")
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     return copy
+
+
+def _scale(model: ModelProto) -> float:
+    """The power of two, 1 if it may be, that brings a layer's largest value near 1.
+
+    A layer is linear in its weights and biases taken together, and they are all its initializers.
+    """
+    held = (numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
+    largest = max((float(abs(values).max()) for values in held if values.size), default=0.0)
+    exponent = frexp(largest)[1]
+    return 1.0 if abs(exponent) < ORDINARY_EXPONENT else ldexp(1.0, -exponent)

@@ -67,8 +67,11 @@ class Border(nn.Module):
             return add_borders(y.unsqueeze(0), x.unsqueeze(0), kernels, self.groups).squeeze(0)
         return add_borders(y, x, kernels, self.groups)
 
-    def kernels(self, x: Tensor) -> list[Kernel]:
-        """The kernels for the size of `x`. Raises GeometryError for one that is not corrected."""
+    def kernels(self, x: Tensor, dtype: torch.dtype | None = None) -> list[Kernel]:
+        """The kernels for the size of `x`, in `dtype` or as they are stored.
+
+        Raises GeometryError for a size that is not corrected.
+        """
         strips = []
         sizes = x.shape[-len(self.axes) :]
         for axis, table, size in zip(self.corrections.axes, self.strips, sizes, strict=True):
@@ -77,7 +80,7 @@ class Border(nn.Module):
                 raise GeometryError(axis.not_for(int(size)))
             strips.append(found)
         terms = dict(self.named_terms())
-        stored = {subset: (term.weight, term.bias) for subset, term in terms.items()}
+        stored = {subset: term.stored(dtype) for subset, term in terms.items()}
         tables = self.tables if self.tables.device == x.device else self.packed.to(x.device)
         if not _is_traced(x):
             short = self._shortcuts(strips, stored, tables)
@@ -93,7 +96,7 @@ class Border(nn.Module):
         like = next(self.parameters(), None)
         if like is None:
             return []
-        kind = (tuple(map(id, strips)), like.device, like.dtype)
+        kind = (tuple(map(id, strips)), like.device, _dtype_of(stored))
         if kind not in self._kept:
             terms = dict(self.named_terms())
             if len(self._kept) >= MOST_KEPT:
@@ -149,6 +152,12 @@ class Term(nn.Module):
             tensor = tensors.get(term_name(subset, role))
             self.register_parameter(role, None if tensor is None else nn.Parameter(tensor))
 
+    def stored(self, dtype: torch.dtype | None = None) -> Stored:
+        """Its tensors, in `dtype` or as they are."""
+        if dtype is None:
+            return self.weight, self.bias
+        return tuple(None if t is None else t.to(dtype) for t in (self.weight, self.bias))  # type: ignore[return-value]
+
     def gridded(self, stored: Stored) -> Stored:
         """Tensors of this shape as their whole grids."""
         weight, bias = stored
@@ -157,6 +166,10 @@ class Term(nn.Module):
         if bias is not None:
             bias = grid_of(bias, self.grids[1], self.absent[1])
         return weight, bias
+
+
+def _dtype_of(stored: Mapping[Subset, Stored]) -> torch.dtype:
+    return next(t.dtype for pair in stored.values() for t in pair if t is not None)
 
 
 def _is_traced(x: Tensor) -> bool:

@@ -57,9 +57,11 @@ def load_layers(
     """Each squeezed layer of a file by name, ready to call.
 
     `key` chooses the state dict in a wrapped file; `dtype` converts the weights (default: as
-    stored). Raises CheckpointError where the file cannot be read or holds no recipe.
+    stored), but for what `merge --widen` stored wider, which is made no narrower than that.
+
+    Raises CheckpointError where the file cannot be read or holds no recipe.
     """
     checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
     modules = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in recipe.layers}
-    return {name: module.to(dtype=dtype) for name, module in modules.items()}
+    return modules if dtype is None else {n: one.stored_as(dtype) for n, one in modules.items()}

@@ -4,7 +4,11 @@ Knows a recipe's layer and how to run an operator; nothing of files, manifests o
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
@@ -22,6 +26,13 @@ class SqueezedConv(nn.Module):
     and the policy is `corrected`, `border` adds what is missing; its tensors are given by the names
     of `Corrections.shapes`. Raises GeometryError where the tensors do not fit the recipe and, when
     called, for an input size whose border is not corrected.
+
+    The input has the dtype of the weights, as for torch's own layers. Where the recipe keeps some
+    tensors in a wider dtype (`merge --widen`), the layer takes any floating-point input, computes
+    in the widest dtype of its tensors and its input, and gives its output in the input's dtype, so
+    that it stands among layers that are not wider. An output can overflow that dtype, as one of
+    the layers apart could: give a wider input to see it. `stored_as` keeps what is wider; torch's
+    own `half()` and the like do not.
     """
 
     weight: nn.Parameter
@@ -61,15 +72,38 @@ class SqueezedConv(nn.Module):
             channels = (first, second * self.groups)
         return Geometry(*channels, self.axes, self.groups, self.bias is not None)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype of its tensors, in which it computes."""
+        return reduce(torch.promote_types, (tensor.dtype for tensor in self.parameters()))
+
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.weight
+        if not self.layer.widened:
+            return self._applied(x, self.weight, self.bias)
+        wide = torch.promote_types(self.dtype, x.dtype)
+        bias = None if self.bias is None else self.bias.to(wide)
+        with _without_autocast(x):
+            return self._applied(x.to(wide), self.weight.to(wide), bias, wide).to(x.dtype)
+
+    def _applied(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """The layer on `x` with these values; border tensors in `dtype`, by default their own."""
         if self.is_transposed:
             weight = transposed_layout(weight, self.groups)
         if self.border is None:
-            return apply_operator(x, weight, self.bias, self.axes, self.groups)
-        kernels = self.border.kernels(x)  # first, as it knows which sizes there are
-        y = apply_operator(x, weight, self.bias, self.axes, self.groups)
+            return apply_operator(x, weight, bias, self.axes, self.groups)
+        kernels = self.border.kernels(x, dtype)  # first, as it knows which sizes there are
+        y = apply_operator(x, weight, bias, self.axes, self.groups)
         return self.border.added(y, x, kernels)
+
+    def stored_as(self, dtype: torch.dtype) -> "SqueezedConv":
+        """Itself, with every tensor in `dtype`; one that the recipe keeps wider, no narrower."""
+        for name, tensor in self.named_parameters():
+            kept = (self.layer.widened or {}).get(name)
+            wide = dtype if kept is None else torch.promote_types(dtype, getattr(torch, kept))
+            tensor.data = tensor.data.to(wide)
+        return self
 
     def border_tensors(self) -> dict[str, Tensor]:
         """The correction tensors, by the names of `Corrections.shapes`."""
@@ -103,6 +137,14 @@ class SqueezedConv(nn.Module):
             f"padding={layer.padding}, dilation={layer.dilation}, groups={layer.groups}, "
             f"border={layer.border}"
         )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast would narrow what was widened. Only where it is on: not every device has it."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:

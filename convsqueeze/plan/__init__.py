@@ -1,5 +1,6 @@
 """Planning: every refusal, from names and shapes, before any arithmetic."""
 
+from convsqueeze.plan.memory import check_memory
 from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
 from convsqueeze.plan.planner import make_plan
 from convsqueeze.plan.resolve import ResolvedLayer
@@ -9,6 +10,7 @@ __all__ = [
     "Merge",
     "Plan",
     "ResolvedLayer",
+    "check_memory",
     "geometry_tree",
     "make_plan",
 ]

@@ -3,25 +3,64 @@
 from collections.abc import Iterator, Sequence
 
 from convsqueeze.algebra.sizes import smallest_size
+from convsqueeze.algebra.tree import Chain
 from convsqueeze.plan.model import Growth, Merge
 from convsqueeze.plan.parameters import Infos
 
 
 def conflicts(merges: Sequence[Merge], infos: Infos) -> list[str]:
-    """Tensors that two layers use, and results that would overwrite something that stays."""
-    return [*_used_twice(merges), *_overwritten(merges, infos), *_same_into(merges)]
+    """Entries listed twice, tensors that two layers use, and results that would overwrite something
+    that stays.
+    """
+    once, repeated = _listed_once(merges)
+    return [*repeated, *_used_twice(once), *_overwritten(once, infos), *_same_into(once)]
+
+
+def _listed_once(merges: Sequence[Merge]) -> tuple[list[Merge], list[str]]:
+    """The merges without those that repeat another, and what is said of these."""
+    known: dict[tuple[str, ...], Merge] = {}
+    repeated = []
+    for merge in merges:
+        first = known.setdefault(
+            (merge.into, *(key for x in merge.layers for key in x.keys)), merge
+        )
+        if first is not merge:
+            repeated.append(
+                f"{merge.place}: merges {_labels(merge)} into {merge.into}, as {first.place} "
+                "does, one entry for it was needed. Remove one of the two."
+            )
+    return list(known.values()), repeated
+
+
+def _labels(*merges: Merge) -> str:
+    return ", ".join(dict.fromkeys(leaf.label for merge in merges for leaf in merge.layers))
 
 
 def _used_twice(merges: Sequence[Merge]) -> Iterator[str]:
-    users: dict[str, list[str]] = {}
+    users: dict[str, list[Merge]] = {}
     for merge in merges:
         of_layers = [key for leaf in merge.layers for key in leaf.keys]
         for key in [*of_layers, *(key for key in merge.consumed if key not in of_layers)]:
-            users.setdefault(key, []).append(merge.place)
-    for key, places in users.items():
-        if len(places) > 1:
-            by = " and ".join(dict.fromkeys(places))
-            yield f"{places[-1]}: {key} is used {len(places)} times (by {by}). Use it once."
+            users.setdefault(key, []).append(merge)
+    for key, merges_of in users.items():
+        if len(merges_of) > 1:
+            by = " and ".join(dict.fromkeys(merge.place for merge in merges_of))
+            yield (
+                f"{merges_of[-1].place}: {key} is used {len(merges_of)} times (by {by}). "
+                f"{_once(merges_of, key)}"
+            )
+
+
+def _once(users: Sequence[Merge], key: str) -> str:
+    """What to do about a tensor of several entries: those that follow each other are one chain."""
+    for first, second in (users, users[::-1]) if len(set(map(id, users))) == 2 else ():
+        trees = isinstance(first.tree, Chain) and isinstance(second.tree, Chain)
+        if trees and key in first.layers[-1].keys and key in second.layers[0].keys:
+            return (
+                "Use it once: layers that follow each other are one entry, "
+                f"chain: [{_labels(first, second)}]."
+            )
+    return "Use it once."
 
 
 def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:

@@ -69,7 +69,9 @@ class Parameter:
             return stored[0]
         length, direction = (tensor.double() for tensor in stored)
         summed = [d for d in range(direction.ndim) if length.ndim == 0 or length.shape[d] == 1]
-        return direction * (length / direction.square().sum(summed, keepdim=True).sqrt())
+        norm = direction.square().sum(summed, keepdim=True).sqrt()
+        _check_direction(self.keys[1], norm)
+        return direction * (length / norm)
 
 
 def _check_finite(key: str, tensor: Tensor) -> None:
@@ -80,6 +82,39 @@ def _check_finite(key: str, tensor: Tensor) -> None:
             f"{key}: holds {tensor[place].item()} at {list(place)} ({len(bad)} such values), "
             "finite numbers were needed. Repair the checkpoint, or leave this layer out."
         )
+
+
+def _check_direction(key: str, norm: Tensor) -> None:
+    zero = (norm == 0).nonzero()
+    if len(zero):
+        raise TensorDataError(
+            f"{key}: has length 0 at {zero[0].tolist()}, which weight norm divides by, a length "
+            "above zero was needed. Repair the checkpoint, or leave this layer out."
+        )
+
+
+def check_variance(variance: Parameter, values: Tensor, eps: float) -> None:
+    """Raises TensorDataError where a batch norm divides by no positive number."""
+    bad = (values.double() + eps <= 0).nonzero()
+    if len(bad):
+        channel = tuple(bad[0].tolist())
+        raise TensorDataError(
+            f"{variance.keys[0]}: holds {values[channel].item()} at {list(channel)}, which with "
+            f"eps {eps} is not above zero ({len(bad)} such channels), but the norm divides by its "
+            "root. Repair the checkpoint, check eps, or leave this layer out."
+        )
+
+
+def negative_notes(variance: Parameter, values: Tensor, eps: float) -> list[str]:
+    """Says which variances are below zero and carried by eps, as torch computes them."""
+    negative = (values < 0).nonzero()
+    if not len(negative):
+        return []
+    channel = tuple(negative[0].tolist())
+    return [
+        f"{variance.keys[0]} holds {values[channel].item()} at {list(channel)}, a negative "
+        f"variance ({len(negative)} such channels): eps {eps} carries it, as in torch"
+    ]
 
 
 @dataclass(frozen=True)

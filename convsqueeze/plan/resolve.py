@@ -5,7 +5,7 @@ the same functions serve both. Holds no tensor data.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,7 +29,17 @@ from convsqueeze.manifest import (
     PadLayer,
     ScaleLayer,
 )
-from convsqueeze.plan.parameters import Infos, Load, NamedLayer, Parameter, Problem, find
+from convsqueeze.plan.order import Ends, fitting_order, misfit
+from convsqueeze.plan.parameters import (
+    Infos,
+    Load,
+    NamedLayer,
+    Parameter,
+    Problem,
+    check_variance,
+    find,
+    negative_notes,
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,18 @@ class ResolvedLayer:
         return (*stored, *self.counters)
 
     def conv(self, load: Load) -> Conv:
-        """The layer's operator with its values."""
+        """The layer's operator with its values. Raises TensorDataError for those that make none."""
         tensors = {role: parameter.values(load) for role, parameter in self.parameters.items()}
+        if isinstance(self.layer, BatchNormLayer):
+            check_variance(self.parameters["running_var"], tensors["running_var"], self.layer.eps)
         return build(self.layer, tensors, self.rank, self.geometry.in_channels)
+
+    def value_notes(self, load: Load) -> list[str]:
+        """Values that are merged, though no training gives them."""
+        if not isinstance(self.layer, BatchNormLayer):
+            return []
+        variance = self.parameters["running_var"]
+        return negative_notes(variance, load(variance.keys[0]), self.layer.eps)
 
 
 def build(layer: Layer, tensors: Mapping[str, Tensor], rank: int, channels: int) -> Conv:
@@ -172,6 +191,8 @@ def _input_channels(tree: Tree[NamedLayer]) -> int | None:
             return count if count > 1 else None
 
 
+_NO_CHANNELS = "has no channels, at least one was needed. Leave the entry out"
+
 Placed = tuple[Tree[ResolvedLayer] | None, Geometry | None]
 
 
@@ -189,6 +210,9 @@ def _place(
         return _place_sum(tree, rank, channels, problems)
     if channels is None:
         channels = _input_channels(tree)
+    if channels == 0:
+        problems.append(Problem(tree.path, f"{tree.layer.label}: {_NO_CHANNELS}"))
+        return None, None
     if channels is None:
         if not problems:  # else it is the misfit before that hides the channels
             reason = "nothing here tells the number of channels. Name a layer that has weights"
@@ -200,7 +224,7 @@ def _place(
         problems.append(Problem(tree.path, f"{tree.layer.label}: {error}"))
         return None, None
     if not geometry.in_channels or not geometry.out_channels:
-        problems.append(Problem(tree.path, f"{tree.layer.label}: has no channels, one was needed"))
+        problems.append(Problem(tree.path, f"{tree.layer.label}: {_NO_CHANNELS}"))
         return None, None
     return (
         ResolvedLayer(tree.layer, tree.path, tree.parameters, tree.counters, geometry),
@@ -213,7 +237,9 @@ def _place_chain(
 ) -> Placed:
     placed: list[Tree[ResolvedLayer]] = []
     whole: Geometry | None = None
+    misplaced, order = _misplaced(chain, rank)
     for index, link in enumerate(chain.links):
+        known = len(problems)
         tree, geometry = _place(link, rank, channels, problems)
         if tree is not None:
             placed.append(tree)
@@ -223,9 +249,45 @@ def _place_chain(
             whole = _combined(compose, geometry, whole, link, problems)
         else:
             whole = None
+        if index == misplaced and len(problems) > known:
+            problems[known] = replace(problems[known], reason=f"{problems[known].reason}. {order}")
         rest = Chain(chain.links[index + 1 :])
         channels = _input_channels(rest) if geometry is None else geometry.out_channels
     return (Chain(tuple(placed)), whole) if len(placed) == len(chain.links) else (None, None)
+
+
+def _misplaced(chain: Chain[NamedLayer], rank: int) -> tuple[int | None, str]:
+    """The first link whose channels do not fit though another order's would, and that order."""
+    try:
+        ends = [_ends(link, rank) for link in chain.links]
+    except GeometryError:  # what a link is must be told before where it belongs
+        return None, ""
+    wrong = misfit(ends)
+    order = fitting_order(ends) if wrong is not None else None
+    if order is None:
+        return None, ""
+    names = " then ".join(_name(chain.links[index]) for index in order)
+    return wrong, f"{names} would fit: are they given in the wrong order?"
+
+
+def _name(tree: Tree[NamedLayer]) -> str:
+    labels = [leaf.layer.label for leaf in tree_leaves(tree)]
+    return labels[0] if len(labels) == 1 else f"({', '.join(labels)})"
+
+
+def _ends(tree: Tree[NamedLayer], rank: int) -> Ends:
+    """The channels that enter and leave. Raises GeometryError where they are not known."""
+    if isinstance(tree, Chain | Sum):
+        parts = tree.links if isinstance(tree, Chain) else tree.branches
+        told = [ends for part in parts if (ends := _ends(part, rank)) is not None]
+        if isinstance(tree, Chain) and misfit(told) is not None:
+            raise GeometryError("channels that do not chain")
+        return (told[0][0], told[-1][1]) if told else None
+    channels = _input_channels(tree)
+    if channels is None:
+        return None
+    geometry = build(tree.layer, tree.meta(), rank, channels).geometry
+    return geometry.in_channels, geometry.out_channels
 
 
 def _place_sum(

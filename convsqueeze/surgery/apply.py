@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.manifest import manifest_from_data
-from convsqueeze.module import module_of, stored_tensors
+from convsqueeze.module import SqueezedConv, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import recipe_differences
@@ -106,8 +106,12 @@ def _plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
         ) from error
 
 
-def _in_the_place_of(model: nn.Module, own: Checkpoint, merge: Merge, new: nn.Module) -> nn.Module:
-    """The new module on the device, in the dtype and the mode of the layers it replaces."""
+def _in_the_place_of(
+    model: nn.Module, own: Checkpoint, merge: Merge, new: SqueezedConv
+) -> nn.Module:
+    """The new module on the device, in the dtype and the mode of the layers it replaces; what was
+    widened stays so.
+    """
     keys = [
         own.prefix + key
         for leaf in merge.layers
@@ -116,7 +120,7 @@ def _in_the_place_of(model: nn.Module, own: Checkpoint, merge: Merge, new: nn.Mo
     ]
     stored = model.state_dict()[keys[0]]
     trained = any(p.requires_grad for name, p in model.named_parameters() if name in keys)
-    placed = new.to(device=stored.device, dtype=merge.dtype).train(model.training)
+    placed = new.stored_as(merge.dtype).to(device=stored.device).train(model.training)
     return placed.requires_grad_(trained)
 
 

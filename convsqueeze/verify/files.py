@@ -7,8 +7,10 @@ original's headers, and the recipe is held against it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
+from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_beside, tensor_difference
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
@@ -101,7 +103,7 @@ def _layer_report(
     stored: Mapping[str, Tensor],
     settings: Settings,
 ) -> LayerReport:
-    problem = _dtype_problem(merge, stored)
+    problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
         return _unrunnable(merge, problem)
     try:
@@ -118,10 +120,17 @@ def _layer_report(
     )
 
 
-def _dtype_problem(merge: Merge, stored: Mapping[str, Tensor]) -> str | None:
+def _dtype_problem(merge: Merge, layer: RecipeLayer, stored: Mapping[str, Tensor]) -> str | None:
+    """Every tensor has the layers' dtype, or the wider one that the recipe says."""
+    claims = {f"{layer.name}.{name}": dtype for name, dtype in (layer.widened or {}).items()}
     for name, tensor in stored.items():
-        if tensor.dtype != merge.dtype:
-            return f"{name} is stored as {tensor.dtype}, {merge.dtype} was needed"
+        wanted = getattr(torch, claims[name]) if name in claims else merge.dtype
+        if name in claims and not is_wider(wanted, merge.dtype):
+            return (
+                f"its recipe says {wanted} of {name}, a wider dtype than {merge.dtype} was needed"
+            )
+        if tensor.dtype != wanted:
+            return f"{name} is stored as {tensor.dtype}, {wanted} was needed"
     return None
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.border.leaks import wrong_rows
-from convsqueeze.algebra.precision import half_ulp
+from convsqueeze.algebra.precision import SMALLEST, denormals_kept, half_ulp
 from convsqueeze.errors import GeometryError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
@@ -33,7 +33,6 @@ from convsqueeze.verify.probes import (
 from convsqueeze.verify.reference import Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
-SMALLEST = 2.0**-1074
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ class _Probe:
     both: Comparison
 
 
+@denormals_kept()
 def check_layer(
     merge: Merge,
     module: SqueezedConv,

@@ -73,7 +73,7 @@ def _layer(
             if role in tensors:
                 tensors[role] = torch.zeros_like(tensors[role])
     if magnitude:
-        tensors = {role: tensor.abs() for role, tensor in tensors.items()}
+        tensors = {role: t if role == "running_var" else t.abs() for role, t in tensors.items()}
     weight, bias = tensors.get("weight"), tensors.get("bias")
     match layer:
         case ConvLayer():

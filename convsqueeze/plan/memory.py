@@ -1,0 +1,77 @@
+"""How much memory merging takes, from shapes alone, and how much this machine has."""
+
+import os
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+
+from convsqueeze.algebra.geometry import Geometry, add, compose
+from convsqueeze.algebra.tree import Tree, fold
+from convsqueeze.errors import PlanError
+from convsqueeze.plan.model import Merge, Plan
+
+COPIES = 7
+"""Of the largest weight, in float64, at once: the sum that it grows in and a product, or the
+rounded one with what rounding it takes, or those that verification compares.
+"""
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def bytes_needed(merge: Merge) -> int:
+    """An estimate of the bytes that a merge takes at its peak, those in between counted."""
+    return 8 * COPIES * max(_largest(merge.geometry_tree), merge.weights_after)
+
+
+def bytes_here() -> int | None:
+    """The memory of this machine, or of the container that this runs in; None if unknown."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in _CONTAINER_LIMITS:
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            found.append(int(text))
+    return min(found, default=None)
+
+
+def check_memory(plan: Plan) -> None:
+    """Raises PlanError for every merge that this machine has not the memory for."""
+    limit = bytes_here()
+    if limit is None:
+        return
+    problems = [
+        f"{merge.place}: merging {merge.into} takes about {_shown(bytes_needed(merge))} of memory, "
+        f"this machine has {_shown(limit)}. Leave these layers apart, or use a larger machine."
+        for merge in plan.merges
+        if bytes_needed(merge) > limit
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def _largest(tree: Tree[Geometry]) -> int:
+    """Weights of the largest operator on the way from the layers to the merged one."""
+    seen: list[int] = []
+
+    def noted(geometry: Geometry) -> Geometry:
+        seen.append(geometry.weights)
+        return geometry
+
+    def chain(links: Sequence[Geometry]) -> Geometry:
+        return reduce(lambda inner, outer: noted(compose(outer, inner)), links)
+
+    def branches(parts: Sequence[Geometry]) -> Geometry:
+        return reduce(lambda left, right: noted(add(left, right)), parts)
+
+    fold(tree, noted, chain, branches)
+    return max(seen)
+
+
+def _shown(count: int) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e6:.1f} MB"

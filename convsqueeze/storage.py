@@ -1,0 +1,135 @@
+"""Which dtype each merged tensor is stored in: its layers' own, or a wider one that holds it.
+
+Knows a merge and its exact values in float64; nothing of files, recipes or modules.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.precision import WIDER, dtype_name, round_once
+from convsqueeze.errors import TensorDataError
+from convsqueeze.plan import Merge
+
+Named = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Widened:
+    """A tensor that is stored in a wider `dtype` than its layers', and why.
+
+    `name` is the one within the layer (`weight`, `border.0.bias`), `value` what stands at index
+    `at` of the stored tensor; `overflows` or else is lost in the dtype `too_narrow`.
+    """
+
+    name: str
+    dtype: torch.dtype
+    value: float
+    at: tuple[int, ...]
+    overflows: bool
+    too_narrow: torch.dtype
+
+    def note(self, into: str) -> str:
+        """What a user is told; `into` is the layer's name."""
+        narrow = dtype_name(self.too_narrow)
+        why = f"is no finite {narrow} number" if self.overflows else f"is lost in {narrow}"
+        return (
+            f"{into}.{self.name} is stored as {dtype_name(self.dtype)}: "
+            f"{self.value:.4g} at {list(self.at)} {why}"
+        )
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """A value that the dtype of its tensor does not hold; `share` of output `channel` is lost."""
+
+    name: str
+    value: float
+    at: tuple[int, ...]
+    share: float | None = None
+    channel: int = 0
+
+
+def round_to_storage(
+    merge: Merge, exact: Named, *, widen: bool
+) -> tuple[dict[str, Tensor], tuple[Widened, ...]]:
+    """The exact values, each tensor rounded once to the merge's dtype, or, with `widen`, to the
+    next wider one that holds it: no infinity, and no channel that loses more than rounding.
+
+    Weights in the layout of `Geometry`. Raises TensorDataError where a tensor does not fit.
+    """
+    rounded = {name: round_once(value, merge.dtype) for name, value in exact.items()}
+    widened: dict[str, Widened] = {}
+    while (
+        misfit := _overflow(merge, exact, rounded) or _underflow(merge, exact, rounded)
+    ) is not None:
+        name, narrow = misfit.name, rounded[misfit.name].dtype
+        wider = WIDER.get(narrow)
+        if wider is None or not widen or not bool(exact[name].isfinite().all()):
+            raise TensorDataError(_refusal(merge, misfit, narrow, wider, exact[name]))
+        rounded[name] = round_once(exact[name], wider)
+        overflows = misfit.share is None
+        widened[name] = Widened(name, wider, misfit.value, misfit.at, overflows, narrow)
+    return rounded, tuple(widened[name] for name in exact if name in widened)
+
+
+def _overflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
+    """The first value that is no finite number once it is rounded."""
+    for name, stored in rounded.items():
+        bad = ~stored.isfinite()
+        if bool(bad.any()):
+            return _Misfit(name, *_first(merge, name, bad, exact[name]))
+    return None
+
+
+def _underflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
+    """Rounding costs at most eps of a channel's weights, unless they underflow the dtype.
+
+    Blamed is the tensor that loses most of the first such channel.
+    """
+    weights = [name for name in exact if name.endswith("weight")]
+    lost = {name: (exact[name] - rounded[name].double()).abs() for name in weights}
+    wide = sum((exact[name].flatten(1).abs().sum(1) for name in weights), torch.zeros(()))
+    by_channel = {name: loss.flatten(1).sum(1) for name, loss in lost.items()}
+    total = sum(by_channel.values(), torch.zeros(()))
+    bad = (total > torch.finfo(merge.dtype).eps * wide).nonzero()
+    if not len(bad):
+        return None
+    channel = int(bad[0])
+    name = max(weights, key=lambda one: float(by_channel[one][channel]))
+    worst = torch.zeros_like(lost[name], dtype=torch.bool)
+    worst[channel] = lost[name][channel] == lost[name][channel].max()
+    share = float(total[channel] / wide[channel])
+    return _Misfit(name, *_first(merge, name, worst, exact[name]), share, channel)
+
+
+def _first(merge: Merge, name: str, where: Tensor, values: Tensor) -> tuple[float, tuple[int, ...]]:
+    """The first value that is meant, and its place in the tensor as it is stored."""
+    if name == "weight" and merge.geometry.is_transposed:
+        groups = merge.geometry.groups
+        where, values = transposed_layout(where, groups), transposed_layout(values, groups)
+    place = tuple(where.nonzero()[0].tolist())
+    return values[place].item(), place
+
+
+def _refusal(
+    merge: Merge, misfit: _Misfit, narrow: torch.dtype, wider: torch.dtype | None, exact: Tensor
+) -> str:
+    name, at, dtype = f"{merge.into}.{misfit.name}", list(misfit.at), dtype_name(narrow)
+    if misfit.share is not None:
+        return (
+            f"{merge.place}: {name} would lose {100 * misfit.share:.3g} % of output channel "
+            f"{misfit.channel}, whose weights are below the range of {dtype}, such as "
+            f"{misfit.value:.4g} at {at}. Store these layers in a wider dtype, leave them apart, "
+            "or keep it with --widen."
+        )
+    holds = f"{merge.place}: {name} would hold {misfit.value:.4g} at {at}, which is no finite"
+    if wider is None or not bool(exact.isfinite().all()):
+        return f"{holds} number in any dtype. Check the layers' weights, norms and scales."
+    return (
+        f"{holds} {dtype} number. Store these layers in a wider dtype, check the norms' variances "
+        "and scales, or keep it with --widen."
+    )
