@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.errors import CheckpointError
+from convsqueeze.errors import CheckpointError, GeometryError
 
 Kind = Literal["conv", "conv_transpose", "linear"]
 Border = Literal["exact", "corrected", "interior"]
+MOST_AXES = 3
 Wider = Literal["float32", "float64"]
 
 
@@ -90,6 +91,13 @@ class RecipeLayer(_Value):
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the layer's operator. Raises GeometryError where they are not legal."""
         rank = len(self.kernel_size)
+        given = (self.stride, self.padding, self.dilation, self.output_stride, self.padding_mode)
+        counts = {len(one) for one in given if isinstance(one, tuple)}
+        if counts != {rank} or rank > MOST_AXES:
+            raise GeometryError(
+                f"{self.name}: its recipe has numbers for {sorted(counts | {rank})} axes, as many "
+                f"of each and at most {MOST_AXES} were needed"
+            )
         transposed = self.kind == "conv_transpose"
         steps = self.output_stride or (1,) * rank
         modes = (self.padding_mode,) * rank

@@ -146,7 +146,7 @@ def stage_shards(
         )
         home |= dict.fromkeys(names, shard.name)
     index = _new_index(source, parts, recipe) | {"weight_map": {n: home[n] for n in parts}}
-    text = json.dumps(index, indent=2) + "\n"
+    text = json.dumps(index, indent=2, allow_nan=False) + "\n"
     files.add(destination, lambda file: file.write(text.encode("ascii")))
     for old in _shards_of(destination):
         if old not in files.places:

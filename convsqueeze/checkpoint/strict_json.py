@@ -5,23 +5,31 @@ Raises ValueError with a terse reason; the caller says which file and what to do
 
 import json
 from collections import Counter
+from math import isfinite
 from typing import Any, NoReturn
 
 from convsqueeze.checkpoint.names import shown
+
+LONGEST_NUMBER = 100
+"""Digits of a whole number."""
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
     """The JSON object that `text` holds, its keys in file order."""
     try:
         parsed = json.loads(
-            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
         )
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
     except RecursionError as error:
-        raise ValueError("JSON nested too deeply") from error
+        raise ValueError("nested too deeply") from error
     if b"\\u" in text:
         _check_characters(parsed)
     if not isinstance(parsed, dict):
@@ -46,4 +54,17 @@ def _check_characters(parsed: Any) -> None:
 
 
 def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"not JSON ({constant} is no value of it)")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"not written back by JSON ({text:.20} is no finite number)")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"not readable (a number of {len(text)} digits)")
+    return int(text)

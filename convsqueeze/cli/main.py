@@ -84,7 +84,12 @@ def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
 def _tell(*problems: str) -> None:
     with contextlib.suppress(OSError):  # standard error is gone: the status has to do
         for problem in problems:
-            sys.stderr.write(f"error: {problem}\n")
+            sys.stderr.write(f"error: {_printable(problem)}\n")
+
+
+def _printable(text: str) -> str:
+    """On one line, whatever names a file has: none of them moves a cursor or rings a bell."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -31,6 +31,15 @@ Size = tuple[int, ...]
 
 MOST_MIXTURES = 16
 """Sizes at most that are run for mixtures of kinds, each axis having its own."""
+MOST_VALUES = 1 << 27
+"""Numbers at most in an input, padded, or an output that is run: 1 GB in float64."""
+FORM_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    ValueError,
+    RuntimeError,
+)
+"""What onnx's checker raises; the last two for text that is none and for its own mistakes."""
 LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
 """Bytes beyond which a model is no single protobuf message: 2 GiB."""
 _MESSAGE_MARGIN = 1 << 20
@@ -109,7 +118,7 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
     for piece in pieces:
         try:
             onnx.checker.check_model(piece, full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        except FORM_ERRORS as error:
             yield f"is not well-formed: {first_line(error)}."
 
 
@@ -126,6 +135,7 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
     worst, inputs = Worst(), 0
     tried = input_sizes(layer)
     for batch, size in enumerate(tried, start=1):
+        _check_cost(geometry, batch, size)
         for kind in ("dense", "sparse"):
             x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
             found = _compared(runnable, name, reference, x, kind)
@@ -133,6 +143,19 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
             inputs += batch
     notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
     return ExportReport(name, _plain(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
+
+
+def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
+    """Raises _Difference where running one input would take too much memory."""
+    axes = list(zip(geometry.axes, size, strict=True))
+    padded = prod(max(a.upsample * n + max(a.before, 0) + max(a.after, 0), 1) for a, n in axes)
+    leaving = prod(geometry.output_size(size))
+    values = batch * max(geometry.in_channels * padded, geometry.out_channels * leaving)
+    if values > MOST_VALUES:
+        raise _Difference(
+            f"an input of {'x'.join(map(str, size))} takes {values:,} numbers to check, at most "
+            f"{MOST_VALUES:,} are made"
+        )
 
 
 def _notes(

@@ -21,7 +21,7 @@ from convsqueeze.export.check import ExportReport, check_model, fits_one_message
 from convsqueeze.export.graph import build_model
 from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset
 from convsqueeze.export.runtime import open_onnx
-from convsqueeze.module import SqueezedConv, module_of, stored_tensors
+from convsqueeze.module import SqueezedConv, modules_of
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
 
 SUFFIX = ".onnx"
@@ -103,7 +103,7 @@ def export(
     checkpoint = open_checkpoint(path, key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
     chosen = _chosen(recipe, names, str(path))
-    layers = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in chosen}
+    layers = modules_of(chosen, checkpoint, str(path))
     checkpoint.check_unchanged()
     return checked_onnx(
         layers, output, recipe_json=recipe.to_json(), opset=opset, overwrite=overwrite, seed=seed

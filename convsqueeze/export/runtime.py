@@ -4,14 +4,14 @@ Knows the names that `graph` gives inputs and outputs, and nothing of what the l
 compute.
 """
 
-from math import frexp, ldexp
+from math import frexp, ldexp, prod
 from pathlib import Path
 
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
 from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
 from torch import Tensor
@@ -34,6 +34,9 @@ RUNTIME_ERRORS = (
 
 ORDINARY_EXPONENT = 64
 """Values below 2 to this power leave room in float32 for their products and sums."""
+
+LARGEST = 1 << 31
+"""Of every size and attribute: more than any layer has."""
 
 _DTYPES: dict[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64,
@@ -133,12 +136,37 @@ def open_onnx(path: Path) -> OnnxLayers:
             f"{path}: is not a whole ONNX model ({first_line(error)}). "
             "Write it again with `convsqueeze export-onnx`."
         ) from error
+    if strange := _strange_number(model):
+        raise CheckpointError(
+            f"{path}: {strange}, no model written here has. Write it again with "
+            "`convsqueeze export-onnx`."
+        )
     return OnnxLayers(model, str(path))
 
 
 def first_line(error: Exception) -> str:
     """Of what a library said; its other lines are for its own developers."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return line if line.isprintable() else ascii(line)
+
+
+def _strange_number(model: ModelProto) -> str | None:
+    """A number that ends the process in onnx's own code, or a tensor that is not what it says."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if any(not 0 <= dim.dim_value <= LARGEST for dim in value.type.tensor_type.shape.dim):
+            return f"{shown(value.name)} has a size that"
+    for node in graph.node:
+        for attribute in node.attribute:
+            if any(abs(number) > LARGEST for number in (attribute.i, *attribute.ints)):
+                return f"{shown(node.name)} has a {shown(attribute.name)} that"
+    for tensor in graph.initializer:
+        if tensor.data_type not in helper.get_all_tensor_dtypes() or not tensor.data_type:
+            return f"{shown(tensor.name)} has an element type that"
+        width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        if min(tensor.dims, default=1) < 0 or prod(tensor.dims) * width != len(tensor.raw_data):
+            return f"{shown(tensor.name)} has a shape that its values do not fill, which"
+    return None
 
 
 def session_of(model: ModelProto) -> onnxruntime.InferenceSession:

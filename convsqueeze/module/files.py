@@ -1,6 +1,6 @@
 """How a squeezed file gives its layers as modules."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
-from convsqueeze.errors import CheckpointError
+from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.module.layer import SqueezedConv
 from convsqueeze.recipe import RecipeLayer, read_recipe
 
@@ -51,6 +51,21 @@ def stored_tensors(layer: RecipeLayer, source: Source) -> dict[str, Tensor]:
     }
 
 
+def modules_of(
+    layers: Iterable[RecipeLayer], source: Source, where: str
+) -> dict[str, SqueezedConv]:
+    """Modules of a squeezed file's layers by name; `where` names the file in messages.
+
+    Raises CheckpointError where its recipe and tensors do not fit each other.
+    """
+    try:
+        return {layer.name: module_of(layer, stored_tensors(layer, source)) for layer in layers}
+    except GeometryError as error:
+        raise CheckpointError(
+            f"{where}: its recipe does not fit its tensors ({error}). Merge again."
+        ) from error
+
+
 def load_layers(
     path: str | Path, *, key: str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, SqueezedConv]:
@@ -59,9 +74,9 @@ def load_layers(
     `key` chooses the state dict in a wrapped file; `dtype` converts the weights (default: as
     stored), but for what `merge --widen` stored wider, which is made no narrower than that.
 
-    Raises CheckpointError where the file cannot be read or holds no recipe.
+    Raises CheckpointError where the file cannot be read or holds no recipe that fits it.
     """
     checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
-    modules = {one.name: module_of(one, stored_tensors(one, checkpoint)) for one in recipe.layers}
+    modules = modules_of(recipe.layers, checkpoint, str(path))
     return modules if dtype is None else {n: one.stored_as(dtype) for n, one in modules.items()}

@@ -52,6 +52,7 @@ class SqueezedConv(nn.Module):
         self.axes = layer.axes()
         self.groups = layer.groups
         self.is_transposed = layer.kind == "conv_transpose"
+        _check_dtypes(layer.name, {"weight": weight, "bias": bias, **(border or {})})
         _check_shapes(layer, weight, bias)
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -145,6 +146,14 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
+
+
+def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
+    for role, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise GeometryError(
+                f"{name}: its {role} is stored as {tensor.dtype}, a floating-point dtype was needed"
+            )
 
 
 def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:
