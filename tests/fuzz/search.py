@@ -101,7 +101,8 @@ class Search:
         choices = Choices(self._next(), self._random)
         case = self.target.make(choices)
         verdict = self._guided(case)
-        if verdict.kind == "hang" and self._plain is not self._guided:
+        known = verdict.key in self.tally.findings
+        if verdict.kind == "hang" and self._plain is not self._guided and not known:
             verdict = self._plain(case)  # tracing takes time, too
         self._count(verdict)
         if verdict.lines - self._lines:
