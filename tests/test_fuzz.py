@@ -1,0 +1,219 @@
+"""A short run of the fuzzer, and that it sees what it is there to see."""
+
+import ctypes
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz.choices import Choices
+from fuzz.isolation import Case, Isolated, Verdict
+from fuzz.search import Finding, Search, Shorter, Target
+from fuzz.targets import TARGETS
+
+from convsqueeze.checkpoint import pickled, safetensors_header, sharded, strict_json
+from convsqueeze.checkpoint import state_dict as state_dict_module
+from convsqueeze.errors import CheckpointError
+from convsqueeze.manifest import load as manifest_load
+
+EXAMPLES = {
+    "safetensors": 80,
+    "zip": 80,
+    "legacy": 80,
+    "index": 60,
+    "manifest": 50,
+    "recipe": 25,
+    "onnx": 40,
+}
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_file_is_answered(name: str) -> None:
+    """The same examples every time; `python -m tests.fuzz` searches further."""
+    with Search(TARGETS[name], seed=0) as search:
+        found = [finding for _ in range(EXAMPLES[name]) if (finding := search.step()) is not None]
+        print(search.tally)
+    assert not found, "\n".join(f"{one}\n{one.verdict.trace}" for one in found)
+    assert search.tally.verdicts["done"] >= 3
+    assert search.tally.verdicts["refused"] >= 3
+
+
+# That the fuzzer sees faults.
+
+
+def until_found(name: str, says: str, examples: int = 400, *, seconds: float = 10.0) -> Finding:
+    """The first finding whose key has `says` in it."""
+    with Search(TARGETS[name], seed=1, seconds=seconds) as search:
+        for _ in range(examples):
+            finding = search.step()
+            if finding is not None and says in finding.verdict.key:
+                return finding
+    pytest.fail(f"none of {search.tally.repeats} says {says}")
+
+
+def test_a_parser_that_lets_errors_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_header, "parse_object", json.loads)
+    assert until_found("safetensors", " in ").verdict.kind == "exception"
+
+
+def test_recursion_that_nobody_catches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except RecursionError:
+            raise
+        except ValueError as error:
+            raise ValueError("not JSON") from error
+
+    monkeypatch.setattr(sharded, "parse_object", parsed)
+    until_found("index", "RecursionError in /checkpoint/sharded.py")
+
+
+def test_a_header_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_header, "min", lambda *_: 1 << 70, raising=False)
+    until_found("safetensors", "in /checkpoint/safetensors_header.py")
+
+
+def test_a_name_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The format's own library refuses such a file, or takes it for another."""
+    monkeypatch.setattr(strict_json, "_unique", dict)
+    until_found("safetensors", "AssertionError in here")
+
+
+def test_data_that_overlaps_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_header, "_check_data", lambda *_: None)
+    until_found("safetensors", "AssertionError in here")
+
+
+def test_sizes_that_nobody_compares_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes that ask for a gigabyte."""
+    monkeypatch.setattr(safetensors_header, "_check_data", lambda *_: None)
+    until_found("safetensors", "memory")
+
+
+def test_damage_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled, "DAMAGED", (OSError,))
+    assert until_found("zip", "in /checkpoint/pickled.py").verdict.kind == "exception"
+    assert until_found("legacy", "in /checkpoint/pickled.py").verdict.kind == "exception"
+
+
+def test_yaml_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never(Exception):
+        pass
+
+    monkeypatch.setattr(manifest_load, "MarkedYAMLError", Never)
+    monkeypatch.setattr(manifest_load, "YAMLError", Never)
+    until_found("manifest", "in /manifest/load.py")
+
+
+def test_words_that_are_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (state_dict_module, safetensors_header, sharded):
+        monkeypatch.setattr(module, "shown", str)
+    assert until_found("index", "no printable line").verdict.kind == "words"
+
+
+# The process that examples run in.
+
+Run = Callable[[Path, Mapping[str, Any]], None]
+
+
+def judged_alone(run: Run, case: Case | None = None, seconds: float = 10.0) -> Verdict:
+    """What one run comes to, by a process that first did nothing at all."""
+
+    def only_marked(folder: Path, options: Mapping[str, Any]) -> None:
+        if options:
+            run(folder, options)
+
+    with Isolated(only_marked, Case({}), seconds=seconds) as isolated:
+        verdict = isolated(case or Case({"a": b"x"}, {"go": True}))
+        assert isolated(Case({})).kind == "done", "the next one finds a process again"
+    return verdict
+
+
+def test_an_honest_answer() -> None:
+    def refuse(folder: Path, _: Mapping[str, Any]) -> None:
+        raise CheckpointError(f"{folder.name}: is no checkpoint.")
+
+    assert judged_alone(refuse).words == ("case: is no checkpoint.",)
+    assert judged_alone(lambda *_: None).kind == "done"
+
+
+@pytest.mark.parametrize("words", ["", "a\nb", "a\x1b[2J", "\ud800"])
+def test_an_answer_that_is_no_line(words: str) -> None:
+    def refuse(*_: object) -> None:
+        raise CheckpointError(words)
+
+    assert judged_alone(refuse).kind == "words"
+
+
+def test_another_exception() -> None:
+    verdict = judged_alone(lambda *_: [][1])
+    assert (verdict.kind, verdict.key) == ("exception", "IndexError in ?")
+
+
+def test_a_crash() -> None:
+    verdict = judged_alone(lambda *_: print(ctypes.string_at(0)))
+    assert verdict.kind == "crash"
+    assert "SIGSEGV" in verdict.key
+    assert "string_at" in verdict.trace
+
+
+def test_a_hang() -> None:
+    verdict = judged_alone(lambda *_: time.sleep(60), seconds=0.5)
+    assert verdict.kind == "hang"
+    assert "test_fuzz.py" in verdict.trace
+    assert verdict.seconds < 5
+
+
+def test_a_large_allocation() -> None:
+    """Counted where it is touched, also where it is given back; measured against the files."""
+
+    def grow(_: Path, options: Mapping[str, Any]) -> None:
+        bytearray(options["bytes"])
+
+    def kind(nbytes: int, files: int = 1) -> str:
+        return judged_alone(grow, Case({"a": bytes(files)}, {"bytes": nbytes})).kind
+
+    assert kind(40 << 20) == "done"
+    assert kind(100 << 20) == "memory"
+    assert kind(100 << 20, files=4 << 20) == "done"
+    assert kind(3 << 30) == "memory"
+
+
+def test_the_lines_that_ran_guide_the_search(tmp_path: Path) -> None:
+    """A door behind a door behind a door, each opened by one of 200 choices."""
+    source = "def walk(c):\n" + "".join(
+        f"{' ' * (n + 1)}if c[{n}] == 77:\n{' ' * (n + 2)}reached = {n}\n" for n in range(3)
+    )
+    source += "    raise IndexError\n"
+    place = tmp_path / "walked.py"
+    place.write_text(source)
+    names: dict[str, Any] = {}
+    exec(compile(source, str(place), "exec"), names)
+
+    def make(choices: Choices) -> Case:
+        return Case({}, {"c": [choices.below(200) for _ in range(3)]})
+
+    target = Target("doors", make, lambda _, options: names["walk"](options["c"]))
+    with Search(target, seed=0, traced=(str(place),)) as guided:
+        found = next((f for _ in range(6000) if (f := guided.step()) is not None), None)
+    assert found is not None
+    assert found.case.options["c"] == [77, 77, 77]
+
+
+def test_shortening_leaves_what_matters() -> None:
+    attempts = Shorter([5, 9, 0, 7, 1, 0, 0])
+    while (attempt := attempts.next()) is not None:
+        if 7 in attempt:
+            attempts.best = attempt
+    assert attempts.best == [7]
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_plainest_choices_make_a_sound_file(name: str) -> None:
+    target = TARGETS[name]
+    with Isolated(target.run, target.make(Choices())) as isolated:
+        verdict = isolated(target.make(Choices()))
+    assert verdict.kind == "done", verdict

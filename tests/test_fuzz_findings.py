@@ -1,0 +1,390 @@
+"""What fuzzing found: the smallest file of each kind, and that it is refused in words.
+
+`tests.fuzz` is the fuzzer; a case here is what was left of one of its examples.
+"""
+
+import io
+import json
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from fuzz.isolation import Case, Isolated, Verdict
+from fuzz.opcodes import DICT, FALSE, NONE, called, filled, found, list_of, number, text, tuple_of
+from fuzz.samples import PAIRS, exported, framed, parts, pickled, squeezed, stored, tensors
+from fuzz.targets import TARGETS
+
+
+def answered(target: str, files: Mapping[str, bytes], **options: Any) -> str:
+    """What the program says of the files: refused, within the limits of time and memory."""
+    verdict = ran(target, files, **options)
+    assert verdict.kind == "refused", f"{verdict.key} {verdict.trace[-1500:]}"
+    return " ".join(verdict.words)
+
+
+def ran(target: str, files: Mapping[str, bytes], **options: Any) -> Verdict:
+    chosen = TARGETS[target]
+    with Isolated(chosen.run, Case({}, {"name": "none"})) as isolated:
+        return isolated(Case(dict(files), options))
+
+
+def is_done(target: str, files: Mapping[str, bytes], **options: Any) -> None:
+    verdict = ran(target, files, **options)
+    assert verdict.kind == "done", f"{verdict.words} {verdict.key} {verdict.trace[-1500:]}"
+
+
+# Safetensors.
+
+
+@pytest.mark.parametrize("shape", [[1 << 63, 0], [0, 10**30], [1 << 40, 1 << 62, 0]])
+def test_shape_that_no_tensor_can_have(shape: list[int]) -> None:
+    header, data = parts(stored(tensors()))
+    header["z"] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data)] * 2}
+    content = framed(json.dumps(header).encode(), data)
+    said = answered("safetensors", {"m.safetensors": content}, name="m.safetensors")
+    assert "z " in said
+
+
+# Manifests.
+
+
+def planned(manifest: str | bytes, model: Mapping[str, torch.Tensor] | None = None) -> str:
+    content = manifest if isinstance(manifest, bytes) else manifest.encode()
+    files = {"model.safetensors": stored(model or tensors()), "pairs.yaml": content}
+    return answered("manifest", files)
+
+
+def pair(first: str, second: str, more: str = "") -> str:
+    return f"version: 1\n{more}pairs:\n- first: {{{first}}}\n  second: {{{second}}}\n"
+
+
+@pytest.mark.parametrize("value", ["2001-99-99", "9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000])
+@pytest.mark.parametrize("key", ["version", "x"])
+def test_yaml_values_that_cannot_be_read(key: str, value: str) -> None:
+    said = planned(f"{key}: {value}\npairs: []\n")
+    assert "pairs.yaml" in said
+    assert "f" * 100 not in said
+    assert "9" * 100 not in said
+
+
+@pytest.mark.parametrize("name", ["blk.{i²}.a", "{aª²}", "{i①}"])
+def test_placeholder_that_is_no_word(name: str) -> None:
+    assert "pairs.yaml" in planned(pair(f'name: "{name}"', "name: body.1"))
+
+
+@pytest.mark.parametrize(
+    "name", ["{a}{b}{c}{d}{e}{f}{g}{h}{k}{l}x", "{a}y{b}y{c}y{d}y{e}y{f}y{g}y{h}x"]
+)
+def test_placeholders_that_match_in_too_many_ways(name: str) -> None:
+    model = {**tensors(), "y" * 80 + ".weight": torch.ones(2, 2, 1, 1)}
+    assert "pairs.yaml" in planned(pair(f'name: "{name}"', "name: body.1"), model)
+
+
+def test_placeholders_that_have_nothing_in_common() -> None:
+    blocks = {f"blk.{n}.a.weight": torch.ones(2, 2, 1, 1) for n in range(8)}
+    chain = ", ".join(f'{{name: "blk.{{p{n}}}.a"}}' for n in range(12))
+    assert "pairs.yaml" in planned(f"version: 1\npairs:\n- chain: [{chain}]\n", blocks)
+
+
+@pytest.mark.parametrize("border", ["", "border: corrected\n", "border: interior\n"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("padding: 1000000000", "padding: 0"),
+        ("padding: 100000", "padding: 100000"),
+        ("padding: 5000", "padding: 5000"),
+        ("padding: 0", "dilation: 100000"),
+        ("padding: 0", "dilation: 1000000000000000000000"),
+        ("stride: 100000", "stride: 100000"),
+        ("padding: 0", "padding: [[-1000000000, 1000000000], [0, 0]]"),
+    ],
+)
+def test_layers_that_reach_further_than_any(first: str, second: str, border: str) -> None:
+    said = planned(pair(f"name: body.0, {first}", f"name: body.1, {second}", border))
+    assert "pairs[0]" in said
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "type: pad, padding: 1000000000",
+        "type: avg_pool, kernel_size: [30000, 30000]",
+        "type: avg_pool, kernel_size: 3, stride: 1000000000000",
+    ],
+)
+def test_layers_without_tensors_that_are_too_large(second: str) -> None:
+    assert "pairs[0]" in planned(pair("name: body.0", second))
+
+
+@pytest.mark.parametrize("levels", [5, 7, 11])
+def test_aliases_that_stand_for_millions(levels: int) -> None:
+    lines = ["a0: &a0 [x, x]"]
+    for n in range(1, levels + 1):
+        lines.append(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]")
+    said = planned("\n".join([*lines, "version: 1", f"pairs: *a{levels}", ""]))
+    assert "pairs.yaml" in said
+
+
+# Pickles.
+
+
+def zipped(pickle: bytes, records: Mapping[str, bytes] | None = None) -> bytes:
+    """The archive around a hand-made pickle, with its storages."""
+    import zipfile
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("m/data.pkl", pickle)
+        archive.writestr("m/byteorder", b"little")
+        for key, data in (records or {"0": struct.pack("<6f", *range(6))}).items():
+            archive.writestr(f"m/data/{key}", data)
+        archive.writestr("m/version", b"3\n")
+    return buffer.getvalue()
+
+
+def held(
+    sizes: tuple[int, ...] = (6,), count: int = 6, *, key: str = "0", legacy: bool = False
+) -> bytes:
+    """A float32 tensor of a storage of so many elements."""
+    view = [NONE] if legacy else []
+    storage = [text("storage"), found("torch.FloatStorage"), text(key), text("cpu"), number(count)]
+    places = tuple_of(map(number, sizes)), tuple_of(number(1) for _ in sizes)
+    built = [tuple_of([*storage, *view]) + b"Q", number(0), *places, FALSE, DICT]
+    return called("torch._utils._rebuild_tensor_v2", *built)
+
+
+def pickle_of(*items: tuple[bytes, bytes]) -> bytes:
+    return b"\x80\x02" + filled(DICT, dict(items)) + b"."
+
+
+def opened(content: bytes, **options: Any) -> str:
+    return answered("zip", {"model.pt": content}, name="model.pt", **options)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["tensor", "beside"])
+def test_name_with_half_a_character(inside: bool) -> None:
+    state: dict[str, Any] = {**tensors()}
+    if inside:
+        state["x\ud800"] = torch.ones(1)
+        assert "x\\ud800" in opened(pickled(state))
+        return
+    verdict = ran(
+        "zip", {"model.pt": pickled({"state_dict": state, "x\ud800": 1})}, name="model.pt"
+    )
+    assert not verdict.is_finding, verdict
+
+
+def saved_with(attribute: str, value: object) -> bytes:
+    state = OrderedDict(tensors())
+    state.__dict__[attribute] = value
+    return pickled(state)
+
+
+@pytest.mark.parametrize(
+    "name", ["items", "keys", "values", "get", "clear", "update", "copy", "pop"]
+)
+def test_state_dict_whose_methods_are_hidden(name: str) -> None:
+    verdict = ran("zip", {"model.pt": saved_with(name, 3)}, name="model.pt")
+    assert not verdict.is_finding, verdict
+
+
+@pytest.mark.parametrize("name", ["numel", "shape", "detach", "untyped_storage", "data_ptr", "cpu"])
+def test_parameter_whose_methods_are_hidden(name: str) -> None:
+    state: dict[str, Any] = {**tensors()}
+    state["z"] = torch.nn.Parameter(torch.ones(2))
+    state["z"].__dict__[name] = 3
+    verdict = ran("zip", {"model.pt": pickled(state)}, name="model.pt")
+    assert not verdict.is_finding, verdict
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        called("__builtin__.bytearray", number(1 << 30)),
+        called("builtins.bytearray", number(1 << 30)),
+        called("torch.Tensor", number(1 << 28)),
+        called("torch.FloatStorage", number(1 << 28)),
+    ],
+    ids=["bytearray", "bytearray of Python 3", "Tensor", "FloatStorage"],
+)
+def test_gigabytes_out_of_a_few_bytes(asked: bytes) -> None:
+    content = zipped(pickle_of((text("w"), held()), (text("x"), asked)))
+    assert "model.pt" in opened(content)
+
+
+def test_keys_that_are_nested_too_deeply() -> None:
+    """A tuple's hash goes as deep as the tuple, on the stack of C."""
+    for depth in (100_000, 300_000):
+        key = b")" + b"\x85" * depth
+        assert "model.pt" in opened(zipped(pickle_of((text("w"), held()), (key, number(1)))))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_keys_whose_names_are_long_to_tell(suffix: str) -> None:
+    key = b")" + b"\x85" * 5000
+    state = pickled(tensors())
+    import zipfile
+
+    archive = zipfile.ZipFile(io.BytesIO(state))
+    inner = archive.read("archive/data.pkl")[2:-1]
+    records = {n.rpartition("/")[2]: archive.read(n) for n in archive.namelist() if "/data/" in n}
+    content = zipped(pickle_of((text("state_dict"), inner), (key, number(1))), records)
+    verdict = ran("zip", {"model.pt": content}, name="model.pt", suffix=suffix)
+    assert not verdict.is_finding, verdict
+
+
+def sparse(indices: list[int], size: int) -> torch.Tensor:
+    values, places = torch.ones(len(indices)), torch.tensor([indices])
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        return torch.sparse_coo_tensor(places, values, (size,), is_coalesced=True)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    "tensor", [sparse([0, 1 << 40], 4), sparse([-5, 1], 4), sparse([0, 1], 1 << 40)]
+)
+def test_sparse_tensor_that_is_none(tensor: torch.Tensor, beside: bool) -> None:
+    state: dict[str, Any] = {**tensors()}
+    saved = {"state_dict": state, "z": tensor} if beside else {**state, "z": tensor}
+    verdict = ran("zip", {"model.pt": pickled(saved)}, name="model.pt")
+    assert not verdict.is_finding, verdict
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(1 << 24), torch.ones(1).expand(1 << 40), torch.ones(1, device="meta")],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_tensor_without_its_values(tensor: torch.Tensor, beside: bool) -> None:
+    state: dict[str, Any] = {**tensors()}
+    saved = {"state_dict": state, "z": tensor} if beside else {**state, "z": tensor}
+    verdict = ran("zip", {"model.pt": pickled(saved)}, name="model.pt")
+    assert not verdict.is_finding, verdict
+
+
+def legacy(pickle: bytes, listed: list[str], data: bytes) -> bytes:
+    head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+    return head + pickle + b"\x80\x02" + list_of(map(text, listed)) + b"." + data
+
+
+def test_legacy_storage_that_the_file_does_not_hold() -> None:
+    """Its values would be whatever lay in memory."""
+    item = struct.pack("<Q6f", 6, *range(6))
+    both = pickle_of((text("w"), held(legacy=True)), (text("z"), held(key="1", legacy=True)))
+    is_open = ran("legacy", {"model.pt": legacy(both, ["0", "1"], item * 2)}, name="model.pt")
+    assert "body.0" in " ".join(is_open.words), "opened, but not what is to be merged"
+    said = answered("legacy", {"model.pt": legacy(both, ["0"], item)}, name="model.pt")
+    assert "body.0" not in said
+    huge = pickle_of(
+        (text("w"), held(legacy=True)), (text("z"), held((3,), 1 << 30, key="1", legacy=True))
+    )
+    said = answered("legacy", {"model.pt": legacy(huge, ["0"], item)}, name="model.pt")
+    assert "body.0" not in said
+
+
+# Recipes.
+
+
+def with_recipe(change: Callable[[dict[str, Any]], object], export: bool = True) -> str:
+    original, done = squeezed(".safetensors")
+    header, data = parts(done)
+    recipe = json.loads(header["__metadata__"]["convsqueeze"])
+    change(recipe)
+    header["__metadata__"]["convsqueeze"] = json.dumps(recipe)
+    content = framed(json.dumps(header).encode(), data)
+    files = {"original.safetensors": original, "squeezed.safetensors": content}
+    options = {"name": "squeezed.safetensors", "original": "original.safetensors"}
+    return answered("recipe", files, export=export, **options)
+
+
+@pytest.mark.parametrize("layer", [0, 1], ids=["conv", "conv_transpose"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stride", [10**6] * 2),
+        ("dilation", [10**9] * 2),
+        ("padding", [[10**5] * 2] * 2),
+        ("padding", [[10**9] * 2] * 2),
+        ("padding", [[-(10**9)] * 2] * 2),
+        ("padding", [[10**30] * 2] * 2),
+        ("output_stride", [10**6] * 2),
+        ("padding", [[1, 1]]),
+        ("stride", []),
+        ("padding_mode", ["zeros"]),
+        ("kernel_size", []),
+        ("name", "x\x1b[2J\n"),
+    ],
+)
+def test_recipe_of_a_layer_that_is_none(layer: int, key: str, value: object) -> None:
+    assert "squeezed.safetensors" in with_recipe(lambda r: r["layers"][layer].update({key: value}))
+
+
+@pytest.mark.parametrize(
+    "name", ["body.0.weight", "body.0.bias", "up.weight", "body.0.border.0.weight"]
+)
+def test_squeezed_layer_of_whole_numbers(name: str) -> None:
+    original, done = squeezed(".safetensors")
+    header, data = parts(done)
+    header[name]["dtype"] = "I32"
+    files = {
+        "original.safetensors": original,
+        "squeezed.safetensors": framed(json.dumps(header).encode(), data),
+    }
+    options = {"name": "squeezed.safetensors", "original": "original.safetensors"}
+    assert "int32" in answered("recipe", files, export=True, **options)
+
+
+# ONNX.
+
+
+def checked(change: Callable[[onnx.ModelProto], object]) -> str:
+    model = onnx.load_model_from_string(exported())
+    change(model)
+    return checked_bytes(model.SerializeToString())
+
+
+def checked_bytes(content: bytes) -> str:
+    files = {"squeezed.safetensors": squeezed(".safetensors")[1], "layers.onnx": content}
+    return answered("onnx", files)
+
+
+def first_dim(model: onnx.ModelProto) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim[2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.graph.initializer[0], "data_type", 0),
+        lambda m: setattr(m.graph.initializer[0], "data_type", 99),
+        lambda m: m.graph.initializer[0].dims.append(5),
+        lambda m: m.graph.initializer[0].dims.append(-5),
+        lambda m: setattr(first_dim(m), "dim_value", -(1 << 63)),
+        lambda m: setattr(first_dim(m), "dim_value", -1),
+        lambda m: setattr(m.graph.input[0], "name", "\x1b[2J.input"),
+        lambda m: setattr(m.graph.node[0], "op_type", "\x1b[2J"),
+    ],
+)
+def test_onnx_model_that_says_what_is_not_so(change: Callable[[onnx.ModelProto], object]) -> None:
+    assert "layers.onnx" in checked(change)
+
+
+def test_onnx_names_that_are_no_text() -> None:
+    content = exported()
+    assert b"body.0.weight" in content
+    assert "layers.onnx" in checked_bytes(content.replace(b"body.0.weight", b"body.0.weigh\xbd"))
+
+
+def test_the_sound_files_these_are_made_from() -> None:
+    original, done = squeezed(".safetensors")
+    files = {"original.safetensors": original, "squeezed.safetensors": done}
+    is_done("recipe", files, name="squeezed.safetensors", original="original.safetensors")
+    is_done("onnx", {"squeezed.safetensors": done, "layers.onnx": exported()})
+    is_done("zip", {"model.pt": pickled(tensors())}, name="model.pt")
+    is_done("safetensors", {"m.safetensors": stored(tensors())}, name="m.safetensors")
+    sound = {"model.safetensors": stored(tensors()), "pairs.yaml": json.dumps(PAIRS).encode()}
+    is_done("manifest", sound)
