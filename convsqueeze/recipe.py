@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError
 
 Kind = Literal["conv", "conv_transpose", "linear"]
@@ -95,8 +96,8 @@ class RecipeLayer(_Value):
         counts = {len(one) for one in given if isinstance(one, tuple)}
         if counts != {rank} or rank > MOST_AXES:
             raise GeometryError(
-                f"{self.name}: its recipe has numbers for {sorted(counts | {rank})} axes, as many "
-                f"of each and at most {MOST_AXES} were needed"
+                f"{shown(self.name)}: its recipe has numbers for {sorted(counts | {rank})} axes, "
+                f"as many of each and at most {MOST_AXES} were needed"
             )
         transposed = self.kind == "conv_transpose"
         steps = self.output_stride or (1,) * rank

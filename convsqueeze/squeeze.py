@@ -13,6 +13,7 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.precision import denormals_kept, dtype_name
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
 from convsqueeze.plan import Growth, Merge, Plan
 from convsqueeze.recipe import Recipe, RecipeLayer, Source
@@ -136,11 +137,11 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     found = {layer.name: layer for layer in recipe.layers}
     names = [layer.name for layer in recipe.layers]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"{where}: its recipe has the layer {name} twice."
+        yield f"{where}: its recipe has the layer {shown(name)} twice."
     for name in planned.keys() - found.keys():
-        yield f"{where}: its recipe lacks the layer {name}, which the manifest merges."
+        yield f"{where}: its recipe lacks the layer {shown(name)}, which the manifest merges."
     for name in found.keys() - planned.keys():
-        yield f"{where}: its recipe has a layer {name}, which the manifest does not merge."
+        yield f"{where}: its recipe has a layer {shown(name)}, which the manifest does not merge."
     for name in (name for name in planned if name in found):
         yield from _strangers_widened(found[name], merges[name], where)
         for key in RecipeLayer.model_fields:
@@ -156,12 +157,22 @@ def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
                 )
 
 
+def is_far_larger(found: RecipeLayer, planned: RecipeLayer) -> bool:
+    """Whether a recipe's layer has numbers so far beyond the planned ones that it costs to run."""
+    return _largest_number(found) > 64 + 4 * _largest_number(planned)
+
+
+def _largest_number(layer: RecipeLayer) -> int:
+    pairs = [number for pair in layer.padding for number in pair]
+    return max(map(abs, (*layer.stride, *layer.dilation, *(layer.output_stride or ()), *pairs, 0)))
+
+
 def _strangers_widened(layer: RecipeLayer, merge: Merge, where: str) -> Iterator[str]:
     for name in layer.widened or {}:
         if f"{layer.name}.{name}" not in merge.tensors:
             yield (
-                f"{where}: its recipe says that {layer.name}.{name} is stored in a wider dtype, "
-                "which is no tensor of the merged layer."
+                f"{where}: its recipe says that {shown(f'{layer.name}.{name}')} is stored in a "
+                "wider dtype, which is no tensor of the merged layer."
             )
 
 

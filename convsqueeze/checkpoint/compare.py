@@ -27,7 +27,8 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
     for one, other in zip(old, new, strict=True):
         if one.shape != other.shape:
             return f"holds {one.numel()} values, the original's {other.numel()}"
-        if place := _first_difference(one, other):
+        place = _first_difference(one, other)
+        if place is not None:
             within = "" if len(old) == 1 else " of its parts"
             return f"differs from the original at {list(place)}{within}"
     return None

@@ -154,7 +154,9 @@ class _Machine:
 
 def _check_call(name: str, given: Sequence[Item], size: int) -> None:
     """Raises Hostile for a call whose cost its arguments do not bear out."""
-    if name == "builtins.bytearray" and not (given and isinstance(given[0], str)):
+    if name in ("builtins.bytearray", "__builtin__.bytearray") and not (
+        given and isinstance(given[0], str)
+    ):
         raise Hostile("makes a bytearray of a size that it does not hold")
     if name == "_codecs.encode" and (len(given) < 2 or given[1] not in LATIN):
         raise Hostile("encodes text by another code than torch does")

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -32,6 +33,9 @@ class Stopped(BaseException):
 def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
     _on_signals(_stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
+            stream.reconfigure(errors="backslashreplace")
     try:
         from convsqueeze.cli.app import app
 

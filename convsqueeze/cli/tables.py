@@ -193,7 +193,7 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
             Text(shown(layer.name) or "(top)", style="bold"),
             layer.kind,
             "x".join(map(str, layer.shape)) or "one number",
-            layer.detail,
+            shown(layer.detail),
             ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
         )
     console.print(table)

@@ -157,7 +157,7 @@ def _strange_number(model: ModelProto) -> str | None:
         if any(not 0 <= dim.dim_value <= LARGEST for dim in value.type.tensor_type.shape.dim):
             return f"{shown(value.name)} has a size that"
     for node in graph.node:
-        for attribute in node.attribute:
+        for attribute in node.attribute if node.op_type != "Constant" else ():
             if any(abs(number) > LARGEST for number in (attribute.i, *attribute.ints)):
                 return f"{shown(node.name)} has a {shown(attribute.name)} that"
     for tensor in graph.initializer:

@@ -40,7 +40,7 @@ KeyPath = tuple[str | int, ...]
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
-MOST_VALUES = 200_000
+MOST_VALUES = 100_000
 LONGEST_NUMBER = 64
 """Bits of a whole number."""
 
@@ -129,22 +129,24 @@ def _yaml_advice(text: str, line: int) -> str:
 def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool:
     """The line of every key, breadth first; False where aliases make more values than are read."""
     waiting = deque([(start, data)])
-    for _ in range(MOST_VALUES):
-        if not waiting:
-            return True
+    count = 1
+    while waiting:
         path, node = waiting.popleft()
-        if isinstance(node, CommentedMap):
+        if isinstance(node, CommentedMap | CommentedSeq):
             lines.setdefault(path, node.lc.line + 1)
+            count += len(node)
+            if count > MOST_VALUES:
+                return False
+        if isinstance(node, CommentedMap):
             for key, value in node.items():
                 if node.lc.data and key in node.lc.data:
                     lines[(*path, key)] = node.lc.key(key)[0] + 1
                 waiting.append(((*path, key), value))
         elif isinstance(node, CommentedSeq):
-            lines.setdefault(path, node.lc.line + 1)
             for index, value in enumerate(node):
                 lines[(*path, index)] = node.lc.item(index)[0] + 1
                 waiting.append(((*path, index), value))
-    return not waiting
+    return True
 
 
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:

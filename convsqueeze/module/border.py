@@ -22,6 +22,7 @@ from convsqueeze.algebra.border.strips import (
     shortcuts,
 )
 from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import GeometryError
 
 Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
@@ -189,7 +190,7 @@ def _check(
         if geometry.bias or not key.endswith("bias")
     }
     for key in sorted(wanted.keys() | tensors.keys()):
-        full = f"{name}.{BORDER}.{key}"
+        full = shown(f"{name}.{BORDER}.{key}")
         if key not in tensors:
             raise GeometryError(f"{full} is missing, shape {wanted[key]} was needed")
         if key not in wanted:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.module.layer import SqueezedConv
 from convsqueeze.recipe import RecipeLayer, read_recipe
@@ -30,7 +31,7 @@ def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv
     """
     weight = tensors.get(f"{layer.name}.weight")
     if weight is None:
-        raise CheckpointError(f"{layer.name}.weight is not in the squeezed file.")
+        raise CheckpointError(f"{shown(layer.name)}.weight is not in the squeezed file.")
     inside = f"{layer.name}.{BORDER}."
     border = {
         name.removeprefix(inside): tensor

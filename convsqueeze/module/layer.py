@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
 from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import GeometryError
 from convsqueeze.module.border import Border
 from convsqueeze.recipe import RecipeLayer
@@ -62,7 +63,7 @@ class SqueezedConv(nn.Module):
                 layer.name, layer.corrections, self.geometry, border or {}, signs=signs
             )
         elif border:
-            raise GeometryError(f"{layer.name} has no corrections, but tensors for them")
+            raise GeometryError(f"{shown(layer.name)} has no corrections, but tensors for them")
 
     @property
     def geometry(self) -> Geometry:
@@ -152,23 +153,24 @@ def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
     for role, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
             raise GeometryError(
-                f"{name}: its {role} is stored as {tensor.dtype}, a floating-point dtype was needed"
+                f"{shown(name)}: its {role} is stored as {tensor.dtype}, a floating-point dtype "
+                "was needed"
             )
 
 
 def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:
     if tuple(weight.shape[2:]) != layer.kernel_size or weight.ndim < 2:
         raise GeometryError(
-            f"{layer.name}.weight has shape {tuple(weight.shape)}, "
+            f"{shown(layer.name)}.weight has shape {tuple(weight.shape)}, "
             f"but its recipe says kernel_size {list(layer.kernel_size)}"
         )
     channels = weight.shape[0]
     if layer.groups < 1 or channels % layer.groups:
         raise GeometryError(
-            f"{layer.name}: {channels} channels do not divide into groups = {layer.groups}"
+            f"{shown(layer.name)}: {channels} channels do not divide into groups = {layer.groups}"
         )
     out_channels = weight.shape[1] * layer.groups if layer.kind == "conv_transpose" else channels
     if bias is not None and tuple(bias.shape) != (out_channels,):
         raise GeometryError(
-            f"{layer.name}.bias has shape {tuple(bias.shape)}, ({out_channels},) was needed"
+            f"{shown(layer.name)}.bias has shape {tuple(bias.shape)}, ({out_channels},) was needed"
         )

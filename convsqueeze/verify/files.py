@@ -17,7 +17,7 @@ from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
-from convsqueeze.squeeze import recipe_differences
+from convsqueeze.squeeze import is_far_larger, recipe_differences, recipe_layer
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
 
@@ -184,6 +184,8 @@ def verify_checkpoints(
 ) -> Report:
     """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
 
+    A layer that its recipe makes far larger than planned is a problem as it is, and not run.
+
     Raises PlanError where the given manifest does not fit the original, CheckpointError where the
     recipe's cannot be read.
     """
@@ -206,7 +208,12 @@ def verify_checkpoints(
     for name in untouched:
         problems += _changed(name, original, squeezed)
     problems += differences_beside(original, squeezed)
-    layers = {layer.name: layer for layer in recipe.layers}
+    planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
+    layers = {
+        layer.name: layer
+        for layer in recipe.layers
+        if layer.name in planned and not is_far_larger(layer, planned[layer.name])
+    }
     reports = verify_plan(plan, original, squeezed, layers, settings, track)
     maps: tuple[DifferenceMap, ...] = ()
     if settings.maps:
