@@ -121,7 +121,7 @@ def _refusal(
     name, at, dtype = f"{merge.into}.{misfit.name}", list(misfit.at), dtype_name(narrow)
     if misfit.share is not None:
         return (
-            f"{merge.place}: {name} would lose {100 * misfit.share:.3g} % of output channel "
+            f"{merge.place}: {name} would lose {_percent(misfit.share)} of output channel "
             f"{misfit.channel}, whose weights are below the range of {dtype}, such as "
             f"{misfit.value:.4g} at {at}. Store these layers in a wider dtype, leave them apart, "
             "or keep it with --widen."
@@ -133,3 +133,7 @@ def _refusal(
         f"{holds} {dtype} number. Store these layers in a wider dtype, check the norms' variances "
         "and scales, or keep it with --widen."
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.2g}%"

@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
+from convsqueeze.algebra.precision import STORAGE_DTYPES
 from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
 from convsqueeze.export.borders import add_borders
@@ -41,14 +42,12 @@ def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
     No convolution of bfloat16 runs on onnxruntime's CPU provider, and float32 holds every bfloat16
     number exactly. Raises OutputError for any dtype but these.
     """
-    stored = layer.dtype
-    exported = torch.float32 if stored == torch.bfloat16 else stored
-    if exported not in _ELEMENT_TYPES:
+    for stored in {tensor.dtype for tensor in layer.parameters()} - set(STORAGE_DTYPES):
         raise OutputError(
             f"{name}: is stored as {stored}, but float64, float32, float16 or bfloat16 was needed. "
             "Convert the checkpoint first."
         )
-    return exported
+    return torch.float32 if layer.dtype == torch.bfloat16 else layer.dtype
 
 
 def parameters(name: str, layer: SqueezedConv) -> dict[str, Tensor]:

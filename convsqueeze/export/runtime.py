@@ -84,7 +84,8 @@ class OnnxLayers:
         return _scale(self.part(name)) if self.computes_in(name) != self.dtype(name) else 1.0
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        """A layer's output for `x` of any floating-point dtype, which is rounded to the layer's.
+        """A layer's output, times `scale`, for `x` of any floating-point dtype, which is rounded to
+        the layer's.
 
         (batch, in_channels, *size) to (batch, out_channels, *output_size).
         """
