@@ -35,7 +35,7 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
 
 
 def _first_difference(before: torch.Tensor, after: torch.Tensor) -> tuple[int, ...] | None:
-    different = (_bytes(before) != _bytes(after)).nonzero()
+    different = (memory.in_bytes(before) != memory.in_bytes(after)).nonzero()
     if not len(different):
         return None
     element = int(different[0]) // before.element_size()
@@ -50,11 +50,6 @@ def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:
         return scheme, tensor.q_scale(), tensor.q_zero_point()
     scales, zero_points = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
     return scheme, scales.tolist(), zero_points.tolist(), tensor.q_per_channel_axis()
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    values = tensor.resolve_conj().resolve_neg().contiguous()
-    return values.reshape(-1).view(torch.uint8)
 
 
 def differences_beside(before: Checkpoint, after: Checkpoint) -> Iterator[str]:

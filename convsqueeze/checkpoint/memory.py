@@ -183,5 +183,11 @@ def held(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The values in order, as stored; no copy where they lie in order on the CPU already."""
-    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return in_bytes(tensor.detach().cpu()).numpy().data
+
+
+def in_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as one row of bytes, where they lie in order on the same memory."""
+    flat = tensor.resolve_conj().resolve_neg().contiguous()
+    # the stride of a single element is anything, and kept as it is
+    return flat.as_strided((flat.numel(),), (1,)).view(torch.uint8)

@@ -139,7 +139,7 @@ def open_onnx(path: Path) -> OnnxLayers:
         ) from error
     if strange := _strange_number(model):
         raise CheckpointError(
-            f"{path}: {strange}, no model written here has. Write it again with "
+            f"{path}: {strange} in no model that was written here. Write it again with "
             "`convsqueeze export-onnx`."
         )
     return OnnxLayers(model, str(path))
@@ -156,17 +156,17 @@ def _strange_number(model: ModelProto) -> str | None:
     graph = model.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         if any(not 0 <= dim.dim_value <= LARGEST for dim in value.type.tensor_type.shape.dim):
-            return f"{shown(value.name)} has a size that"
+            return f"{shown(value.name)} has a size as"
     for node in graph.node:
         for attribute in node.attribute if node.op_type != "Constant" else ():
             if any(abs(number) > LARGEST for number in (attribute.i, *attribute.ints)):
-                return f"{shown(node.name)} has a {shown(attribute.name)} that"
+                return f"{shown(node.name)} has a {shown(attribute.name)} as"
     for tensor in graph.initializer:
         if tensor.data_type not in helper.get_all_tensor_dtypes() or not tensor.data_type:
-            return f"{shown(tensor.name)} has an element type that"
+            return f"{shown(tensor.name)} has an element type as"
         width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if min(tensor.dims, default=1) < 0 or prod(tensor.dims) * width != len(tensor.raw_data):
-            return f"{shown(tensor.name)} has a shape that its values do not fill, which"
+            return f"{shown(tensor.name)} has a shape that its values do not fill, as"
     return None
 
 

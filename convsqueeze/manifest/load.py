@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import ManifestError
 from convsqueeze.manifest.model import (
     LAYER_KINDS,
@@ -175,7 +176,7 @@ def _plain(
     if isinstance(node, Mapping):
         odd = [key for key in node if not isinstance(key, str)]
         if odd:
-            told = f"has the key {odd[0]}, a name was needed. See `convsqueeze schema`."
+            told = f"has the key {shown(str(odd[0]))}, a name was needed. See `convsqueeze schema`."
             return None, [f"{_where(source, lines, path)}: {told}"]
         found = {k: _plain(v, (*path, k), source, lines) for k, v in node.items()}
         whole: Any = {key: value for key, (value, _) in found.items()}
@@ -234,7 +235,7 @@ def _nearby(path: Path) -> str:
 def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
     known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in lines), None)
     line = "" if known is None else f":{lines[known]}"
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in path)
     return f"{source}{line} {dotted.lstrip('.')}".rstrip()
 
 

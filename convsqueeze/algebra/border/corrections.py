@@ -174,6 +174,8 @@ class AxisCorrections:
             or len(self._by_size) != len(self.classes)
         ):
             raise GeometryError("corrections of an axis with impossible counts")
+        if not self.classes and not self.is_empty:
+            raise GeometryError("corrections of an axis that are for no size")
         for one in self.classes:
             taps = {tap for _, _, tap, _ in one.weights}, {tap for _, tap, _ in one.biases}
             for used, count in zip(taps, (self.taps, self.bias_taps), strict=True):
