@@ -10,13 +10,13 @@ from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.precision import denormals_kept, dtype_name
+from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
 from convsqueeze.plan import Growth, Merge, Plan
-from convsqueeze.recipe import Recipe, RecipeLayer, Source
+from convsqueeze.recipe import Recipe, RecipeLayer, Source, Verified
 from convsqueeze.storage import Widened, round_to_storage
 
 Load = Callable[[str], Tensor]
@@ -56,6 +56,7 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
 
 
 @denormals_kept()
+@one_thread()
 def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
@@ -102,10 +103,12 @@ def recipe_of(
     border: Border | None = None,
     growth: Growth = "refuse",
     widened: Mapping[str, Sequence[Widened]] | None = None,
+    verified: Verified | None = None,
 ) -> Recipe:
     """The recipe of a plan for a checkpoint, with the policies given over the manifest's.
 
-    `widened` are each layer's tensors in a wider dtype, by the layer's name.
+    `widened` are each layer's tensors in a wider dtype, by the layer's name; `verified` says how
+    the result is checked before it is written.
     """
     wider = widened or {}
     return Recipe(
@@ -114,6 +117,7 @@ def recipe_of(
         manifest=plan.manifest.to_data(),
         border=border,
         growth=growth,
+        verified=verified,
     )
 
 

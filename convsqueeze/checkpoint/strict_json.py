@@ -29,7 +29,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError("JSON that is nested too deeply") from error
     if b"\\u" in text:
         _check_characters(parsed)
     if not isinstance(parsed, dict):
@@ -54,7 +54,7 @@ def _check_characters(parsed: Any) -> None:
 
 
 def _no_constant(constant: str) -> NoReturn:
-    raise ValueError(f"not JSON ({constant} is no value of it)")
+    raise ValueError(f"not JSON ({constant} is no JSON value)")
 
 
 def _finite(text: str) -> float:

@@ -162,14 +162,14 @@ def print_export(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model and how near onnxruntime came to torch."""
     table = _table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
     for one in result.layers:
-        shown = ", ".join("x".join(map(str, size)) or "vector" for size in one.sizes)
+        sizes = ", ".join("x".join(map(str, size)) or "vector" for size in one.sizes)
         error = _ratio(one.worst.error, one.worst.bound)
-        table.add_row(Text(one.name, style="bold"), one.dtype, shown, error)
+        table.add_row(Text(shown(one.name), style="bold"), one.dtype, sizes, error)
     console.print(table)
     print_notes(console, result.notes)
     console.print(
         f"[bold green]checked[/]: {_layers_are(len(result.layers))} equal to torch within rounding "
-        f"in onnxruntime (opset {result.opset})"
+        f"in onnxruntime (opset {result.opset}, seed {result.seed})"
     )
     for path in result.files:
         console.print(f"[bold]{_file(path)}[/]", soft_wrap=True)

@@ -31,12 +31,15 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class ExportResult:
-    """A written model: its files (the model first), its operator set and what the check saw."""
+    """A written model: its files (the model first), its operator set, and what the check saw on
+    inputs from `seed`.
+    """
 
     files: tuple[Path, ...]
     bytes_written: int
     opset: int
     layers: tuple[ExportReport, ...]
+    seed: int = 0
 
     @property
     def destination(self) -> Path:
@@ -58,6 +61,7 @@ class ExportResult:
             "files": [str(file) for file in self.files],
             "bytes": self.bytes_written,
             "opset": self.opset,
+            "seed": self.seed,
             "layers": [layer.to_data() for layer in self.layers],
             "notes": list(self.notes),
         }
@@ -131,6 +135,7 @@ class CheckedModel:
     opset: int
     reports: tuple[ExportReport, ...]
     overwrite: bool
+    seed: int = 0
     _written: list[Path] = field(default_factory=list, init=False, repr=False)
 
     def write(self) -> ExportResult:
@@ -160,7 +165,8 @@ class CheckedModel:
     def result(self) -> ExportResult:
         """What was written."""
         files = tuple(reversed(self._written))
-        return ExportResult(files, sum(f.stat().st_size for f in files), self.opset, self.reports)
+        size = sum(file.stat().st_size for file in files)
+        return ExportResult(files, size, self.opset, self.reports, self.seed)
 
 
 def checked_onnx(
@@ -180,7 +186,7 @@ def checked_onnx(
     opset = DEFAULT_OPSET if opset is None else opset
     model = build_model(layers, opset=opset, recipe_json=recipe_json)
     reports = check_model(model, layers, seed=seed, where=str(destination))
-    return CheckedModel(model, destination, opset, reports, overwrite)
+    return CheckedModel(model, destination, opset, reports, overwrite, seed)
 
 
 def check_onnx_file(

@@ -151,6 +151,10 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
     for role, tensor in tensors.items():
+        if tensor is not None and tensor.layout != torch.strided:
+            raise GeometryError(
+                f"{shown(name)}: its {role} is stored as {tensor.layout}, a dense tensor was needed"
+            )
         if tensor is not None and not tensor.is_floating_point():
             raise GeometryError(
                 f"{shown(name)}: its {role} is stored as {tensor.dtype}, a floating-point dtype "

@@ -1,0 +1,1 @@
+"""Files that strangers made: what each tries, and what it comes to."""

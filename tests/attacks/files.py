@@ -1,0 +1,197 @@
+"""Hostile inputs, each a folder with a checkpoint and a manifest, built from a few bytes."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+PAIRS = """
+version: 1
+pairs:
+  - first: {type: conv, name: body.0}
+    second: {type: conv, name: body.1}
+"""
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "body.0.weight": torch.randn(8, 4, 1, 1, generator=generator),
+        "body.1.weight": torch.randn(2, 8, 3, 3, generator=generator),
+    }
+
+
+@dataclass(frozen=True)
+class Attack:
+    """`build` fills a folder and returns the checkpoint's path; `says` is what the refusal says."""
+
+    name: str
+    build: Callable[[Path], Path]
+    says: str
+
+
+class RunsCommand:
+    """What a pickle can ask for: that a command is run when it is loaded."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.place}",)
+
+
+def command_in_zip(folder: Path) -> Path:
+    torch.save({**tensors(), "x": RunsCommand(folder / "ran")}, folder / "model.pt")
+    return folder / "model.pt"
+
+
+def command_in_legacy(folder: Path) -> Path:
+    saved = {**tensors(), "x": RunsCommand(folder / "ran")}
+    torch.save(saved, folder / "model.pt", _use_new_zipfile_serialization=False)
+    return folder / "model.pt"
+
+
+def zip_bomb(folder: Path) -> Path:
+    """One record of 4 GB of zeros, in 4 MB."""
+    torch.save(tensors(), folder / "model.pt")
+    with (
+        zipfile.ZipFile(folder / "model.pt", "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("model/data/9", "w", force_zip64=True) as record,
+    ):
+        for _ in range(4096):
+            record.write(bytes(1 << 20))
+    return folder / "model.pt"
+
+
+def pickle_bomb(folder: Path) -> Path:
+    """Six bytes that ask for a gigabyte."""
+    asked = b"c__builtin__\nbytearray\n(J\x00\x00\x00\x40tR"
+    return _with_pickle(folder, b"\x80\x02}X\x01\x00\x00\x00a" + asked + b"s.")
+
+
+def tuple_bomb(folder: Path) -> Path:
+    """A key whose hash visits 2**60 tuples: each holds the one before it twice."""
+    doubled = b"".join(
+        b"h%bh%b\x86q%b" % (bytes([n]), bytes([n]), bytes([n + 1])) for n in range(60)
+    )
+    return _with_pickle(folder, b"\x80\x02}" + b")q\x00" + doubled + b"K\x01s.")
+
+
+def _with_pickle(folder: Path, data: bytes) -> Path:
+    with zipfile.ZipFile(folder / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", data)
+        archive.writestr("model/version", "3\n")
+    return folder / "model.pt"
+
+
+def yaml_bomb(folder: Path) -> Path:
+    """Nine lines that stand for a thousand million values."""
+    names = "abcdefghi"
+    lines = [f"{names[0]}: &{names[0]} [x, x, x, x, x, x, x, x, x, x]"]
+    for before, name in pairwise(names):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
+    (folder / "pairs.yaml").write_text("\n".join([*lines, "version: 1", "pairs: *i"]))
+    save_file(tensors(), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def deep_manifest(folder: Path) -> Path:
+    (folder / "pairs.yaml").write_text("version: 1\npairs: " + "[" * 100_000)
+    save_file(tensors(), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def shard_outside(folder: Path) -> Path:
+    """A shard that is there, two directories up."""
+    inner = folder / "a" / "b"
+    inner.mkdir(parents=True)
+    save_file(tensors(), folder / "x.safetensors")
+    index = inner / "model.safetensors.index.json"
+    names = dict.fromkeys(tensors(), "../../x.safetensors")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return index
+
+
+def huge_header(folder: Path) -> Path:
+    (folder / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b'{"a": ')
+    return folder / "model.safetensors"
+
+
+def _stored(folder: Path, text: str, data: bytes) -> Path:
+    header = text.encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+def _entry(start: int, stop: int) -> str:
+    shape = (stop - start) // 4
+    return f'{{"dtype": "F32", "shape": [{shape}], "data_offsets": [{start}, {stop}]}}'
+
+
+def overlapping_tensors(folder: Path) -> Path:
+    return _stored(folder, f'{{"a": {_entry(0, 8)}, "b": {_entry(4, 12)}}}', bytes(12))
+
+
+def tensor_beyond_the_file(folder: Path) -> Path:
+    return _stored(folder, f'{{"a": {_entry(0, 1 << 40)}}}', bytes(16))
+
+
+def key_twice(folder: Path) -> Path:
+    return _stored(folder, f'{{"a": {_entry(0, 8)}, "a": {_entry(0, 8)}}}', bytes(8))
+
+
+def deep_header(folder: Path) -> Path:
+    return _stored(folder, '{"a": ' + "[" * 1_000_000, b"")
+
+
+def link_to_a_device(folder: Path) -> Path:
+    (folder / "model.safetensors").symlink_to("/dev/zero")
+    return folder / "model.safetensors"
+
+
+def overlapping_records(folder: Path) -> Path:
+    """A directory in which a thousand records are the same bytes."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(100_000)}, buffer)
+    whole = buffer.getvalue()
+    start, end = whole.index(b"PK\x01\x02"), whole.rindex(b"PK\x06\x06")
+    data = next(part for part in whole[start:end].split(b"PK\x01\x02")[1:] if b"/data/0" in part)
+    copies = b"".join(b"PK\x01\x02" + data.replace(b"/data/0", b"/%06d" % n) for n in range(1000))
+    directory = whole[start:end] + copies
+    tail = bytearray(whole[end:])
+    count = whole[start:end].count(b"PK\x01\x02") + 1000
+    end_record = tail.rindex(b"PK\x05\x06")
+    plain = tail[end_record:]
+    plain[8:12] = count.to_bytes(2, "little") * 2
+    plain[12:20] = len(directory).to_bytes(4, "little") + start.to_bytes(4, "little")
+    (folder / "model.pt").write_bytes(whole[:start] + directory + bytes(plain))
+    return folder / "model.pt"
+
+
+ATTACKS = [
+    Attack("pickle that runs a command", command_in_zip, "for safety is not loaded"),
+    Attack("legacy pickle that runs a command", command_in_legacy, "for safety is not loaded"),
+    Attack("zip bomb", zip_bomb, "records are compressed"),
+    Attack("zip records that overlap", overlapping_records, "records overlap"),
+    Attack("pickle of a gigabyte", pickle_bomb, "makes a bytearray of a size"),
+    Attack("pickle that hashes 2**60 tuples", tuple_bomb, "repeats tuples|nests tuples"),
+    Attack("YAML bomb", yaml_bomb, "stands for more than"),
+    Attack("manifest nested 100,000 deep", deep_manifest, "nested too deeply"),
+    Attack("shard ../../x.safetensors", shard_outside, "no .safetensors file beside it"),
+    Attack("header of 2**60 bytes", huge_header, "claims a header of 1152921504606846976 bytes"),
+    Attack("header nested a million deep", deep_header, "nested too deeply"),
+    Attack("tensors that overlap", overlapping_tensors, "b overlaps a"),
+    Attack("tensor beyond the file", tensor_beyond_the_file, "the tensors end at byte"),
+    Attack("tensor listed twice", key_twice, "the key a stands there twice"),
+    Attack("link to /dev/zero", link_to_a_device, "no regular file"),
+]
