@@ -6,6 +6,7 @@
 import io
 import json
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,12 @@ from fuzz.opcodes import (
 )
 from fuzz.samples import PAIRS, exported, framed, parts, pickled, squeezed, stored, tensors
 from fuzz.targets import TARGETS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_torch_does_once() -> None:
+    """Seconds of imports at the first merge, which each forked process would repeat."""
+    squeezed(".safetensors")
 
 
 def answered(target: str, files: Mapping[str, bytes], **options: Any) -> str:
@@ -60,6 +67,22 @@ def test_shape_that_no_tensor_can_have(shape: list[int]) -> None:
     content = framed(json.dumps(header).encode(), data)
     said = answered("safetensors", {"m.safetensors": content}, name="m.safetensors")
     assert "z " in said
+
+
+# Indexes.
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "9" * 5000])
+@pytest.mark.parametrize("inside", ["{", '"metadata": {'])
+def test_number_that_cannot_be_written_again(inside: str, value: str) -> None:
+    state = tensors()
+    index = {"metadata": {"total_size": 4}, "weight_map": dict.fromkeys(state, "a.safetensors")}
+    content = json.dumps(index).replace(inside, f'{inside}"x": {value}, ', 1)
+    name = "m.safetensors.index.json"
+    files = {name: content.encode(), "a.safetensors": stored(state)}
+    verdict = ran("index", files, name=name, suffix=".safetensors.index.json")
+    assert verdict.kind in ("refused", "done"), verdict
+    assert "merged" not in " ".join(verdict.words), verdict
 
 
 # Manifests.
@@ -117,8 +140,11 @@ def test_placeholders_that_have_nothing_in_common() -> None:
     ],
 )
 def test_layers_that_reach_further_than_any(first: str, second: str, border: str) -> None:
-    said = planned(pair(f"name: body.0, {first}", f"name: body.1, {second}", border))
-    assert "pairs[0]" in said
+    """Refused, or merged in time."""
+    manifest = pair(f"name: body.0, {first}", f"name: body.1, {second}", border)
+    files = {"model.safetensors": stored(tensors()), "pairs.yaml": manifest.encode()}
+    verdict = ran("manifest", files)
+    assert not verdict.is_finding, f"{verdict.words} {verdict.key}"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +157,12 @@ def test_layers_that_reach_further_than_any(first: str, second: str, border: str
 )
 def test_layers_without_tensors_that_are_too_large(second: str) -> None:
     assert "pairs[0]" in planned(pair("name: body.0", second))
+
+
+@pytest.mark.parametrize("key", ["\ufeffx", '"\\e[2J"', '"\\u00a0"'])
+def test_keys_that_cannot_be_printed(key: str) -> None:
+    assert "pairs.yaml" in planned(pair(f"name: body.0, {key}: 1", "name: body.1"))
+    assert "pairs.yaml" in planned(f"version: 1\n{key}: 1\npairs: []\n")
 
 
 @pytest.mark.parametrize("levels", [5, 7, 11])
@@ -147,8 +179,6 @@ def test_aliases_that_stand_for_millions(levels: int) -> None:
 
 def zipped(pickle: bytes, records: Mapping[str, bytes] | None = None) -> bytes:
     """The archive around a hand-made pickle, with its storages."""
-    import zipfile
-
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("m/data.pkl", pickle)
@@ -174,6 +204,19 @@ def pickle_of(*items: tuple[bytes, bytes]) -> bytes:
     return b"\x80\x02" + filled(DICT, dict(items)) + b"."
 
 
+def repacked(saved: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """What torch.save wrote, with another pickle in it."""
+    archive = zipfile.ZipFile(io.BytesIO(saved))
+    records = {n.rpartition("/")[2]: archive.read(n) for n in archive.namelist() if "/data/" in n}
+    return zipped(change(archive.read("archive/data.pkl")), records)
+
+
+def is_answered(content: bytes, **options: Any) -> None:
+    """Either it does, or it is refused in words."""
+    verdict = ran("zip", {"model.pt": content}, name="model.pt", **options)
+    assert not verdict.is_finding, f"{verdict.words} {verdict.key} {verdict.trace[-1500:]}"
+
+
 def opened(content: bytes, **options: Any) -> str:
     return answered("zip", {"model.pt": content}, name="model.pt", **options)
 
@@ -197,16 +240,17 @@ def test_state_dict_whose_items_are_hidden() -> None:
     assert "items" in opened(zipped(b"\x80\x02" + state + b"."))
 
 
-def saved_with(attribute: str, value: object) -> bytes:
-    state = OrderedDict(tensors())
-    state.__dict__[attribute] = value
-    return pickled(state)
+METHODS = ("items", "keys", "values", "get", "clear", "update", "copy", "pop")
 
 
-@pytest.mark.parametrize("name", ["keys", "values", "get", "clear", "update", "copy", "pop"])
+@pytest.mark.parametrize("name", METHODS)
 def test_state_dict_whose_methods_are_hidden(name: str) -> None:
-    verdict = ran("zip", {"model.pt": saved_with(name, 3)}, name="model.pt")
-    assert not verdict.is_finding, verdict
+    state = OrderedDict(tensors())
+    other = "x" + name[1:]
+    state.__dict__[other] = 3
+    is_answered(
+        repacked(pickled(state), lambda pickle: pickle.replace(other.encode(), name.encode()))
+    )
 
 
 @pytest.mark.parametrize("name", ["numel", "shape", "detach", "untyped_storage", "data_ptr", "cpu"])
@@ -214,8 +258,7 @@ def test_parameter_whose_methods_are_hidden(name: str) -> None:
     state: dict[str, Any] = {**tensors()}
     state["z"] = torch.nn.Parameter(torch.ones(2))
     state["z"].__dict__[name] = 3
-    verdict = ran("zip", {"model.pt": pickled(state)}, name="model.pt")
-    assert not verdict.is_finding, verdict
+    is_answered(pickled(state))
 
 
 @pytest.mark.parametrize(
@@ -242,16 +285,12 @@ def test_keys_that_are_nested_too_deeply() -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_keys_whose_names_are_long_to_tell(suffix: str) -> None:
-    key = b")" + b"\x85" * 5000
-    state = pickled(tensors())
-    import zipfile
+    def beside(pickle: bytes) -> bytes:
+        key = b")" + b"\x85" * 5000
+        return pickle_of((text("state_dict"), pickle[2:-1]), (key, number(1)))
 
-    archive = zipfile.ZipFile(io.BytesIO(state))
-    inner = archive.read("archive/data.pkl")[2:-1]
-    records = {n.rpartition("/")[2]: archive.read(n) for n in archive.namelist() if "/data/" in n}
-    content = zipped(pickle_of((text("state_dict"), inner), (key, number(1))), records)
-    verdict = ran("zip", {"model.pt": content}, name="model.pt", suffix=suffix)
-    assert not verdict.is_finding, verdict
+    content = repacked(pickled(tensors()), beside)
+    is_answered(content, suffix=suffix)
 
 
 def sparse(indices: list[int], size: int) -> torch.Tensor:
@@ -267,8 +306,7 @@ def sparse(indices: list[int], size: int) -> torch.Tensor:
 def test_sparse_tensor_that_is_none(tensor: torch.Tensor, beside: bool) -> None:
     state: dict[str, Any] = {**tensors()}
     saved = {"state_dict": state, "z": tensor} if beside else {**state, "z": tensor}
-    verdict = ran("zip", {"model.pt": pickled(saved)}, name="model.pt")
-    assert not verdict.is_finding, verdict
+    is_answered(pickled(saved))
 
 
 @pytest.mark.parametrize(
@@ -279,8 +317,7 @@ def test_sparse_tensor_that_is_none(tensor: torch.Tensor, beside: bool) -> None:
 def test_tensor_without_its_values(tensor: torch.Tensor, beside: bool) -> None:
     state: dict[str, Any] = {**tensors()}
     saved = {"state_dict": state, "z": tensor} if beside else {**state, "z": tensor}
-    verdict = ran("zip", {"model.pt": pickled(saved)}, name="model.pt")
-    assert not verdict.is_finding, verdict
+    is_answered(pickled(saved))
 
 
 def legacy(pickle: bytes, listed: list[str], data: bytes) -> bytes:
@@ -301,6 +338,11 @@ def test_legacy_storage_that_the_file_does_not_hold() -> None:
     )
     said = answered("legacy", {"model.pt": legacy(huge, ["0"], item)}, name="model.pt")
     assert "body.0" not in said
+
+
+def test_one_element_that_is_expanded() -> None:
+    content = pickled({**tensors(), "z": torch.ones(()).expand(1)})
+    is_done("zip", {"model.pt": content}, name="model.pt", suffix=".safetensors")
 
 
 # Recipes.
@@ -338,6 +380,23 @@ def with_recipe(change: Callable[[dict[str, Any]], object], export: bool = True)
 )
 def test_recipe_of_a_layer_that_is_none(layer: int, key: str, value: object) -> None:
     assert "squeezed.safetensors" in with_recipe(lambda r: r["layers"][layer].update({key: value}))
+
+
+@pytest.mark.parametrize("name", ["body.0.weight", "body.0.bias", "body.0.border.1.weight"])
+def test_squeezed_layer_that_is_stored_sparse(name: str) -> None:
+    original, done = squeezed(".pt")
+    state = torch.load(io.BytesIO(done), weights_only=True)
+    state[name] = state[name].to_sparse()
+    files = {"original.pt": original, "squeezed.pt": pickled(state)}
+    options = {"name": "squeezed.pt", "original": "original.pt", "export": True}
+    assert name in answered("recipe", files, **options)
+
+
+def test_corrections_for_no_size() -> None:
+    def change(recipe: dict[str, Any]) -> None:
+        recipe["layers"][0]["corrections"]["axes"][1]["classes"] = []
+
+    assert "body.0" in with_recipe(change)
 
 
 @pytest.mark.parametrize(

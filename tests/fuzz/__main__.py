@@ -6,7 +6,8 @@ import argparse
 import sys
 import time
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -40,6 +41,17 @@ def kept(finding: Finding, folder: Path, number: int) -> Path:
     return place
 
 
+def found(searches: Sequence[Search], seconds: float) -> Iterator[Finding]:
+    """What all of them find, by turns, in so many seconds each."""
+    while any(search.tally.seconds < seconds for search in searches):
+        for search in searches:
+            stop = min(search.tally.seconds + TURN_SECONDS, seconds)
+            while search.tally.seconds < stop:
+                finding = search.step()
+                if finding is not None:
+                    yield finding
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all targets together")
@@ -56,14 +68,11 @@ def main() -> int:
             stack.enter_context(Search(TARGETS[name], given.seed, GUIDES, given.seconds))
             for name in names
         ]
-        while any(search.tally.seconds < seconds for search in searches):
-            for search in searches:
-                stop = min(search.tally.seconds + TURN_SECONDS, seconds)
-                while search.tally.seconds < stop:
-                    if (finding := search.step()) is not None:
-                        number += 1
-                        place = kept(finding, given.keep, number)
-                        print(f"FOUND {finding}\n      {place}", flush=True)
+        with suppress(KeyboardInterrupt):  # what was found so far is told all the same
+            for finding in found(searches, seconds):
+                number += 1
+                place = kept(finding, given.keep, number)
+                print(f"FOUND {finding}\n      {place}", flush=True)
         print(*(search.tally for search in searches), sep="\n")
         for search in searches:
             for key, times in search.tally.repeats.most_common():

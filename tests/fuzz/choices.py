@@ -2,6 +2,7 @@
 shortened. Zero is always the plainest choice.
 """
 
+import copy
 from collections.abc import Sequence
 from random import Random
 from typing import Any, TypeVar
@@ -30,7 +31,9 @@ class Choices:
         return value % count
 
     def pick(self, items: Sequence[T]) -> T:
-        return items[self.below(len(items))]
+        """One of the items, a list or a mapping as a copy: examples must not alter each other."""
+        item = items[self.below(len(items))]
+        return copy.deepcopy(item) if isinstance(item, list | dict) else item
 
     def chance(self, percent: int) -> bool:
         return self.below(100) >= 100 - percent

@@ -15,7 +15,7 @@ from convsqueeze.checkpoint import Checkpoint, open_checkpoint
 from convsqueeze.cli.app import _print_json
 from convsqueeze.cli.data import inspect_data, merge_data, report_data
 from convsqueeze.cli.tables import print_inspection, print_merge, print_verify
-from convsqueeze.errors import ConvsqueezeError, ReportedTogether
+from convsqueeze.errors import CheckpointError, ConvsqueezeError, ReportedTogether
 from convsqueeze.inspection import found_layers
 from convsqueeze.module import load_layers
 from convsqueeze.pipeline import merge_file, verify_files
@@ -120,7 +120,12 @@ def _inspected(checkpoint: Checkpoint) -> None:
 def _merged(model: Path, pairs: Path, folder: Path, options: Mapping[str, Any]) -> None:
     output = folder / f"merged{options.get('suffix', '.pt')}"
     key = options.get("key")
-    done = merge_file(model, pairs, output, key=key, growth="allow", settings=FEW)
+    try:
+        done = merge_file(model, pairs, output, key=key, growth="allow", settings=FEW)
+    except CheckpointError as error:
+        if str(output) in str(error):
+            raise AssertionError(f"wrote what it cannot read: {error}") from error
+        raise
     with _quiet() as console:
         _print_json(merge_data(done))
         print_merge(console, done)

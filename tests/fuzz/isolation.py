@@ -72,7 +72,10 @@ Run = Callable[[Path, Mapping[str, Any]], None]
 
 
 class Isolated:
-    """Runs examples of one target in a process that is replaced when it ends."""
+    """Runs examples of one target in a process that is replaced when it ends.
+
+    `warmed` is what became of the example `warm` that every process begins with.
+    """
 
     def __init__(
         self, run: Run, warm: Case, *, traced: tuple[str, ...] = (), seconds: float = SECONDS
@@ -81,6 +84,7 @@ class Isolated:
         self._folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
+        self.warmed: Verdict | None = None
 
     def __enter__(self) -> "Isolated":
         return self
@@ -128,7 +132,7 @@ class Isolated:
             )
             self._process.start()
             theirs.close()
-            self._pipe.recv()  # warm: imports and caches are no growth of an example
+            self.warmed = self._pipe.recv()  # imports and caches are no growth of an example
         assert self._process.pid is not None
         return self._pipe, self._process.pid
 
@@ -196,14 +200,13 @@ def _serve(pipe: Connection, run: Run, warm: Case, traced: tuple[str, ...], fold
         faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
         os.dup2(nowhere.fileno(), 2)  # libraries that talk
         known: set[tuple[str, int]] = set()
-        for _ in range(2):
-            _examined(run, warm, (), folder, known)
+        first = _examined(run, warm, (), folder, known)
         gc.collect()
         gc.freeze()
         size = _address_space()
         resource.setrlimit(resource.RLIMIT_AS, (size + LAST_RESORT, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        pipe.send(None)
+        pipe.send(first)
         while True:
             try:
                 case = pipe.recv()

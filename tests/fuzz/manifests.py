@@ -61,6 +61,9 @@ PRODUCT: dict[str, Any] = {
 }
 """Placeholders that have nothing to do with each other: every layer with every other."""
 
+DOCUMENTS: tuple[dict[str, Any], ...] = (PAIRS, SQUEEZED, BLOCKS, PRODUCT)
+BORDERS = ("corrected", "interior", "exact")
+
 RAW = (
     *(b"x: &a [*a]", b"x: &a {k: *a}", b"? [a, b]\n: 1", b"? {a: b}\n: 1", b"? &a [*a]\n: 1"),
     *(
@@ -182,20 +185,13 @@ def make(choices: Choices) -> Case:
     return Case({"model.safetensors": model(), "pairs.yaml": data}, {"suffix": suffix})
 
 
-def _documents() -> tuple[Any, ...]:
-    border = {**PAIRS, "border": choices_of_border[0]}
-    return (PAIRS, SQUEEZED, BLOCKS, PRODUCT, border)
-
-
-choices_of_border = ("corrected", "interior", "exact")
-
-
 def _structured(choices: Choices) -> bytes:
-    document = json.loads(json.dumps(choices.pick(_documents())))
+    document = choices.pick(DOCUMENTS)
     if choices.chance(50):
-        document["border"] = choices.pick(choices_of_border)
+        document["border"] = choices.pick(BORDERS)
     for _ in range(choices.below(4)):
-        layer = choices.pick(list(_layers(document)))
+        layers = _layers(document)
+        layer = layers[choices.below(len(layers))]
         key = choices.pick(
             (
                 *KEYS,
@@ -213,7 +209,7 @@ def _structured(choices: Choices) -> bytes:
         )
         layer[key] = choices.pick(NAMES if key in ("name", "into", "weight") else HOSTILE)
     if choices.chance(20):
-        entry = choices.pick(document["pairs"])
+        entry = document["pairs"][choices.below(len(document["pairs"]))]
         entry["input"] = [choices.size(), choices.pick((5, 64, choices.size()))]
     if choices.chance(20):
         key = choices.pick(("chain", "sum"))

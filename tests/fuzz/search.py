@@ -89,6 +89,11 @@ class Search:
         if traced:
             self._plain = self._stack.enter_context(Isolated(target.run, warm, seconds=seconds))
 
+    @property
+    def warmed(self) -> Verdict | None:
+        """What became of the plainest example; None before the first step."""
+        return self._guided.warmed
+
     def __enter__(self) -> "Search":
         return self
 
