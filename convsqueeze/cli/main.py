@@ -62,7 +62,7 @@ def main() -> None:
 def _worded(error: Exception) -> tuple[int, str]:
     """Exit status and message of an error that nothing before has worded."""
     if isinstance(error, OSError):
-        place = error.filename or "the system"
+        place = error.filename or "an output"
         return 2, f"{place}: {error.strerror or error}. Mend that and run it again."
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):

@@ -13,9 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from tests.attacks.files import ATTACKS, PAIRS, Attack, tensors
+from tests.attacks.files import ATTACKS, PAIRS, Attack, sound
 
 MOST_S = 10.0
 MOST_BYTES = 64 << 20
@@ -30,11 +28,6 @@ class Run:
     errors: str
     seconds: float
     peak_bytes: int
-
-
-def sound(folder: Path) -> Path:
-    save_file(tensors(), folder / "model.safetensors")
-    return folder / "model.safetensors"
 
 
 def measured(attack: Attack) -> Run:

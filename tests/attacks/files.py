@@ -39,6 +39,12 @@ class Attack:
     says: str
 
 
+def sound(folder: Path) -> Path:
+    """What every attack pretends to be."""
+    save_file(tensors(), folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
 class RunsCommand:
     """What a pickle can ask for: that a command is run when it is loaded."""
 
@@ -61,13 +67,13 @@ def command_in_legacy(folder: Path) -> Path:
 
 
 def zip_bomb(folder: Path) -> Path:
-    """One record of 4 GB of zeros, in 4 MB."""
+    """One record of 1 GB of zeros, in 1 MB."""
     torch.save(tensors(), folder / "model.pt")
     with (
         zipfile.ZipFile(folder / "model.pt", "a", zipfile.ZIP_DEFLATED) as archive,
         archive.open("model/data/9", "w", force_zip64=True) as record,
     ):
-        for _ in range(4096):
+        for _ in range(1024):
             record.write(bytes(1 << 20))
     return folder / "model.pt"
 

@@ -23,7 +23,7 @@ import torch
 
 from convsqueeze.checkpoint.new_files import TEMPORARY
 from convsqueeze.cli.main import main
-from tests.kills.scene import FORMATS, Files, Scene, built
+from tests.kills.scene import FORMATS, KEPT, Files, Scene, built
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 LONGEST_S = 120.0
@@ -105,10 +105,10 @@ class Expected:
     writing_s: float
 
 
-def prepared(folder: Path, form: str) -> Expected:
+def prepared(folder: Path, form: str, kept_tensors: int) -> Expected:
     """Builds the scene, with the output of another input in it, and runs it unkilled."""
-    earlier = built(folder / "earlier", form, seed=1)
-    scene = built(folder / "scene", form, seed=2)
+    earlier = built(folder / "earlier", form, 1, kept_tensors)
+    scene = built(folder / "scene", form, 2, kept_tensors)
     run_whole(earlier, overwrite=False)
     for place in earlier.places(of_output=True):
         shutil.copy2(place, scene.folder)
@@ -216,9 +216,9 @@ def report(seen: list[tuple[Case, str, int]]) -> str:
     return "\n".join(lines)
 
 
-def kill_runs(runs: int, seed: int, folder: Path) -> list[tuple[Case, str, int]]:
+def kill_runs(runs: int, seed: int, kept_tensors: int, folder: Path) -> list[tuple[Case, str, int]]:
     """Raises SystemExit, naming the case, at the first loss."""
-    expected = {form: prepared(folder / form, form) for form in FORMATS}
+    expected = {form: prepared(folder / form, form, kept_tensors) for form in FORMATS}
     seen = []
     for number, case in enumerate(cases(runs, seed)):
         try:
@@ -233,11 +233,12 @@ def command_line() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("--runs", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kept", type=int, default=KEPT, help="tensors of 4 MB to carry along")
     options = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        print(report(kill_runs(options.runs, options.seed, Path(folder))))
+        print(report(kill_runs(options.runs, options.seed, options.kept, Path(folder))))
     print(f"  {time.monotonic() - begin:.0f} s, seed {options.seed}")
 
 

@@ -16,7 +16,7 @@ from convsqueeze.checkpoint import from_state_dict, open_checkpoint, write_check
 FORMATS = {"safetensors": ".safetensors", "pt": ".pt", "shards": ".safetensors.index.json"}
 SHARDS = 3
 KEPT = 12
-"""Tensors of 4 MB that no pair touches, so that writing takes as long as the rest."""
+"""Tensors of 4 MB that no pair touches, by default: writing then takes as long as the rest."""
 PAIRS = """
 version: 1
 pairs:
@@ -32,10 +32,10 @@ Files = dict[str, str]
 """The sha256 of each file by its name."""
 
 
-def tensors(seed: int) -> dict[str, Tensor]:
+def tensors(seed: int, kept_tensors: int) -> dict[str, Tensor]:
     """A mergeable pair between tensors that are only carried along."""
     generator = torch.Generator().manual_seed(seed)
-    kept = {f"kept.{i}": torch.rand(1 << 20, generator=generator) for i in range(KEPT)}
+    kept = {f"kept.{i}": torch.rand(1 << 20, generator=generator) for i in range(kept_tensors)}
     pair = {
         "body.0.weight": torch.randn(256, 32, 3, 3, generator=generator),
         "body.1.weight": torch.randn(32, 256, 1, 1, generator=generator),
@@ -107,12 +107,12 @@ def _digest(place: Path) -> str:
     return sha256(place.read_bytes()).hexdigest()
 
 
-def built(folder: Path, form: str, seed: int) -> Scene:
+def built(folder: Path, form: str, seed: int, kept_tensors: int = KEPT) -> Scene:
     """A scene without an output."""
     folder.mkdir(parents=True)
     scene = Scene(folder, form)
     (folder / "pairs.yaml").write_text(PAIRS)
-    named = tensors(seed)
+    named = tensors(seed, kept_tensors)
     if form == "shards":
         _write_shards(scene.model, named)
     else:

@@ -1,0 +1,229 @@
+"""How runs end: in words, with the right status, and with every file whole."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import installed_command, plain_environment, run_here, run_process
+from safetensors.torch import save_file
+from torch import Tensor
+
+from convsqueeze import pipeline
+from convsqueeze.cli import app as commands
+from convsqueeze.cli import main as entry
+
+PAIRS = """
+version: 1
+pairs:
+  - first: {type: conv, name: body.0}
+    second: {type: conv, name: body.1}
+"""
+
+
+def tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "body.0.weight": torch.randn(8, 4, 1, 1, generator=generator),
+        "body.1.weight": torch.randn(2, 8, 3, 3, generator=generator),
+        "kept": torch.randn(100_000, generator=generator),
+    }
+
+
+@pytest.fixture(params=[".safetensors", ".pt"])
+def model(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    path = tmp_path / f"model{request.param}"
+    if request.param == ".pt":
+        torch.save(tensors(), path)
+    else:
+        save_file(tensors(), path)
+    (tmp_path / "pairs.yaml").write_text(PAIRS)
+    return path
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "merge_file", fail)
+
+
+def test_an_error_of_this_program_is_called_one(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, TypeError("no such thing\nin two lines"))
+    arguments = ("merge", model, "--pairs", model.parent / "pairs.yaml")
+    done = run_here(*arguments)
+    assert (done.status, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+    assert done.errors[0].startswith("internal: TypeError: no such thing. This is a mistake in")
+    assert "--debug" in done.errors[0]
+    debugged = run_here(*arguments, "--debug")
+    assert (debugged.status, debugged.errors) == (3, done.errors)
+    assert re.search(r"Traceback .*\n(.*\n)+TypeError: no such thing", debugged.stderr)
+
+
+def test_debug_changes_nothing_for_an_error_of_the_user(model: Path) -> None:
+    arguments = ("merge", model, "--pairs", model.parent / "none.yaml")
+    plain, debugged = run_here(*arguments), run_here(*arguments, "--debug")
+    assert plain == debugged
+    assert plain.status == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "memory: there is not enough of it"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "memory: there is"),
+        (OSError(28, "No space left on device"), "an output: No space left on device"),
+        (PermissionError(13, "Permission denied", "x.pt"), "x.pt: Permission denied"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_error_of_this_program(
+    model: Path, error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, error)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert done.status == 2
+    assert len(done.errors) == 1
+    assert done.errors[0].startswith(says)
+
+
+def test_names_in_messages_do_not_reach_the_terminal_raw(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, entry.ConvsqueezeError("a\x1b[2J\nb: is odd. Look."))
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert done.stderr == "error: a\\x1b[2J\\nb: is odd. Look.\n"
+
+
+def test_a_report_that_cannot_be_printed(model: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [installed_command(), "inspect", model],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=plain_environment(),
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: an output: No space left on device. Mend that and run it again.\n"
+    )
+
+
+def test_a_reader_that_is_gone_is_no_failed_verification(tmp_path: Path) -> None:
+    """`inspect | head`: ends as other programs do, without a word."""
+    names = {f"layer.{i}.weight": torch.zeros(1) for i in range(5000)}
+    save_file(names, tmp_path / "model.safetensors")
+    process = subprocess.Popen(
+        [installed_command(), "inspect", tmp_path / "model.safetensors"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=plain_environment(),
+    )
+    assert process.stdout is not None
+    process.stdout.read(100)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_run_and_leaves_nothing(
+    model: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    def signalled(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+        raise AssertionError("not stopped")
+
+    def end(by: int) -> None:
+        ended.append(by)
+        raise SystemExit(128 + by)
+
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr(pipeline, "squeeze_one", signalled)
+    monkeypatch.setattr(entry, "_end_by", end)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    for restored, handler in before:
+        signal.signal(restored, handler)
+    assert ended == [number]
+    assert done.errors == [
+        f"stopped by {number.name}, while merging body.0. Outputs appear whole or not at all; run "
+        "it again to finish."
+    ]
+    assert listing(model.parent) == [model.name, "pairs.yaml"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after_s", [0.15, 0.6])
+def test_a_signal_before_the_work_begins(
+    model: Path, number: signal.Signals, after_s: float
+) -> None:
+    """While Python and torch are still being imported: no traceback then either."""
+    process = subprocess.Popen(
+        [installed_command(), "merge", model, "--pairs", model.parent / "pairs.yaml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=plain_environment(),
+        text=True,
+    )
+    time.sleep(after_s)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == -number
+    if after_s > 0.5:
+        assert errors.startswith(f"error: stopped by {number.name}")
+        assert "Traceback" not in errors
+    assert listing(model.parent) == [model.name, "pairs.yaml"]
+
+
+@pytest.mark.parametrize("when", ["squeeze_one", "verify_plan", "write_checkpoint"])
+@pytest.mark.parametrize("change", ["cut", "rewritten", "removed", "replaced"])
+def test_an_input_that_changes_under_the_run(
+    model: Path, when: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = model.read_bytes()
+    real = getattr(pipeline, when)
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        match change:
+            case "cut":
+                os.truncate(model, len(data) // 3)
+            case "rewritten":
+                model.write_bytes(data[:-8] + bytes(8))
+            case "removed":
+                model.unlink()
+            case "replaced":
+                model.rename(model.with_suffix(".old"))
+                model.write_bytes(data)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pipeline, when, changed)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert done.status == 2, done
+    assert len(done.errors) == 1
+    assert re.match(
+        rf"{re.escape(str(model))}: (changed while|ends within|cannot be read)", done.errors[0]
+    )
+    assert [name for name in listing(model.parent) if "squeezed" in name or "tmp" in name] == []
+
+
+def test_the_command_starts_before_torch_is_there() -> None:
+    """So that a signal finds words from the first moment on."""
+    code = "import sys, convsqueeze.cli.main; print('torch' in sys.modules)"
+    done = run_process(command=[str(installed_command().with_name("python")), "-c", code])
+    assert done.stdout.strip() == "False"
