@@ -8,10 +8,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
+def printable(text: str) -> str:
+    """On one line, whatever names a file has: none of them moves a cursor or rings a bell."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ConvsqueezeError(Exception):
     """Root of every error that a user's input or request can cause."""
 
     exit_status: ClassVar[int] = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class GeometryError(ConvsqueezeError):
@@ -30,8 +38,8 @@ class ReportedTogether(ConvsqueezeError):
     """Several problems found in one pass, told together."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
+        self.problems = tuple(map(printable, problems))
+        Exception.__init__(self, "\n".join(self.problems))
 
 
 class ManifestError(ReportedTogether):

@@ -29,7 +29,7 @@ from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
-from convsqueeze.recipe import Recipe, Verified, read_recipe
+from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.verify import Report, Settings, verify_checkpoints, verify_plan
@@ -131,14 +131,7 @@ def squeeze_checkpoint(
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
-    recipe = recipe_of(
-        plan,
-        checkpoint,
-        border=border,
-        growth=growth,
-        widened=widened,
-        verified=Verified(trials=settings.trials, seed=settings.seed) if settings else None,
-    )
+    recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
     report = None
     if settings is not None:
         new = _Held({name: tensor for edit in edits for name, tensor in edit.insert.items()})

@@ -130,18 +130,10 @@ class Source(_Value):
     sha256: str
 
 
-class Verified(_Value):
-    """How the result was verified before it was written: random images a size, and their seed."""
-
-    trials: int
-    seed: int
-
-
 class Recipe(_Value):
     """Everything that `verify`, `export-onnx` and `apply` need beside the tensors.
 
-    `border` and `growth` are the policies that the command gave over the manifest's; without
-    `verified` nothing was checked.
+    `border` and `growth` are the policies that the command gave over the manifest's.
     """
 
     version: Literal[1] = 1
@@ -150,7 +142,6 @@ class Recipe(_Value):
     manifest: dict[str, Any]
     border: Border | None = None
     growth: Literal["refuse", "skip", "allow"] = "refuse"
-    verified: Verified | None = None
 
     def to_json(self) -> str:
         """The text that is stored; equal recipes give equal text."""

@@ -16,7 +16,7 @@ from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
 from convsqueeze.plan import Growth, Merge, Plan
-from convsqueeze.recipe import Recipe, RecipeLayer, Source, Verified
+from convsqueeze.recipe import Recipe, RecipeLayer, Source
 from convsqueeze.storage import Widened, round_to_storage
 
 Load = Callable[[str], Tensor]
@@ -103,12 +103,10 @@ def recipe_of(
     border: Border | None = None,
     growth: Growth = "refuse",
     widened: Mapping[str, Sequence[Widened]] | None = None,
-    verified: Verified | None = None,
 ) -> Recipe:
     """The recipe of a plan for a checkpoint, with the policies given over the manifest's.
 
-    `widened` are each layer's tensors in a wider dtype, by the layer's name; `verified` says how
-    the result is checked before it is written.
+    `widened` are each layer's tensors in a wider dtype, by the layer's name.
     """
     wider = widened or {}
     return Recipe(
@@ -117,7 +115,6 @@ def recipe_of(
         manifest=plan.manifest.to_data(),
         border=border,
         growth=growth,
-        verified=verified,
     )
 
 

@@ -270,3 +270,32 @@ def test_an_index_that_lies_about_its_shards_costs_no_other_file(tmp_path: Path)
         out.write_text(json.dumps({"weight_map": {"a": shard}}))
         write_checkpoint(source, out, [], RECIPE, overwrite=True)
         assert all((tmp_path / name).exists() for name in precious), shard
+
+
+def test_a_shard_that_is_a_link_to_elsewhere(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / ONE).rename(elsewhere / ONE)
+    (tmp_path / ONE).symlink_to(elsewhere / ONE)
+    with pytest.raises(CheckpointError, match="a link to another directory"):
+        open_checkpoint(index)
+    (tmp_path / ONE).unlink()
+    (elsewhere / ONE).rename(tmp_path / "one")
+    (tmp_path / ONE).symlink_to("one")
+    assert len(open_checkpoint(index).tensors) == len(WEIGHT_MAP)
+
+
+def test_a_download_cache_of_links(tmp_path: Path) -> None:
+    """Index and shards link to blobs that lie together in another directory."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    index = sharded(tmp_path)
+    for number, place in enumerate((index, tmp_path / ONE, tmp_path / TWO)):
+        place.rename(blobs / f"blob{number}")
+        (snapshot / place.name).symlink_to(f"../../blobs/blob{number}")
+    checkpoint = open_checkpoint(snapshot / index.name)
+    assert all(torch.equal(checkpoint.load(name), TENSORS[name]) for name in WEIGHT_MAP)
+    write_checkpoint(checkpoint, tmp_path / "out.safetensors.index.json", [], RECIPE)
+    assert len(everything(tmp_path / "out.safetensors.index.json")) == len(WEIGHT_MAP)

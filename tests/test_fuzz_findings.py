@@ -464,3 +464,16 @@ def test_the_sound_files_these_are_made_from() -> None:
     is_done("safetensors", {"m.safetensors": stored(tensors())}, name="m.safetensors")
     sound = {"model.safetensors": stored(tensors()), "pairs.yaml": json.dumps(PAIRS).encode()}
     is_done("manifest", sound)
+
+
+def test_names_of_foreign_files_are_told_on_one_printable_line() -> None:
+    said = planned(
+        '{"version": 1, "pairs": [{"first": {"name": "a\\u0000"}, "second": {"name": "b"}}]}'
+    )
+    assert "a\\x00" in said
+
+
+def test_a_tensor_that_one_entry_uses_twice_and_another_once() -> None:
+    chain = '{chain: [{chain: [{name: "body.0"}, {name: "body.1"}]}, {name: "body.0"}]}'
+    one = '{first: {name: "body.0"}, second: {name: "body.1"}}'
+    assert "is used 3 times" in planned(f"version: 1\npairs: [{one}, {chain}]\n")

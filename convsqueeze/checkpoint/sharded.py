@@ -1,8 +1,8 @@
 """`*.safetensors.index.json` and its shards: one checkpoint in several safetensors files.
 
 The index says which shard holds which tensor, and its order is the order of the names. Each shard
-lies beside the index. The recipe travels in the index's metadata alone; a shard by itself says
-nothing of merges.
+lies beside the index, and is no link to elsewhere. The recipe travels in the index's metadata
+alone; a shard by itself says nothing of merges.
 """
 
 import json
@@ -52,6 +52,7 @@ def open_sharded(path: Path) -> Checkpoint:
     weight_map: dict[str, str] = index["weight_map"]
     names = sorted(set(weight_map.values()))
     _check_all_there(path, names)
+    _check_links(path, names)
     shards = {name: read_header(path.parent / name) for name in names}
     tensors = {name: _find(path, name, shard, shards) for name, shard in weight_map.items()}
     for shard, header in shards.items():
@@ -100,6 +101,26 @@ def _check_all_there(path: Path, names: list[str]) -> None:
             f"{path}: {len(missing)} of its {len(names)} shards are missing ({listed(missing)}), "
             f"all were needed beside it. {advice}"
         )
+
+
+def _check_links(path: Path, names: list[str]) -> None:
+    """A shard that is a link leads to a file beside the index, or beside what the index links to.
+
+    That is how download caches are laid out; any other link would take in a file from elsewhere.
+    """
+    try:
+        beside = {path.parent.resolve(), path.resolve().parent}
+        for name in names:
+            place = path.with_name(name)
+            if place.is_symlink() and place.resolve().parent not in beside:
+                raise _misfit(
+                    path, f"has a shard {shown(name)} that is a link to another directory"
+                )
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a link to itself is a RuntimeError before Python 3.13
+        raise _misfit(path, f"has a shard that is no file ({error})") from error
 
 
 def _find(path: Path, name: str, shard: str, shards: Mapping[str, Header]) -> Stored:

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
-from convsqueeze.errors import ConvsqueezeError, ReportedTogether
+from convsqueeze.errors import ConvsqueezeError, ReportedTogether, printable
 
 BUG_STATUS = 3
 OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
@@ -88,12 +88,7 @@ def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
 def _tell(*problems: str) -> None:
     with contextlib.suppress(OSError):  # standard error is gone: the status has to do
         for problem in problems:
-            sys.stderr.write(f"error: {_printable(problem)}\n")
-
-
-def _printable(text: str) -> str:
-    """On one line, whatever names a file has: none of them moves a cursor or rings a bell."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+            sys.stderr.write(f"error: {printable(problem)}\n")
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -35,7 +35,7 @@ RUNTIME_ERRORS = (
 ORDINARY_EXPONENT = 64
 """Values below 2 to this power leave room in float32 for their products and sums."""
 
-LARGEST = 1 << 31
+LARGEST = 1 << 24
 """Of every size and attribute: more than any layer has."""
 
 _DTYPES: dict[int, torch.dtype] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import GeometryError
@@ -53,7 +54,8 @@ class SqueezedConv(nn.Module):
         self.axes = layer.axes()
         self.groups = layer.groups
         self.is_transposed = layer.kind == "conv_transpose"
-        _check_dtypes(layer.name, {"weight": weight, "bias": bias, **(border or {})})
+        inside = {f"{BORDER}.{name}": tensor for name, tensor in (border or {}).items()}
+        _check_dtypes(layer.name, {"weight": weight, "bias": bias, **inside})
         _check_shapes(layer, weight, bias)
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
@@ -153,11 +155,11 @@ def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
     for role, tensor in tensors.items():
         if tensor is not None and tensor.layout != torch.strided:
             raise GeometryError(
-                f"{shown(name)}: its {role} is stored as {tensor.layout}, a dense tensor was needed"
+                f"{shown(name)}.{role} is stored as {tensor.layout}, a dense tensor was needed"
             )
         if tensor is not None and not tensor.is_floating_point():
             raise GeometryError(
-                f"{shown(name)}: its {role} is stored as {tensor.dtype}, a floating-point dtype "
+                f"{shown(name)}.{role} is stored as {tensor.dtype}, a floating-point dtype "
                 "was needed"
             )
 

@@ -53,7 +53,8 @@ def _used_twice(merges: Sequence[Merge]) -> Iterator[str]:
 
 def _once(users: Sequence[Merge], key: str) -> str:
     """What to do about a tensor of several entries: those that follow each other are one chain."""
-    for first, second in (users, users[::-1]) if len(set(map(id, users))) == 2 else ():
+    apart = list({id(merge): merge for merge in users}.values())
+    for first, second in (apart, apart[::-1]) if len(apart) == 2 else ():
         trees = isinstance(first.tree, Chain) and isinstance(second.tree, Chain)
         if trees and key in first.layers[-1].keys and key in second.layers[0].keys:
             return (

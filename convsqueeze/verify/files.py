@@ -12,6 +12,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_beside, tensor_difference
+from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, module_of, stored_tensors
@@ -241,13 +242,13 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
         wanted |= merge.tensors.keys()
     found = set(squeezed.tensors)
     for name in sorted(wanted - found):
-        yield f"{squeezed.path}: {name} is missing."
+        yield f"{squeezed.path}: {shown(name)} is missing."
     for name in sorted(found - wanted):
-        yield f"{squeezed.path}: {name} is in neither the original nor the merge."
+        yield f"{squeezed.path}: {shown(name)} is in neither the original nor the merge."
 
 
 def _changed(name: str, original: Source, squeezed: Source) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
     difference = tensor_difference(original.load(name), squeezed.load(name))
     if difference is not None:
-        yield f"{name}: was not merged, but {difference}."
+        yield f"{shown(name)}: was not merged, but {difference}."

@@ -127,6 +127,17 @@ def shard_outside(folder: Path) -> Path:
     return index
 
 
+def linked_shard(folder: Path) -> Path:
+    """A shard beside the index that is a link to a file of someone else's."""
+    inner = folder / "download"
+    inner.mkdir()
+    save_file(tensors(), folder / "private.safetensors")
+    (inner / "x.safetensors").symlink_to(folder / "private.safetensors")
+    index = inner / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors(), "x.safetensors")}))
+    return index
+
+
 def huge_header(folder: Path) -> Path:
     (folder / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + b'{"a": ')
     return folder / "model.safetensors"
@@ -194,6 +205,7 @@ ATTACKS = [
     Attack("YAML bomb", yaml_bomb, "stands for more than"),
     Attack("manifest nested 100,000 deep", deep_manifest, "nested too deeply"),
     Attack("shard ../../x.safetensors", shard_outside, "no .safetensors file beside it"),
+    Attack("shard that is a link to elsewhere", linked_shard, "a link to another directory"),
     Attack("header of 2**60 bytes", huge_header, "claims a header of 1152921504606846976 bytes"),
     Attack("header nested a million deep", deep_header, "nested too deeply"),
     Attack("tensors that overlap", overlapping_tensors, "b overlaps a"),

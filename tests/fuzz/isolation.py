@@ -28,7 +28,7 @@ from typing import Any, Literal
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether
 
 SECONDS = 10.0
-MOST_BYTES = 64 << 20
+MOST_BYTES = 128 << 20
 """Peak growth that an example may have beside `FILE_TIMES` times the bytes of its files."""
 FILE_TIMES = 20
 LAST_RESORT = 8 << 30
