@@ -29,7 +29,9 @@ from convsqueeze.errors import ConvsqueezeError, ReportedTogether
 
 SECONDS = 10.0
 MOST_BYTES = 128 << 20
-"""Peak growth that an example may have beside `FILE_TIMES` times the bytes of its files."""
+"""Peak growth that an example may have beside `FILE_TIMES` times the bytes of its files. Half of it
+is what onnxruntime and torch take for themselves when a process first uses them.
+"""
 FILE_TIMES = 20
 LAST_RESORT = 8 << 30
 PACKAGE = str(Path(sys.modules[ConvsqueezeError.__module__].__file__ or "").parent)
