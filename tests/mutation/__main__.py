@@ -68,10 +68,12 @@ def main() -> int:
         wanted += [(file, site) for site in found]
     with given.results.open("a") as stream:
         results = Results(stream)
+        for row in (*read(given.again or Path()), *done.values()):
+            results.learn(row)
 
         def serve_all(served: Served | None) -> None:
             for file, site in wanted:
-                one = trial(file, site, reach, limits, results.recent(file, site))
+                one = trial(file, site, reach, limits, results.likely(file, site))
                 if one.key in done or (given.again and one.key not in only):
                     continue
                 _try(one, served, results)

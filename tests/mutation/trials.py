@@ -32,7 +32,7 @@ SHORTEST = 15.0
 """Seconds that a fault is given at least; else `PATIENCE` times what its tests take without it."""
 PATIENCE = 6.0
 RECENT = 6
-"""Tests that saw the last faults of the same function, tried first."""
+"""Tests that saw the last faults of the same function, and of the same file, tried first."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,13 @@ class Results:
     """What came of each fault, written as it comes: killed, timeout, survived, uncovered."""
 
     stream: TextIO
-    killers: dict[tuple[str, Any], list[str]] = field(default_factory=dict)
+    _seers: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, trial: Trial, outcome: str, test: str, seconds: float) -> None:
-        if outcome == "killed" and test:
-            recent = self.killers.setdefault((trial.file, trial.site.function), [])
-            if test in recent:
-                recent.remove(test)
-            recent.insert(0, test)
         row = {
             "key": trial.key,
             "file": trial.file,
+            "function": trial.site.function and trial.site.function[0],
             "line": trial.site.line,
             "told": trial.site.told,
             "outcome": outcome,
@@ -82,19 +78,34 @@ class Results:
             "left_out": trial.left_out,
             "seconds": round(seconds, 2),
         }
+        self.learn(row)
         print(json.dumps(row), file=self.stream, flush=True)
 
-    def recent(self, file: str, site: Site) -> list[str]:
-        return self.killers.get((file, site.function), [])[:RECENT]
+    def learn(self, row: dict[str, Any]) -> None:
+        """Remember which test saw a fault of a function."""
+        if row["outcome"] == "killed" and "::" in row["test"]:
+            for place in (row["file"], f"{row['file']} {row.get('function')}"):
+                seers = self._seers.setdefault(place, [])
+                if row["test"] in seers:
+                    seers.remove(row["test"])
+                seers.insert(0, row["test"])
+
+    def likely(self, file: str, site: Site) -> list[str]:
+        """The tests that saw the last faults of the same function, and of the same file."""
+        function = site.function and site.function[0]
+        places = (f"{file} {function}", file)
+        return list(
+            dict.fromkeys(one for place in places for one in self._seers.get(place, [])[:RECENT])
+        )
 
 
-def trial(file: str, site: Site, reach: Reach, limits: Limits, recent: Sequence[str]) -> Trial:
+def trial(file: str, site: Site, reach: Reach, limits: Limits, likely: Sequence[str]) -> Trial:
     """The tests for one fault: of its own lines, else its statement's, else its function's."""
     spans = [range(site.line, site.end_line + 1), range(site.statement[0], site.statement[1] + 1)]
     if site.function is None:
         spans.append(range(1, 100_000))
     every = next((found for span in spans if (found := reach.tests(file, span))), [])
-    early = [test for test in recent if test in every]
+    early = [test for test in likely if test in every]
     chosen, seconds = [], 0.0
     for test in [*early, *(one for one in every if one not in early)]:
         taken = reach.seconds[test]
