@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "convsqueeze"
 KEPT_PARAMETERS = 3
-"""Cases of one test function that come before the cases of slower functions."""
+"""Cases of one test function that come before the further cases of others."""
+LEAST = 0.05
+"""Seconds added to those of a test before tests are compared."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,28 @@ class Reach:
     seconds: dict[str, float]
     lines: dict[str, dict[int, frozenset[str]]]
 
-    @cached_property
-    def _order(self) -> dict[str, tuple[int, float]]:
-        seen: dict[str, int] = defaultdict(int)
-        order = {}
-        for test in sorted(self.seconds, key=lambda one: (self.seconds[one], one)):
-            function = test.partition("[")[0]
-            order[test] = (seen[function] // KEPT_PARAMETERS, self.seconds[test])
-            seen[function] += 1
-        return order
+    def tests(self, file: str, lines: range, around: range) -> list[str]:
+        """The tests that run any of the lines, the most telling first.
 
-    def tests(self, file: str, lines: range) -> list[str]:
-        """The tests that run any of the lines: the fastest first, but of each a few cases first."""
+        A test tells much that is fast and that also runs lines `around` them (a function's, say)
+        which few others run: a refusal, or what only some layers need. Of one test function a few
+        cases come first, the rest after those of all others.
+        """
         found = self.lines.get(file, {})
         every = set().union(*(found.get(line, ()) for line in lines))
-        return sorted(every, key=lambda test: self._order[test])
+        value = dict.fromkeys(every, 0.0)
+        for line in {*lines, *around}:
+            here = found.get(line, frozenset())
+            for test in here & every:
+                value[test] += 1 / len(here)
+        ranked = sorted(every, key=lambda one: (-value[one] / (self.seconds[one] + LEAST), one))
+        seen: dict[str, int] = defaultdict(int)
+        turn = {}
+        for test in ranked:
+            function = test.partition("[")[0]
+            turn[test] = seen[function] // KEPT_PARAMETERS
+            seen[function] += 1
+        return sorted(ranked, key=lambda test: turn[test])
 
     def write(self, path: Path) -> None:
         lines = {

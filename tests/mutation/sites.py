@@ -69,6 +69,7 @@ class Site:
     end_line: int
     statement: tuple[int, int]
     function: tuple[str, int] | None
+    function_lines: range
     told: str
     change: Change
 
@@ -88,6 +89,7 @@ def sites(source: str) -> Iterator[Site]:
                 end_line=node.end_lineno,  # type: ignore[attr-defined]
                 statement=places.statement[node],
                 function=places.function[node],
+                function_lines=places.lines.get(places.function[node], range(0)),
                 told=f"{_shown(node)} -> {told}",
                 change=change,
             )
@@ -121,6 +123,7 @@ class _Places:
         self.open: set[ast.AST] = set()
         self.statement: dict[ast.AST, tuple[int, int]] = {}
         self.function: dict[ast.AST, tuple[str, int] | None] = {}
+        self.lines: dict[tuple[str, int] | None, range] = {}
         for statement in tree.body:
             self._enter(statement, tree, (0, 0), None, "")
 
@@ -145,6 +148,8 @@ class _Places:
             if isinstance(node, ast.FunctionDef):
                 first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
                 inside = function or (own, first)
+                if function is None:
+                    self.lines[inside] = range(first, (node.end_lineno or first) + 1)
                 for default in (*node.args.defaults, *node.args.kw_defaults):
                     if default is not None:
                         self._enter(default, node, statement, function, scope)

@@ -104,7 +104,8 @@ def trial(file: str, site: Site, reach: Reach, limits: Limits, likely: Sequence[
     spans = [range(site.line, site.end_line + 1), range(site.statement[0], site.statement[1] + 1)]
     if site.function is None:
         spans.append(range(1, 100_000))
-    every = next((found for span in spans if (found := reach.tests(file, span))), [])
+    around = site.function_lines
+    every = next((found for span in spans if (found := reach.tests(file, span, around))), [])
     early = [test for test in likely if test in every]
     chosen, seconds = [], 0.0
     for test in [*early, *(one for one in every if one not in early)]:
