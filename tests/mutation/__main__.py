@@ -22,7 +22,7 @@ from hypothesis import Phase
 
 from tests.mutation.reach import ROOT, Reach, collect
 from tests.mutation.sites import sites
-from tests.mutation.trials import Limits, Results, Served, Trial, read, serve, trial, try_alone
+from tests.mutation.trials import Limits, Results, Served, Trial, key, read, serve, trial, try_alone
 
 MODULES = (
     *(f"algebra/{name}.py" for name in ("conv", "precision", "tree", "geometry", "groups")),
@@ -73,9 +73,10 @@ def main() -> int:
 
         def serve_all(served: Served | None) -> None:
             for file, site in wanted:
-                one = trial(file, site, reach, limits, results.likely(file, site))
-                if one.key in done or (given.again and one.key not in only):
+                name = key(file, site)
+                if name in done or (given.again and name not in only):
                     continue
+                one = trial(file, site, reach, limits, results.likely(file, site))
                 _try(one, served, results)
 
         if given.alone:

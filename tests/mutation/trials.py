@@ -55,7 +55,12 @@ class Trial:
 
     @property
     def key(self) -> str:
-        return f"{self.file}:{self.site.line}:{self.site.node}.{self.site.variant}"
+        return key(self.file, self.site)
+
+
+def key(file: str, site: Site) -> str:
+    """What a fault is known by in a file of results."""
+    return f"{file}:{site.line}:{site.node}.{site.variant}"
 
 
 @dataclass
