@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
 from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.border import trace
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import leaks
 from convsqueeze.algebra.border.taps import axis_taps, corrections
@@ -225,6 +226,29 @@ def test_sources_are_what_kernels_of_one_tap_read(axes: list[Axis], more: int) -
         ones = torch.ones(1, 1, size, dtype=torch.float64)
         expected = columns(behind, ones) if behind else ones.view(-1, 1)
         assert torch.equal(table.double(), expected)
+
+
+def test_more_combinations_than_a_table_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two outputs through 3 * 4 combinations of taps are 24 places."""
+    path = (Link(Axis(3), bias=False), Link(Axis(4), bias=False))
+    monkeypatch.setattr(trace, "LARGEST_TABLE", 24)
+    assert tuple(sources(path, 7).shape) == (2, 12)
+    monkeypatch.setattr(trace, "LARGEST_TABLE", 23)
+    with pytest.raises(GeometryError, match="12 combinations"):
+        sources(path, 7)
+
+
+def test_a_table_holds_four_million_places() -> None:
+    """2048 taps for 2048 outputs are as many as there may be, `2**22`; no output more."""
+    wide = (Link(Axis(2048), bias=False),)
+    assert tuple(sources(wide, 4095).shape) == (2048, 2048)
+    with pytest.raises(GeometryError, match="2,048 combinations"):
+        sources(wide, 4096)
+
+
+def test_no_layer_reads_nothing() -> None:
+    with pytest.raises(GeometryError, match="at least one layer"):
+        sources((), 3)
 
 
 # Counts that can be worked out by hand
