@@ -17,7 +17,7 @@ from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border import trace
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import leaks
-from convsqueeze.algebra.border.taps import axis_taps, corrections
+from convsqueeze.algebra.border.taps import Vector, _Basis, axis_taps, corrections
 from convsqueeze.algebra.border.trace import NOTHING, Link, presence, sources
 from convsqueeze.algebra.border.values import border_bias, border_terms, border_weight
 from convsqueeze.algebra.sizes import output_size, smallest_size
@@ -384,6 +384,12 @@ def with_class(**changes: object) -> AxisCorrections:
         with_class(weights=((0, 0, 0, 1), (0, FAR, 0, 1))),
         with_class(weights=((0, -1, 0, 1), (0, -FAR, 0, 1))),
         with_class(weights=((0, 0, 0, 1), (FAR, FAR, 0, 1))),
+        with_class(weights=((0, 0, 0, 1), (1024, 1023, 0, 1))),
+        with_class(weights=((0, 0, 0, 1025),)),
+        with_class(weights=((0, 0, 0, 1), (0, 0, 1, -1025))),
+        with_class(biases=((0, 0, 1025),)),
+        with_class(biases=((0, 0, -1025),)),
+        with_class(biases=((0, 0, 1), ((1 << 20), 0, 1))),
         with_class(biases=((0, 1, 1),)),
         with_class(biases=((0, -1, 1),)),
         with_class(biases=((0, 0, 1), (FAR, 0, 1))),
@@ -393,6 +399,117 @@ def test_numbers_of_an_axis_that_refer_to_nothing(axis: AxisCorrections) -> None
     Corrections((SOUND,)).check((3,))
     with pytest.raises(GeometryError):
         Corrections((axis,)).check((3,))
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        with_class(weights=((0, 0, 0, 1), (1023, 1023, 0, 1))),
+        with_class(weights=((-1, -1, 0, 1), (-1024, -1024, 1, 1)), biases=()),
+        with_class(weights=((0, 0, 0, 1024), (0, 0, 1, -1024))),
+        with_class(weights=(), biases=((0, 0, 1024), ((1 << 20) - 1, 0, -1024))),
+        with_class(weights=(), biases=()),
+        EXACT,
+    ],
+)
+def test_numbers_of_an_axis_as_large_as_they_may_be(axis: AxisCorrections) -> None:
+    axis.check()
+
+
+def test_multiplications_of_border_terms() -> None:
+    """3x3 twice: the two outer rows read the two outer samples; along a face, at six outputs, the
+    five taps of the merged kernel; in the corners nothing but that.
+    """
+    found = corrections(Chain((conv(3, padding=1), conv(3, padding=1))))
+    assert found is not None
+    merged = layers.convolution(whole(1, 6, 2, 5, 5), padding=2, groups=2).geometry
+    face, corner = (2 * 2) * (6 * 5), (2 * 2) * (2 * 2)
+    assert found.macs(merged, (6, 6)) == (2 * face + corner) * 6 * 2
+    assert found.macs(merged, (6, 9)) == ((2 * 2) * (9 * 5) + face + corner) * 6 * 2
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_multiplications_beside_an_upsampling(stride: int) -> None:
+    """Counted on its input, as those of the merged layer itself: seven samples, two taps."""
+    up = layers.transposed(whole(1, 1, 1, 3, 2), stride=(1, stride), padding=(1, 0))
+    after = layers.convolution(whole(2, 1, 1, 3, 1), padding=(1, 0))
+    found = corrections(Chain((up.geometry, after.geometry)))
+    assert found is not None
+    assert found.subsets == ((0,),)
+    merged = (after @ up).geometry
+    assert found.macs(merged, (6, 7)) == (2 * 2) * (7 * 2)
+    assert merged.macs((6, 7)) == (6 * 5) * (7 * 2)
+
+
+@pytest.mark.parametrize(("stride", "outputs"), [(1, 7), (2, 4), (3, 3)])
+def test_multiplications_beside_a_stride(stride: int, outputs: int) -> None:
+    first = layers.convolution(whole(1, 1, 1, 3, 1), stride=(1, stride), padding=(1, 0))
+    after = layers.convolution(whole(2, 1, 1, 3, 1), padding=(1, 0))
+    found = corrections(Chain((first.geometry, after.geometry)))
+    assert found is not None
+    assert found.macs((after @ first).geometry, (6, 7)) == (2 * 2) * outputs
+
+
+# Border taps: sums of combinations that make all others
+
+
+def combined(basis: _Basis, vector: Vector) -> dict[int, int]:
+    """What the basis vectors make with the factors that are told for a vector."""
+    made: Counter[int] = Counter()
+    for index, factor in basis.made_of(vector):
+        assert factor
+        for key, value in basis.vectors[index]:
+            made[key] += factor * value
+    return {key: value for key, value in made.items() if value}
+
+
+@law(200)
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 5), st.integers(-3, 3).filter(bool), min_size=1, max_size=4),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_a_basis_makes_every_vector_with_whole_factors(found: list[dict[int, int]]) -> None:
+    basis = _Basis()
+    vectors = list(dict.fromkeys(tuple(sorted(one.items())) for one in found))
+    for vector in vectors:
+        basis.include(vector)
+    for vector in vectors:
+        assert combined(basis, vector) == dict(vector)
+    matrix = torch.zeros(len(vectors), 6, dtype=torch.float64)
+    for index, vector in enumerate(vectors):
+        for key, factor in vector:
+            matrix[index, key] = factor
+    kept = [vectors.index(vector) for vector in basis.vectors]
+    assert torch.equal(basis.matrix(6), matrix[kept])
+    rank = torch.linalg.matrix_rank
+    assert int(rank(basis.matrix(6))) == int(rank(matrix))
+
+
+@law(100)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=14))
+def test_a_basis_of_runs_is_independent(runs: list[tuple[int, int]]) -> None:
+    """Runs of ones make each other with whole factors, if at all: there is none too many."""
+    basis = _Basis()
+    vectors = list(
+        dict.fromkeys(tuple((start + n, 1) for n in range(count)) for start, count in runs)
+    )
+    for vector in vectors:
+        basis.include(vector)
+        assert combined(basis, vector) == dict(vector)
+    assert int(torch.linalg.matrix_rank(basis.matrix(10))) == len(basis.vectors)
+
+
+def test_a_vector_that_only_fractions_make_is_kept() -> None:
+    basis = _Basis()
+    twice, once, minus = ((0, 2), (1, 2)), ((0, 1), (1, 1)), ((0, -4), (1, -4))
+    for vector in (twice, once, minus):
+        basis.include(vector)
+    assert basis.vectors == [twice, once]
+    assert basis.made_of(once) == ((1, 1),)
+    assert basis.made_of(minus) == ((0, -2),)
 
 
 @pytest.mark.parametrize(
