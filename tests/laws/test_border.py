@@ -13,7 +13,7 @@ from math import ceil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -388,3 +388,87 @@ def test_an_input_of_even_size_wraps_through_a_stride() -> None:
     assert differing(pair, merged, (9,)).any()
     assert leaks(geometries(pair), (8,)) == ()
     assert output_size(geometries(pair), 0, 8) == 4
+
+
+# Links that can follow only as a whole
+
+
+@st.composite
+def up_and_down(draw: st.DrawFn) -> Chain[Conv]:
+    """A stride and then, as one link, an upsampling and a stride that cancel each other: no single
+    layer upsamples behind a stride, but the link is an ordinary layer.
+    """
+    seed, step = draw(seeds), draw(st.sampled_from((2, 3)))
+    first = draw(convolutions(1, taps=3, padding=1))
+    strided = layers.convolution(
+        first.weight,
+        first.bias,
+        stride=step,
+        padding=[[axis.before, axis.after] for axis in first.axes],
+        groups=first.groups,
+    )
+    taps = draw(st.integers(1, 4))
+    up = layers.transposed(
+        torch.empty(first.geometry.out_channels, 2, taps),
+        stride=step,
+        padding=draw(st.integers(0, min(1, taps - 1))),
+    )
+    has_bias = draw(st.booleans())
+    down = layers.convolution(
+        torch.empty(2, 2, draw(st.integers(1, 3))),
+        torch.empty(2) if has_bias else None,
+        stride=step,
+        padding=draw(st.integers(0, 2)),
+    )
+    return Chain((generic(strided, seed), Chain((generic(up, seed + 1), generic(down, seed + 2)))))
+
+
+def test_a_link_that_follows_only_as_a_whole_has_every_wrong_row_told() -> None:
+    """It may have a row too many told, never one too few."""
+    answers: Counter[bool] = Counter()
+
+    @law(80)
+    @given(up_and_down())
+    def each(tree: Chain[Conv]) -> None:
+        assume(mergeable(tree))
+        merged, shapes = plain(tree), geometries(tree)
+        (_, link) = tree.links
+        with pytest.raises(GeometryError, match=r"does not commute|output phase"):
+            plain(Chain((tree.links[0], *link.links)))  # type: ignore[union-attr]
+        for n in sizes(tree):
+            wrong = set(differing(tree, merged, (n,)).nonzero().flatten().tolist())
+            assert wrong <= wrong_rows(shapes, 0, n)
+            answers[bool(wrong)] += 1
+        assert bool(leaks(shapes)) == any(wrong_rows(shapes, 0, n) for n in sizes(tree))
+
+    each()
+    seen_both(answers)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize(("taps", "low", "high"), [(2, 0, 0), (3, 0, 0), (3, 1, 0), (3, 1, 1)])
+def test_rows_of_a_link_that_follows_only_as_a_whole(
+    step: int, taps: int, low: int, high: int
+) -> None:
+    """As wide a stride behind as upsampling before: exact at its own border, wrong at the ring."""
+    first = conv(3, stride=step, padding=[[1, 1]], bias=True)
+    up = generic(layers.transposed(torch.empty(2, 2, step), stride=step), 5)
+    down = conv(taps, stride=step, padding=[[low, high]], seed=7)
+    tree = Chain((first, Chain((up, down))))
+    assert_wrong_rows_are_those_that_differ(tree)
+    link = geometries(Chain((up, down)))
+    inside = leaks(link)
+    assert {leak.side for leak in leaks(geometries(tree))} >= {leak.side for leak in inside}
+
+
+def test_after_a_link_that_followed_as_a_whole_the_next_sees_all_of_it() -> None:
+    first = conv(3, stride=2, padding=1)
+    up = generic(layers.transposed(torch.empty(2, 2, 2), stride=2), 5)
+    down = conv(2, stride=2, seed=7)
+    last = conv(3, padding=1, seed=9)
+    tree = Chain((first, Chain((up, down)), last))
+    assert_wrong_rows_are_those_that_differ(tree)
+    apart = Chain((first, plain(Chain((up, down))), last))
+    for n in sizes(tree):
+        assert wrong_rows(geometries(tree), 0, n) == wrong_rows(geometries(apart), 0, n)
+    assert leaks(geometries(tree))
