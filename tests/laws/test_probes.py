@@ -20,6 +20,7 @@ from convsqueeze.algebra.tree import Tree
 from convsqueeze.verify import probes
 from convsqueeze.verify.probes import (
     Impulses,
+    border_impulses,
     every_impulse,
     every_kind,
     impulse_batches,
@@ -254,6 +255,76 @@ def test_every_impulse_stands_in_the_smallest_image_and_in_one_past_the_kernels(
     (only,) = every_impulse(tree, fixed)
     assert [only.size] == sizes(tree, fixed)
     assert only.positions == tuple(tuple(range(n)) for n in only.size)
+
+
+def factors(found: AxisCorrections, classes: list[SizeClass], role: str) -> torch.Tensor:
+    """What each place of the classes takes of each border tap: (places, taps)."""
+    count = found.taps if role == "weights" else found.bias_taps
+    rows: list[torch.Tensor] = []
+    for one in classes:
+        places: dict[tuple[int, ...], torch.Tensor] = {}
+        for *place, tap, factor in getattr(one, role):
+            place_row = places.setdefault(tuple(place), torch.zeros(count, dtype=torch.float64))
+            place_row[tap] += factor
+        rows += places.values()
+    return torch.stack(rows) if rows else torch.zeros(0, count, dtype=torch.float64)
+
+
+def rank_of(matrix: torch.Tensor) -> int:
+    return int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
+
+
+@law(30)
+@given(st.data())
+def test_border_impulses_tell_all_border_taps_apart(data: st.DataObject) -> None:
+    """No change of the taps cancels at every place that is looked at, and each sample that a
+    correction reads has its impulse.
+    """
+    tree = data.draw(shapes(1))
+    found = corrections(tree)
+    assume(found is not None)
+    assert found is not None
+    (axis,) = found.axes
+    looked_at = border_impulses(tree, found)
+    classes = [axis.of(one.size[0]) for one in looked_at]
+    assert rank_of(factors(axis, classes, "weights")) == axis.taps
+    assert rank_of(factors(axis, classes, "biases")) == axis.bias_taps
+    assert len(set(classes)) == len(classes) <= max(1, axis.taps + axis.bias_taps)
+    for impulses, one in zip(looked_at, classes, strict=True):
+        (size,), (positions,) = impulses.size, impulses.positions
+        outputs = output_size(tree, 0, size)
+        assert outputs is not None
+        if size < axis.settled:
+            assert positions == tuple(range(size))
+            continue
+        assert list(positions) == sorted(set(positions))
+        assert all(-outputs <= row < outputs for row in one.rows)
+        assert {column % size for column in one.columns} <= set(positions)
+        assert all(-size <= column < size for column in one.columns)
+        own = merged(tree).axes[0]
+        assert all(
+            any(own.stride * n + tap == own.upsample * p for n in range(outputs) for p in positions)
+            for tap in own.taps
+        )
+        assert len(positions) <= len(one.columns) + own.stride
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_border_impulses_stand_in_every_corner(stride: int) -> None:
+    """Each class of one axis together with each of the other's."""
+    first = layers.convolution(whole(1, 1, 1, 3, 3), stride=stride, padding=(1, 2))
+    second = layers.convolution(whole(2, 1, 1, 3, 5), stride=(stride, 1), padding=(1, 2))
+    tree = Chain((first.geometry, second.geometry))
+    found = corrections(tree)
+    assert found is not None
+    looked_at = border_impulses(tree, found)
+    per_axis = [{(one.size[n], one.positions[n]) for one in looked_at} for n in range(2)]
+    assert len(looked_at) == len(per_axis[0]) * len(per_axis[1])
+    pairs = {tuple(zip(one.size, one.positions, strict=True)) for one in looked_at}
+    assert pairs == set(product(*per_axis))
+    for axis, some in zip(found.axes, per_axis, strict=True):
+        classes = [axis.of(size) for size, _ in some]
+        assert rank_of(factors(axis, classes, "weights")) == axis.taps
 
 
 @pytest.mark.parametrize("counts", [(1,), (3,), (2, 5), (5, 2), (1, 4, 3)])
