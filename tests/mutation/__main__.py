@@ -53,7 +53,11 @@ def main() -> int:
             os._exit(0)
         os.waitpid(pid, 0)
     done = {row["key"]: row for row in read(given.results)}
-    only = {row["key"] for row in read(given.again or Path()) if row["outcome"] == "survived"}
+    only = {
+        row["key"]
+        for row in read(given.again or Path())
+        if row["outcome"] in ("survived", "uncovered")
+    }
     reach = Reach.read(given.reach)
     limits = Limits(given.tests, given.seconds)
     wanted = []
