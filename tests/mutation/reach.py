@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "convsqueeze"
 KEPT_PARAMETERS = 3
-"""Cases of one test function that come before the further cases of others."""
+"""Cases of one test function after which the next count half as much."""
 LEAST = 0.05
 """Seconds added to those of a test before tests are compared."""
 
@@ -29,8 +29,8 @@ class Reach:
         """The tests that run any of the lines, the most telling first.
 
         A test tells much that is fast and that also runs lines `around` them (a function's, say)
-        which few others run: a refusal, or what only some layers need. Of one test function a few
-        cases come first, the rest after those of all others.
+        which few others run: a refusal, or what only some layers need. After a few cases of one
+        test function each further one counts less.
         """
         found = self.lines.get(file, {})
         every = set().union(*(found.get(line, ()) for line in lines))
@@ -39,14 +39,13 @@ class Reach:
             here = found.get(line, frozenset())
             for test in here & every:
                 value[test] += 1 / len(here)
-        ranked = sorted(every, key=lambda one: (-value[one] / (self.seconds[one] + LEAST), one))
+        score = {one: value[one] / (self.seconds[one] + LEAST) for one in every}
         seen: dict[str, int] = defaultdict(int)
-        turn = {}
-        for test in ranked:
+        for test in sorted(every, key=lambda one: (-score[one], one)):
             function = test.partition("[")[0]
-            turn[test] = seen[function] // KEPT_PARAMETERS
+            score[test] /= 2 ** (seen[function] // KEPT_PARAMETERS)
             seen[function] += 1
-        return sorted(ranked, key=lambda test: turn[test])
+        return sorted(every, key=lambda one: (-score[one], one))
 
     def write(self, path: Path) -> None:
         lines = {
