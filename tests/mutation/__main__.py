@@ -59,7 +59,7 @@ def main() -> int:
         if row["outcome"] in ("survived", "uncovered")
     }
     reach = Reach.read(given.reach)
-    limits = Limits(given.tests, given.seconds)
+    limits = Limits(given.tests, given.seconds, given.first)
     wanted = []
     for name in MODULES:
         if given.module and not any(part in name for part in given.module):
@@ -132,6 +132,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--tests", type=int, default=40, help="most tests for a fault")
     parser.add_argument("--seconds", type=float, default=40.0, help="most seconds of these tests")
+    parser.add_argument("--first", default="", help="tests to try first, by how they begin")
     parser.add_argument("--alone", action="store_true", help="import anew for every fault")
     given = parser.parse_args()
     for path in (given.reach, given.results):

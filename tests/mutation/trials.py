@@ -41,6 +41,8 @@ class Limits:
 
     tests: int = 40
     seconds: float = 40.0
+    first: str = ""
+    """How the names of tests begin that are tried before all others."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def trial(file: str, site: Site, reach: Reach, limits: Limits, likely: Sequence[
     around = site.function_lines
     every = next((found for span in spans if (found := reach.tests(file, span, around))), [])
     early = [test for test in likely if test in every]
+    if limits.first:
+        early = list(dict.fromkeys([*early, *(x for x in every if x.startswith(limits.first))]))
     chosen, seconds = [], 0.0
     for test in [*early, *(one for one in every if one not in early)]:
         taken = reach.seconds[test]
