@@ -110,6 +110,10 @@ def test_padding_before_an_upsampling(mode: str) -> None:
         merge_axes(up, padded)
     assert merge_axes(up, Axis(3, before=1, after=1)).axis.padding_mode == "zeros"
     assert merge_axes(padded, up).axis.padding_mode == "zeros"
+    for upsample in (2, 3):
+        between = merge_axes(padded, Axis(1, upsample=upsample)).axis
+        assert (between.upsample, between.padding_mode) == (upsample, "zeros")
+        assert between.pads
 
 
 @pytest.mark.parametrize(

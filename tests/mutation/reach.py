@@ -1,8 +1,9 @@
 """Which test runs which lines of the package, and how long it takes, measured once."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,8 +30,8 @@ class Reach:
         """The tests that run any of the lines, the most telling first.
 
         A test tells much that is fast and that also runs lines `around` them (a function's, say)
-        which few others run: a refusal, or what only some layers need. After a few cases of one
-        test function each further one counts less.
+        which few others run: a refusal, or what only some layers need; and that runs little of
+        other files. After a few cases of one test function each further one counts less.
         """
         found = self.lines.get(file, {})
         every = set().union(*(found.get(line, ()) for line in lines))
@@ -39,13 +40,29 @@ class Reach:
             here = found.get(line, frozenset())
             for test in here & every:
                 value[test] += 1 / len(here)
-        score = {one: value[one] / (self.seconds[one] + LEAST) for one in every}
+        score = {
+            one: value[one] * self._share(one, file) / (self.seconds[one] + LEAST) for one in every
+        }
         seen: dict[str, int] = defaultdict(int)
         for test in sorted(every, key=lambda one: (-score[one], one)):
             function = test.partition("[")[0]
             score[test] /= 2 ** (seen[function] // KEPT_PARAMETERS)
             seen[function] += 1
         return sorted(every, key=lambda one: (-score[one], one))
+
+    @cached_property
+    def _counts(self) -> dict[str, Counter[str]]:
+        """Lines that each test runs, by file."""
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
+        for file, found in self.lines.items():
+            for tests in found.values():
+                for test in tests:
+                    counts[test][file] += 1
+        return counts
+
+    def _share(self, test: str, file: str) -> float:
+        """How much of what a test runs is in a file."""
+        return self._counts[test][file] / self._counts[test].total()
 
     def write(self, path: Path) -> None:
         lines = {
