@@ -15,7 +15,13 @@ from torch import Tensor
 from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border import trace
-from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border.corrections import (
+    AxisCorrections,
+    Corrections,
+    SizeClass,
+    hull,
+    span_length,
+)
 from convsqueeze.algebra.border.leaks import leaks
 from convsqueeze.algebra.border.taps import Vector, _Basis, axis_taps, corrections
 from convsqueeze.algebra.border.trace import NOTHING, Link, presence, sources
@@ -339,6 +345,46 @@ def test_sizes_that_the_layers_do_not_take() -> None:
     for size in (0, 1, 2):
         with pytest.raises(GeometryError, match=f"of 3.* and more samples.*not for {size}"):
             found.axes[0].of(size)
+
+
+@pytest.mark.parametrize(("stride", "least"), [(2, 4), (3, 5)])
+def test_sizes_that_all_meet_the_border_alike_are_one_class(stride: int, least: int) -> None:
+    """With padding in front alone the stride's phase at the far end is no one's business; with
+    padding behind, every phase is a class of its own.
+    """
+    front, both = {"padding": [[1, 0]]}, {"padding": 1}
+    for padding, classes in ((front, [least]), (both, list(range(1, stride + 1)))):
+        first = conv(3, rank=1, stride=stride, bias=True, **padding)
+        found = corrections(Chain((first, conv(3, rank=1, **padding))))
+        assert found is not None
+        (axis,) = found.axes
+        assert axis.period == len(classes)
+        assert axis.settled == classes[0]
+        assert [one.size for one in axis.classes] == classes
+        assert axis.told == f"{classes[0]} and more"
+
+
+def test_classes_of_small_sizes_are_told_beside_the_rest() -> None:
+    axis = AxisCorrections(4, 3, 1, 0, tuple(SizeClass(size) for size in (1, 2, 5)))
+    assert axis.told == "1, 2; 5 and any multiple of 3 more"
+    assert replace(axis, classes=axis.classes[:2]).told == "1, 2"
+    assert replace(axis, classes=()).told == "no number of"
+    every = tuple(SizeClass(size) for size in (1, 4, 5, 6))
+    assert replace(axis, classes=every).told == "1; 4 and more"
+    assert [axis.class_size(n) for n in range(1, 11)] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 4]
+    single = replace(axis, period=1)
+    assert [single.class_size(n) for n in (3, 4, 5, 9)] == [3, 4, 4, 4]
+
+
+def test_spans_hold_places_from_either_end() -> None:
+    one = SizeClass(9, ((2, -1, 0, 1), (0, 3, 0, 1), (-3, 0, 0, 1)), ((-2, 0, 1), (0, 0, 1)))
+    assert one.rows == (0, 2, -3, -2)
+    assert one.columns == (0, 3, -1)
+    assert one.row_spans == ((0, 3), (-3, -1))
+    assert one.column_spans == ((0, 4), (-1, 0))
+    assert hull([(0, 2), (-1, 1), (-4,)]) == ((0, 3), (-4, 0))
+    assert hull([(), ()]) == ()
+    assert span_length(((0, 3), (-3, -1))) == 5
 
 
 def test_sizes_other_than_the_one_that_is_promised() -> None:
