@@ -335,6 +335,36 @@ def test_a_wrong_sample_wraps_around() -> None:
     assert_wrong_rows_are_those_that_differ(chain)
 
 
+def test_a_wrong_sample_wraps_around_from_the_far_side() -> None:
+    circular = {"padding": 1, "padding_mode": "circular"}
+    chain = Chain((conv(3, **circular), conv(3, padding=[[0, 2]]), conv(3, **circular)))
+    assert wrong_rows(geometries(chain), 0, 8) == {0, 5, 6, 7}
+    assert_wrong_rows_are_those_that_differ(chain)
+
+
+def test_each_side_names_the_layer_whose_padding_it_is() -> None:
+    """The second pads in front, the third behind, and only the bias before it matters there."""
+    chain = Chain((conv(3), conv(3, padding=[[1, 0]]), conv(3, padding=[[0, 2]])))
+    assert {leak.side: (leak.link, leak.cause) for leak in leaks(geometries(chain))} == {
+        "low": ((1,), "window"),
+        "high": ((2,), "window"),
+    }
+    biased = Chain((conv(1, bias=True), conv(3, padding=[[1, 0]]), conv(3, padding=[[0, 2]])))
+    found = {leak.side: (leak.link, leak.cause) for leak in leaks(geometries(biased))}
+    assert found["low"] == ((1,), "bias")
+    assert found["high"][0] == (2,)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_bias_in_one_of_the_branches_is_enough(order: tuple[int, int]) -> None:
+    points = (conv(1, bias=True, seed=1), conv(1, seed=2))
+    outer = conv(3, padding=1)
+    assert not sides_of(Chain((Sum((points[1], points[1])), outer)))
+    tree = Chain((Sum(tuple(points[index] for index in order)), outer))
+    assert {leak.cause for leak in leaks(geometries(tree))} == {"bias"}
+    assert_wrong_rows_are_those_that_differ(tree)
+
+
 def never_wrong(tree: Tree[Conv]) -> None:
     """Nothing is told to leak, and nothing does."""
     merged = plain(tree)

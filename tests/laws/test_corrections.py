@@ -420,6 +420,8 @@ def with_class(**changes: object) -> AxisCorrections:
         replace(SOUND, taps=1),
         replace(SOUND, bias_taps=-1),
         replace(SOUND, bias_taps=0),
+        replace(EXACT, taps=-1),
+        replace(EXACT, bias_taps=-1),
         replace(SOUND, classes=(*SOUND.classes, SizeClass(3))),
         replace(SOUND, classes=(*SOUND.classes, SizeClass(4))),
         with_class(size=5),
