@@ -113,11 +113,27 @@ def stored_shares(module: SqueezedConv, x: Tensor) -> dict[str, Tensor]:
     return {name: share.flatten(-values[name].ndim).abs() for name, share in found.items()}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["constant", "strided", "mirrored", "three", "line", "up"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_bound_of_a_corrected_layer(name: str, dtype: torch.dtype) -> None:
-    """Each number as often as it is taken, whether it is added or subtracted."""
-    merge, module, load = bordered(name, dtype)
+    """Each number as often as it is taken."""
+    assert_bound_of_single_numbers(*bordered(name, dtype))
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_the_bound_of_a_layer_that_subtracts_at_the_border(taps: int) -> None:
+    """What is taken off costs as much as what is added."""
+    made = chain(
+        {}, {"padding": 2}, border="corrected",
+        a=(2, 2, taps), a_=(2,), b=(2, 2, 3), b_=(2,),
+    )  # fmt: skip
+    assert made[0].corrections is not None
+    classes = [one for axis in made[0].corrections.axes for one in axis.classes]
+    assert any(entry[-1] < 0 for one in classes for entry in (*one.weights, *one.biases))
+    assert_bound_of_single_numbers(*made)
+
+
+def assert_bound_of_single_numbers(merge: Merge, module: SqueezedConv, load: Load) -> None:
     noise, floor = 2 * terms_of(merge) * 2.0**-53, terms_of(merge) * 2.0**-1074
     size = sizes(merge.geometry_tree, None)[0]
     wide = module.converted(Tensor.double, Tensor.double)
@@ -216,7 +232,7 @@ def excused(merge: Merge, size: tuple[int, ...], shape: torch.Size) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", range(12))
 def test_the_interior_policy_measures_the_border_and_holds_the_inside(seed: int) -> None:
     merge, module, load = twice()
     report = check_layer(merge, module, load, trials=2, seed=seed)
@@ -268,6 +284,21 @@ def test_worst_places_are_those_of_the_largest_share() -> None:
         assert worst.share == worst.error / worst.bound
         assert " input of " in worst.place
         assert "output channel " in worst.place
+
+
+def test_outputs_that_agree_do_not_hide_others() -> None:
+    """A channel of zeros agrees exactly, and another is the worst."""
+    merge, module, load = plain(torch.float16)
+    zeros = {name: load(name).clone() for leaf in merge.layers for name in leaf.keys}
+    for name in ("b.weight", "b.bias"):
+        zeros[name][2] = 0.0
+    with torch.no_grad():
+        module.weight[2], module.bias[2] = 0.0, 0.0
+    report = check_layer(merge, module, zeros.__getitem__, trials=3, seed=0)
+    assert report.ok
+    for worst in (report.interior, report.border):
+        assert worst.share > 0.3
+        assert "output channel 2" not in worst.place
 
 
 def test_of_equals_the_first_place_is_told() -> None:

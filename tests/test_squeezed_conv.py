@@ -570,3 +570,32 @@ def test_what_is_kept_for_sizes_is_bounded() -> None:
     module = module.to(torch.float64)
     module(torch.ones(1, 2, first[0], dtype=torch.float64))
     assert len(border._kept) == 1
+
+
+def test_biases_that_no_branch_has_in_a_corner_are_not_stored() -> None:
+    """One branch pads on both axes, the other on one, and wider: its bias is in no corner."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"a": (3, 2, 1, 1), "b": (2, 3, 3, 3), "c": (3, 2, 1, 1), "d": (2, 3, 5, 1)}
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = torch.randn(shape, generator=generator)
+        tensors[f"{name}.bias"] = torch.randn(shape[0], generator=generator)
+    ways = [
+        {"chain": [{"name": "a"}, {"name": "b", "padding": 1}]},
+        {"chain": [{"name": "c"}, {"name": "d", "padding": [2, 0]}]},
+    ]
+    pair = {"into": "sum", "border": "corrected", "sum": ways}
+    checkpoint = from_state_dict(tensors)
+    manifest = manifest_from_data({"version": 1, "pairs": [pair]})
+    (merge,) = make_plan(manifest, checkpoint, growth="allow").merges
+    assert merge.corrections is not None
+    assert dict(merge.corrections.absent_biases)[(0, 1)]
+    module = module_of(recipe_layer(merge), squeeze_one(merge, checkpoint.load).tensors())
+    stored = module.border_tensors()["01.bias"]
+    assert stored.shape[1] < torch.Size(merge.corrections.bias_grid((0, 1))).numel()
+    run = reference(merge.tree, checkpoint.load)
+    for size in ((5, 5), (1, 1), (2, 7)):
+        x = torch.randn(2, 2, *size, generator=generator)
+        assert_close(module(x), run(x.double()).float())
+        assert_close(module.double()(x.double()), run(x.double()), 1e-5)
+        module.float()
