@@ -365,6 +365,30 @@ def test_a_bias_in_one_of_the_branches_is_enough(order: tuple[int, int]) -> None
     assert_wrong_rows_are_those_that_differ(tree)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bias_in_one_of_the_links_before_is_enough(place: int) -> None:
+    points = [conv(1, bias=index == place, seed=index) for index in range(2)]
+    tree = Chain((*points, conv(3, padding=1)))
+    assert sides_of(tree) == {"low": 1, "high": 1}
+    assert {leak.cause for leak in leaks(geometries(tree))} == {"bias"}
+    assert_wrong_rows_are_those_that_differ(tree)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+@pytest.mark.parametrize("side", [(2, 0), (0, 2), (1, 1), (3, 3)])
+def test_a_third_layer_sees_all_that_two_before_it_read(taps: int, side: tuple[int, int]) -> None:
+    """Steps and upsamplings multiply, and each window reaches as far as both together."""
+    for first in (
+        conv(3, padding=[[2, 0]], stride=2),
+        conv(3, padding=[[0, 2]], dilation=2),
+        conv(2, padding=[[1, 0]], stride=3),
+        generic(layers.transposed(torch.empty(2, 2, 3), stride=2, padding=1), 5),
+        generic(layers.transposed(torch.empty(2, 2, 4), stride=3), 6),
+    ):
+        tree = Chain((first, conv(taps, seed=4), conv(3, padding=[side], seed=9)))
+        assert_wrong_rows_are_those_that_differ(tree)
+
+
 def never_wrong(tree: Tree[Conv]) -> None:
     """Nothing is told to leak, and nothing does."""
     merged = plain(tree)
