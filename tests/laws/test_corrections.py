@@ -138,6 +138,83 @@ def test_corrected_rows_that_a_small_output_has_no_room_for(
         assert torch.equal(actual(x), run(tree, x)), f"size {n}"
 
 
+BETWEEN: dict[str, tuple[list[dict[str, object]], list[int]]] = {
+    "around, reflected": (
+        [
+            {"taps": 3, "dilation": 2, "padding": [[3, 4]], "padding_mode": "circular"},
+            {"taps": 2, "stride": 3, "padding": [[0, 4]], "padding_mode": "reflect"},
+        ],
+        [6],
+    ),
+    "around twice": (
+        [
+            {
+                "taps": 2, "stride": 3, "dilation": 2, "padding": [[1, 0]],
+                "padding_mode": "circular",
+            },
+            {"taps": 1, "stride": 3, "padding": [[2, 1]], "padding_mode": "circular"},
+        ],
+        [6],
+    ),
+    "repeated": (
+        [
+            {"taps": 1, "stride": 2, "padding": [[1, 2]], "padding_mode": "circular"},
+            {"taps": 1, "stride": 2, "padding": [[1, 4]], "padding_mode": "replicate"},
+            {
+                "taps": 3, "stride": 2, "dilation": 2, "padding": [[2, 2]],
+                "padding_mode": "replicate",
+            },
+        ],
+        [11],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_sizes_below_the_settled_ones_that_are_like_them(name: str) -> None:
+    """Small sizes are classes of their own up to the last that differs, also those between; the
+    largest of them does differ.
+    """
+    links, alike = BETWEEN[name]
+    chain = Chain(
+        tuple(
+            layers.convolution(whole(n, 1, 1, taps), whole(n + 9, 1), **steps)  # type: ignore[arg-type]
+            for n, (taps, steps) in enumerate(
+                (one["taps"], {k: v for k, v in one.items() if k != "taps"}) for one in links
+            )
+        )
+    )
+    shapes, actual = geometries(chain), corrected(chain)
+    found = corrections(shapes)
+    assert found is not None
+    (axis,) = found.axes
+    own = {one.size for one in axis.classes if one.size < axis.settled}
+    assert own >= {*alike, axis.settled - 1}
+    for n in range(smallest_size(shapes, 0), axis.settled + 2 * axis.period):
+        x = whole(n, 2, 1, n)
+        assert torch.equal(actual(x), run(chain, x)), f"size {n}"
+
+
+@pytest.mark.parametrize("upsample", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 6])
+def test_combinations_that_never_meet_a_sample_are_not_corrected(
+    upsample: int, stride: int
+) -> None:
+    """An upsampling and a stride that cancel leave taps without a sample, at any place."""
+    up = layers.transposed(whole(1, 1, 1, 4), stride=upsample, padding=1)
+    down = layers.convolution(whole(2, 1, 1, 3), stride=stride, padding=2)
+    chain = Chain((up, down))
+    shapes, actual = geometries(chain), corrected(chain)
+    for n in sizes_of(shapes, 0):
+        x = whole(n, 2, 1, n)
+        assert torch.equal(actual(x), run(chain, x)), f"size {n}"
+    found = corrections(shapes)
+    if found is not None:
+        (axis,) = found.axes
+        assert all(-4 <= row <= 3 for one in axis.classes for row in one.rows)
+    assert bool(leaks(shapes)) >= (found is not None)
+
+
 @law(80)
 @given(st.data(), st.sampled_from((2, 2, 3)))
 def test_corrected_is_one_after_the_other_in_corners(data: st.DataObject, rank: int) -> None:
