@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 import convsqueeze
+from convsqueeze.algebra import Axis, Geometry
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import GeometryError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
+from convsqueeze.module.border import MOST_KEPT
 from convsqueeze.plan import Merge, make_plan
+from convsqueeze.recipe import RecipeLayer
 from convsqueeze.squeeze import recipe_layer, squeeze_one
 from convsqueeze.verify.reference import reference
 
@@ -484,3 +488,114 @@ def test_a_tap_taken_twice_at_a_place() -> None:
     )
     assert_close(doubled(x) - plain, 2 * (once(x) - plain))
     assert (once(x) - plain).abs().max() > 0.01
+
+
+# Shapes of a layer's own tensors
+
+
+def bare_layer(kind: Geometry) -> RecipeLayer:
+    return RecipeLayer.of("layer", kind, sources=(), border="exact", weights_before=0)
+
+
+def geometry_of(channels: tuple[int, int], groups: int, *, upsample: int = 1) -> Geometry:
+    axes = (Axis(3, before=1, after=1, upsample=upsample), Axis(2))
+    return Geometry(*channels, axes, groups)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("upsample", [1, 2])
+def test_its_geometry_is_the_recipes(upsample: int, groups: int, bias: bool) -> None:
+    kind = replace(geometry_of((4, 6), groups, upsample=upsample), bias=bias)
+    shape = (4, 6 // groups, 3, 2) if upsample > 1 else (6, 4 // groups, 3, 2)
+    module = SqueezedConv(bare_layer(kind), torch.ones(shape), torch.ones(6) if bias else None)
+    assert module.geometry == kind
+    assert module(torch.ones(1, 4, 5, 5)).shape[1:] == (6, *kind.output_size((5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("upsample", "weight", "bias", "told"),
+    [
+        (1, (6, 2, 3, 3), (6,), "recipe says kernel_size"),
+        (1, (6,), (6,), "recipe says kernel_size"),
+        (1, (5, 2, 3, 2), (5,), "5 channels do not divide into groups = 2"),
+        (1, (6, 2, 3, 2), (4,), "(6,) was needed"),
+        (1, (6, 2, 3, 2), (6, 1), "(6,) was needed"),
+        (2, (5, 3, 3, 2), (6,), "5 channels do not divide into groups = 2"),
+        (2, (4, 3, 3, 2), (4,), "(6,) was needed"),
+        (2, (4, 3, 3, 2), (3,), "(6,) was needed"),
+    ],
+)
+def test_wrong_shapes_of_its_own_tensors(
+    upsample: int, weight: tuple[int, ...], bias: tuple[int, ...], told: str
+) -> None:
+    layer = bare_layer(geometry_of((4, 6), 2, upsample=upsample))
+    with pytest.raises(GeometryError, match=re.escape(told)):
+        SqueezedConv(layer, torch.ones(weight), torch.ones(bias))
+
+
+def test_groups_below_one_in_a_recipe() -> None:
+    layer = bare_layer(geometry_of((4, 6), 2)).model_copy(update={"groups": 0})
+    with pytest.raises(GeometryError, match="groups = 0"):
+        SqueezedConv(layer, torch.ones(6, 2, 3, 2))
+
+
+def test_a_layer_without_axes_needs_a_matrix() -> None:
+    layer = bare_layer(Geometry(2, 3, ()))
+    assert SqueezedConv(layer, torch.ones(3, 2))(torch.ones(5, 2)).shape == (5, 3)
+    with pytest.raises(GeometryError, match="kernel_size"):
+        SqueezedConv(layer, torch.ones(3))
+
+
+# What is kept between images
+
+
+def test_what_is_kept_for_sizes_is_bounded() -> None:
+    """Each pair of small sizes is a kind of its own; 64 kinds are kept and no more."""
+    module, plain = squeezed("three"), squeezed("three")
+    kinds = len(module.layer.corrections.axes[0].classes)
+    border = module.border
+    first = [one.size for one in module.layer.corrections.axes[0].classes]
+    seen = set()
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        module.to(dtype)
+        for size in first:
+            module(torch.ones(1, 2, size, dtype=dtype))
+            seen.add((size, dtype))
+            assert len(border._kept) == len(seen) <= MOST_KEPT
+    assert len(seen) == 4 * kinds
+    x = torch.ones(1, 2, first[0])
+    assert_close(plain(x), original("three")(x.double()).float())
+    border._kept = {(index,): None for index in range(MOST_KEPT)}
+    module = module.to(torch.float64)
+    module(torch.ones(1, 2, first[0], dtype=torch.float64))
+    assert len(border._kept) == 1
+
+
+def test_biases_that_no_branch_has_in_a_corner_are_not_stored() -> None:
+    """One branch pads on both axes, the other on one, and wider: its bias is in no corner."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"a": (3, 2, 1, 1), "b": (2, 3, 3, 3), "c": (3, 2, 1, 1), "d": (2, 3, 5, 1)}
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = torch.randn(shape, generator=generator)
+        tensors[f"{name}.bias"] = torch.randn(shape[0], generator=generator)
+    ways = [
+        {"chain": [{"name": "a"}, {"name": "b", "padding": 1}]},
+        {"chain": [{"name": "c"}, {"name": "d", "padding": [2, 0]}]},
+    ]
+    pair = {"into": "sum", "border": "corrected", "sum": ways}
+    checkpoint = from_state_dict(tensors)
+    manifest = manifest_from_data({"version": 1, "pairs": [pair]})
+    (merge,) = make_plan(manifest, checkpoint, growth="allow").merges
+    assert merge.corrections is not None
+    assert dict(merge.corrections.absent_biases)[(0, 1)]
+    module = module_of(recipe_layer(merge), squeeze_one(merge, checkpoint.load).tensors())
+    stored = module.border_tensors()["01.bias"]
+    assert stored.shape[1] < torch.Size(merge.corrections.bias_grid((0, 1))).numel()
+    run = reference(merge.tree, checkpoint.load)
+    for size in ((5, 5), (1, 1), (2, 7)):
+        x = torch.randn(2, 2, *size, generator=generator)
+        assert_close(module(x), run(x.double()).float())
+        assert_close(module.double()(x.double()), run(x.double()), 1e-5)
+        module.float()

@@ -311,3 +311,40 @@ def test_a_placeholder_ends_where_the_layers_name_ends() -> None:
     merged, report = convsqueeze.merge_state_dict(state, manifest)
     assert list(merged) == ["body.0.weight", "body.1.conv.weight", "body.1.scale.weight"]
     assert any("body.1.scale matches in part" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_channel_of_zeros_loses_nothing(dtype: torch.dtype) -> None:
+    network = pair(bias=True).to(dtype)
+    with torch.no_grad():
+        network[1].weight[2] = 0.0
+        network[1].bias[2] = 0.0
+    merged, report = convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+    assert not merged["0.weight"][2].any()
+    assert merged["0.weight"][1].any()
+    assert merged["0.bias"][2] == 0
+    assert report.verification is not None
+    assert report.verification.ok
+
+
+def test_what_a_file_stores_is_contiguous() -> None:
+    torch.manual_seed(0)
+    up = nn.Sequential(
+        nn.ConvTranspose2d(6, 4, 3, stride=2, bias=False), nn.Conv2d(4, 2, 1, bias=False)
+    )
+    first = {"name": "0", "type": "conv_transpose", "stride": 2}
+    manifest = {"version": 1, "pairs": [{"first": first, "second": {"name": "1"}}]}
+    for network, told in ((up, manifest), (pair(bias=True), PAIR)):
+        merged, _ = convsqueeze.merge_state_dict(network.state_dict(), told)
+        assert all(tensor.is_contiguous() for tensor in merged.values())
+
+
+def test_one_value_of_many_that_overflows_is_refused_with_its_place() -> None:
+    network = pair().half()
+    with torch.no_grad():
+        network[0].weight.fill_(0.001)
+        network[1].weight.fill_(0.001)
+        network[0].weight[:, 5, 1, 2] = 300.0
+        network[1].weight[3] = 300.0
+    with pytest.raises(TensorDataError, match=r"0\.weight would hold 3\.6e\+06 at \[3, 5, 1, 2\]"):
+        convsqueeze.merge_state_dict(network.state_dict(), PAIR)

@@ -13,7 +13,7 @@ from math import ceil
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -335,6 +335,60 @@ def test_a_wrong_sample_wraps_around() -> None:
     assert_wrong_rows_are_those_that_differ(chain)
 
 
+def test_a_wrong_sample_wraps_around_from_the_far_side() -> None:
+    circular = {"padding": 1, "padding_mode": "circular"}
+    chain = Chain((conv(3, **circular), conv(3, padding=[[0, 2]]), conv(3, **circular)))
+    assert wrong_rows(geometries(chain), 0, 8) == {0, 5, 6, 7}
+    assert_wrong_rows_are_those_that_differ(chain)
+
+
+def test_each_side_names_the_layer_whose_padding_it_is() -> None:
+    """The second pads in front, the third behind, and only the bias before it matters there."""
+    chain = Chain((conv(3), conv(3, padding=[[1, 0]]), conv(3, padding=[[0, 2]])))
+    assert {leak.side: (leak.link, leak.cause) for leak in leaks(geometries(chain))} == {
+        "low": ((1,), "window"),
+        "high": ((2,), "window"),
+    }
+    biased = Chain((conv(1, bias=True), conv(3, padding=[[1, 0]]), conv(3, padding=[[0, 2]])))
+    found = {leak.side: (leak.link, leak.cause) for leak in leaks(geometries(biased))}
+    assert found["low"] == ((1,), "bias")
+    assert found["high"][0] == (2,)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_bias_in_one_of_the_branches_is_enough(order: tuple[int, int]) -> None:
+    points = (conv(1, bias=True, seed=1), conv(1, seed=2))
+    outer = conv(3, padding=1)
+    assert not sides_of(Chain((Sum((points[1], points[1])), outer)))
+    tree = Chain((Sum(tuple(points[index] for index in order)), outer))
+    assert {leak.cause for leak in leaks(geometries(tree))} == {"bias"}
+    assert_wrong_rows_are_those_that_differ(tree)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bias_in_one_of_the_links_before_is_enough(place: int) -> None:
+    points = [conv(1, bias=index == place, seed=index) for index in range(2)]
+    tree = Chain((*points, conv(3, padding=1)))
+    assert sides_of(tree) == {"low": 1, "high": 1}
+    assert {leak.cause for leak in leaks(geometries(tree))} == {"bias"}
+    assert_wrong_rows_are_those_that_differ(tree)
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+@pytest.mark.parametrize("side", [(2, 0), (0, 2), (1, 1), (3, 3)])
+def test_a_third_layer_sees_all_that_two_before_it_read(taps: int, side: tuple[int, int]) -> None:
+    """Steps and upsamplings multiply, and each window reaches as far as both together."""
+    for first in (
+        conv(3, padding=[[2, 0]], stride=2),
+        conv(3, padding=[[0, 2]], dilation=2),
+        conv(2, padding=[[1, 0]], stride=3),
+        generic(layers.transposed(torch.empty(2, 2, 3), stride=2, padding=1), 5),
+        generic(layers.transposed(torch.empty(2, 2, 4), stride=3), 6),
+    ):
+        tree = Chain((first, conv(taps, seed=4), conv(3, padding=[side], seed=9)))
+        assert_wrong_rows_are_those_that_differ(tree)
+
+
 def never_wrong(tree: Tree[Conv]) -> None:
     """Nothing is told to leak, and nothing does."""
     merged = plain(tree)
@@ -388,3 +442,87 @@ def test_an_input_of_even_size_wraps_through_a_stride() -> None:
     assert differing(pair, merged, (9,)).any()
     assert leaks(geometries(pair), (8,)) == ()
     assert output_size(geometries(pair), 0, 8) == 4
+
+
+# Links that can follow only as a whole
+
+
+@st.composite
+def up_and_down(draw: st.DrawFn) -> Chain[Conv]:
+    """A stride and then, as one link, an upsampling and a stride that cancel each other: no single
+    layer upsamples behind a stride, but the link is an ordinary layer.
+    """
+    seed, step = draw(seeds), draw(st.sampled_from((2, 3)))
+    first = draw(convolutions(1, taps=3, padding=1))
+    strided = layers.convolution(
+        first.weight,
+        first.bias,
+        stride=step,
+        padding=[[axis.before, axis.after] for axis in first.axes],
+        groups=first.groups,
+    )
+    taps = draw(st.integers(1, 4))
+    up = layers.transposed(
+        torch.empty(first.geometry.out_channels, 2, taps),
+        stride=step,
+        padding=draw(st.integers(0, min(1, taps - 1))),
+    )
+    has_bias = draw(st.booleans())
+    down = layers.convolution(
+        torch.empty(2, 2, draw(st.integers(1, 3))),
+        torch.empty(2) if has_bias else None,
+        stride=step,
+        padding=draw(st.integers(0, 2)),
+    )
+    return Chain((generic(strided, seed), Chain((generic(up, seed + 1), generic(down, seed + 2)))))
+
+
+def test_a_link_that_follows_only_as_a_whole_has_every_wrong_row_told() -> None:
+    """It may have a row too many told, never one too few."""
+    answers: Counter[bool] = Counter()
+
+    @law(80)
+    @given(up_and_down())
+    def each(tree: Chain[Conv]) -> None:
+        assume(mergeable(tree))
+        merged, shapes = plain(tree), geometries(tree)
+        (_, link) = tree.links
+        with pytest.raises(GeometryError, match=r"does not commute|output phase"):
+            plain(Chain((tree.links[0], *link.links)))  # type: ignore[union-attr]
+        for n in sizes(tree):
+            wrong = set(differing(tree, merged, (n,)).nonzero().flatten().tolist())
+            assert wrong <= wrong_rows(shapes, 0, n)
+            answers[bool(wrong)] += 1
+        assert bool(leaks(shapes)) == any(wrong_rows(shapes, 0, n) for n in sizes(tree))
+
+    each()
+    seen_both(answers)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize(("taps", "low", "high"), [(2, 0, 0), (3, 0, 0), (3, 1, 0), (3, 1, 1)])
+def test_rows_of_a_link_that_follows_only_as_a_whole(
+    step: int, taps: int, low: int, high: int
+) -> None:
+    """As wide a stride behind as upsampling before: exact at its own border, wrong at the ring."""
+    first = conv(3, stride=step, padding=[[1, 1]], bias=True)
+    up = generic(layers.transposed(torch.empty(2, 2, step), stride=step), 5)
+    down = conv(taps, stride=step, padding=[[low, high]], seed=7)
+    tree = Chain((first, Chain((up, down))))
+    assert_wrong_rows_are_those_that_differ(tree)
+    link = geometries(Chain((up, down)))
+    inside = leaks(link)
+    assert {leak.side for leak in leaks(geometries(tree))} >= {leak.side for leak in inside}
+
+
+def test_after_a_link_that_followed_as_a_whole_the_next_sees_all_of_it() -> None:
+    first = conv(3, stride=2, padding=1)
+    up = generic(layers.transposed(torch.empty(2, 2, 2), stride=2), 5)
+    down = conv(2, stride=2, seed=7)
+    last = conv(3, padding=1, seed=9)
+    tree = Chain((first, Chain((up, down)), last))
+    assert_wrong_rows_are_those_that_differ(tree)
+    apart = Chain((first, plain(Chain((up, down))), last))
+    for n in sizes(tree):
+        assert wrong_rows(geometries(tree), 0, n) == wrong_rows(geometries(apart), 0, n)
+    assert leaks(geometries(tree))

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
+from convsqueeze.algebra.border import trace
+from convsqueeze.algebra.border.corrections import (
+    AxisCorrections,
+    Corrections,
+    SizeClass,
+    hull,
+    span_length,
+)
 from convsqueeze.algebra.border.leaks import leaks
-from convsqueeze.algebra.border.taps import axis_taps, corrections
+from convsqueeze.algebra.border.taps import Vector, _Basis, axis_taps, corrections
 from convsqueeze.algebra.border.trace import NOTHING, Link, presence, sources
 from convsqueeze.algebra.border.values import border_bias, border_terms, border_weight
 from convsqueeze.algebra.sizes import output_size, smallest_size
@@ -131,6 +138,83 @@ def test_corrected_rows_that_a_small_output_has_no_room_for(
         assert torch.equal(actual(x), run(tree, x)), f"size {n}"
 
 
+BETWEEN: dict[str, tuple[list[dict[str, object]], list[int]]] = {
+    "around, reflected": (
+        [
+            {"taps": 3, "dilation": 2, "padding": [[3, 4]], "padding_mode": "circular"},
+            {"taps": 2, "stride": 3, "padding": [[0, 4]], "padding_mode": "reflect"},
+        ],
+        [6],
+    ),
+    "around twice": (
+        [
+            {
+                "taps": 2, "stride": 3, "dilation": 2, "padding": [[1, 0]],
+                "padding_mode": "circular",
+            },
+            {"taps": 1, "stride": 3, "padding": [[2, 1]], "padding_mode": "circular"},
+        ],
+        [6],
+    ),
+    "repeated": (
+        [
+            {"taps": 1, "stride": 2, "padding": [[1, 2]], "padding_mode": "circular"},
+            {"taps": 1, "stride": 2, "padding": [[1, 4]], "padding_mode": "replicate"},
+            {
+                "taps": 3, "stride": 2, "dilation": 2, "padding": [[2, 2]],
+                "padding_mode": "replicate",
+            },
+        ],
+        [11],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_sizes_below_the_settled_ones_that_are_like_them(name: str) -> None:
+    """Small sizes are classes of their own up to the last that differs, also those between; the
+    largest of them does differ.
+    """
+    links, alike = BETWEEN[name]
+    chain = Chain(
+        tuple(
+            layers.convolution(whole(n, 1, 1, taps), whole(n + 9, 1), **steps)  # type: ignore[arg-type]
+            for n, (taps, steps) in enumerate(
+                (one["taps"], {k: v for k, v in one.items() if k != "taps"}) for one in links
+            )
+        )
+    )
+    shapes, actual = geometries(chain), corrected(chain)
+    found = corrections(shapes)
+    assert found is not None
+    (axis,) = found.axes
+    own = {one.size for one in axis.classes if one.size < axis.settled}
+    assert own >= {*alike, axis.settled - 1}
+    for n in range(smallest_size(shapes, 0), axis.settled + 2 * axis.period):
+        x = whole(n, 2, 1, n)
+        assert torch.equal(actual(x), run(chain, x)), f"size {n}"
+
+
+@pytest.mark.parametrize("upsample", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 6])
+def test_combinations_that_never_meet_a_sample_are_not_corrected(
+    upsample: int, stride: int
+) -> None:
+    """An upsampling and a stride that cancel leave taps without a sample, at any place."""
+    up = layers.transposed(whole(1, 1, 1, 4), stride=upsample, padding=1)
+    down = layers.convolution(whole(2, 1, 1, 3), stride=stride, padding=2)
+    chain = Chain((up, down))
+    shapes, actual = geometries(chain), corrected(chain)
+    for n in sizes_of(shapes, 0):
+        x = whole(n, 2, 1, n)
+        assert torch.equal(actual(x), run(chain, x)), f"size {n}"
+    found = corrections(shapes)
+    if found is not None:
+        (axis,) = found.axes
+        assert all(-4 <= row <= 3 for one in axis.classes for row in one.rows)
+    assert bool(leaks(shapes)) >= (found is not None)
+
+
 @law(80)
 @given(st.data(), st.sampled_from((2, 2, 3)))
 def test_corrected_is_one_after_the_other_in_corners(data: st.DataObject, rank: int) -> None:
@@ -227,6 +311,29 @@ def test_sources_are_what_kernels_of_one_tap_read(axes: list[Axis], more: int) -
         assert torch.equal(table.double(), expected)
 
 
+def test_more_combinations_than_a_table_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two outputs through 3 * 4 combinations of taps are 24 places."""
+    path = (Link(Axis(3), bias=False), Link(Axis(4), bias=False))
+    monkeypatch.setattr(trace, "LARGEST_TABLE", 24)
+    assert tuple(sources(path, 7).shape) == (2, 12)
+    monkeypatch.setattr(trace, "LARGEST_TABLE", 23)
+    with pytest.raises(GeometryError, match="12 combinations"):
+        sources(path, 7)
+
+
+def test_a_table_holds_four_million_places() -> None:
+    """2048 taps for 2048 outputs are as many as there may be, `2**22`; no output more."""
+    wide = (Link(Axis(2048), bias=False),)
+    assert tuple(sources(wide, 4095).shape) == (2048, 2048)
+    with pytest.raises(GeometryError, match="2,048 combinations"):
+        sources(wide, 4096)
+
+
+def test_no_layer_reads_nothing() -> None:
+    with pytest.raises(GeometryError, match="at least one layer"):
+        sources((), 3)
+
+
 # Counts that can be worked out by hand
 
 
@@ -317,6 +424,46 @@ def test_sizes_that_the_layers_do_not_take() -> None:
             found.axes[0].of(size)
 
 
+@pytest.mark.parametrize(("stride", "least"), [(2, 4), (3, 5)])
+def test_sizes_that_all_meet_the_border_alike_are_one_class(stride: int, least: int) -> None:
+    """With padding in front alone the stride's phase at the far end is no one's business; with
+    padding behind, every phase is a class of its own.
+    """
+    front, both = {"padding": [[1, 0]]}, {"padding": 1}
+    for padding, classes in ((front, [least]), (both, list(range(1, stride + 1)))):
+        first = conv(3, rank=1, stride=stride, bias=True, **padding)
+        found = corrections(Chain((first, conv(3, rank=1, **padding))))
+        assert found is not None
+        (axis,) = found.axes
+        assert axis.period == len(classes)
+        assert axis.settled == classes[0]
+        assert [one.size for one in axis.classes] == classes
+        assert axis.told == f"{classes[0]} and more"
+
+
+def test_classes_of_small_sizes_are_told_beside_the_rest() -> None:
+    axis = AxisCorrections(4, 3, 1, 0, tuple(SizeClass(size) for size in (1, 2, 5)))
+    assert axis.told == "1, 2; 5 and any multiple of 3 more"
+    assert replace(axis, classes=axis.classes[:2]).told == "1, 2"
+    assert replace(axis, classes=()).told == "no number of"
+    every = tuple(SizeClass(size) for size in (1, 4, 5, 6))
+    assert replace(axis, classes=every).told == "1; 4 and more"
+    assert [axis.class_size(n) for n in range(1, 11)] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 4]
+    single = replace(axis, period=1)
+    assert [single.class_size(n) for n in (3, 4, 5, 9)] == [3, 4, 4, 4]
+
+
+def test_spans_hold_places_from_either_end() -> None:
+    one = SizeClass(9, ((2, -1, 0, 1), (0, 3, 0, 1), (-3, 0, 0, 1)), ((-2, 0, 1), (0, 0, 1)))
+    assert one.rows == (0, 2, -3, -2)
+    assert one.columns == (0, 3, -1)
+    assert one.row_spans == ((0, 3), (-3, -1))
+    assert one.column_spans == ((0, 4), (-1, 0))
+    assert hull([(0, 2), (-1, 1), (-4,)]) == ((0, 3), (-4, 0))
+    assert hull([(), ()]) == ()
+    assert span_length(((0, 3), (-3, -1))) == 5
+
+
 def test_sizes_other_than_the_one_that_is_promised() -> None:
     stem = conv(3, rank=1, stride=2, padding=1)
     assert corrections(Chain((stem, stem)), (32,)) is None
@@ -350,6 +497,8 @@ def with_class(**changes: object) -> AxisCorrections:
         replace(SOUND, taps=1),
         replace(SOUND, bias_taps=-1),
         replace(SOUND, bias_taps=0),
+        replace(EXACT, taps=-1),
+        replace(EXACT, bias_taps=-1),
         replace(SOUND, classes=(*SOUND.classes, SizeClass(3))),
         replace(SOUND, classes=(*SOUND.classes, SizeClass(4))),
         with_class(size=5),
@@ -360,6 +509,12 @@ def with_class(**changes: object) -> AxisCorrections:
         with_class(weights=((0, 0, 0, 1), (0, FAR, 0, 1))),
         with_class(weights=((0, -1, 0, 1), (0, -FAR, 0, 1))),
         with_class(weights=((0, 0, 0, 1), (FAR, FAR, 0, 1))),
+        with_class(weights=((0, 0, 0, 1), (1024, 1023, 0, 1))),
+        with_class(weights=((0, 0, 0, 1025),)),
+        with_class(weights=((0, 0, 0, 1), (0, 0, 1, -1025))),
+        with_class(biases=((0, 0, 1025),)),
+        with_class(biases=((0, 0, -1025),)),
+        with_class(biases=((0, 0, 1), ((1 << 20), 0, 1))),
         with_class(biases=((0, 1, 1),)),
         with_class(biases=((0, -1, 1),)),
         with_class(biases=((0, 0, 1), (FAR, 0, 1))),
@@ -369,6 +524,117 @@ def test_numbers_of_an_axis_that_refer_to_nothing(axis: AxisCorrections) -> None
     Corrections((SOUND,)).check((3,))
     with pytest.raises(GeometryError):
         Corrections((axis,)).check((3,))
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        with_class(weights=((0, 0, 0, 1), (1023, 1023, 0, 1))),
+        with_class(weights=((-1, -1, 0, 1), (-1024, -1024, 1, 1)), biases=()),
+        with_class(weights=((0, 0, 0, 1024), (0, 0, 1, -1024))),
+        with_class(weights=(), biases=((0, 0, 1024), ((1 << 20) - 1, 0, -1024))),
+        with_class(weights=(), biases=()),
+        EXACT,
+    ],
+)
+def test_numbers_of_an_axis_as_large_as_they_may_be(axis: AxisCorrections) -> None:
+    axis.check()
+
+
+def test_multiplications_of_border_terms() -> None:
+    """3x3 twice: the two outer rows read the two outer samples; along a face, at six outputs, the
+    five taps of the merged kernel; in the corners nothing but that.
+    """
+    found = corrections(Chain((conv(3, padding=1), conv(3, padding=1))))
+    assert found is not None
+    merged = layers.convolution(whole(1, 6, 2, 5, 5), padding=2, groups=2).geometry
+    face, corner = (2 * 2) * (6 * 5), (2 * 2) * (2 * 2)
+    assert found.macs(merged, (6, 6)) == (2 * face + corner) * 6 * 2
+    assert found.macs(merged, (6, 9)) == ((2 * 2) * (9 * 5) + face + corner) * 6 * 2
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_multiplications_beside_an_upsampling(stride: int) -> None:
+    """Counted on its input, as those of the merged layer itself: seven samples, two taps."""
+    up = layers.transposed(whole(1, 1, 1, 3, 2), stride=(1, stride), padding=(1, 0))
+    after = layers.convolution(whole(2, 1, 1, 3, 1), padding=(1, 0))
+    found = corrections(Chain((up.geometry, after.geometry)))
+    assert found is not None
+    assert found.subsets == ((0,),)
+    merged = (after @ up).geometry
+    assert found.macs(merged, (6, 7)) == (2 * 2) * (7 * 2)
+    assert merged.macs((6, 7)) == (6 * 5) * (7 * 2)
+
+
+@pytest.mark.parametrize(("stride", "outputs"), [(1, 7), (2, 4), (3, 3)])
+def test_multiplications_beside_a_stride(stride: int, outputs: int) -> None:
+    first = layers.convolution(whole(1, 1, 1, 3, 1), stride=(1, stride), padding=(1, 0))
+    after = layers.convolution(whole(2, 1, 1, 3, 1), padding=(1, 0))
+    found = corrections(Chain((first.geometry, after.geometry)))
+    assert found is not None
+    assert found.macs((after @ first).geometry, (6, 7)) == (2 * 2) * outputs
+
+
+# Border taps: sums of combinations that make all others
+
+
+def combined(basis: _Basis, vector: Vector) -> dict[int, int]:
+    """What the basis vectors make with the factors that are told for a vector."""
+    made: Counter[int] = Counter()
+    for index, factor in basis.made_of(vector):
+        assert factor
+        for key, value in basis.vectors[index]:
+            made[key] += factor * value
+    return {key: value for key, value in made.items() if value}
+
+
+@law(200)
+@given(
+    st.lists(
+        st.dictionaries(st.integers(0, 5), st.integers(-3, 3).filter(bool), min_size=1, max_size=4),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_a_basis_makes_every_vector_with_whole_factors(found: list[dict[int, int]]) -> None:
+    basis = _Basis()
+    vectors = list(dict.fromkeys(tuple(sorted(one.items())) for one in found))
+    for vector in vectors:
+        basis.include(vector)
+    for vector in vectors:
+        assert combined(basis, vector) == dict(vector)
+    matrix = torch.zeros(len(vectors), 6, dtype=torch.float64)
+    for index, vector in enumerate(vectors):
+        for key, factor in vector:
+            matrix[index, key] = factor
+    kept = [vectors.index(vector) for vector in basis.vectors]
+    assert torch.equal(basis.matrix(6), matrix[kept])
+    rank = torch.linalg.matrix_rank
+    assert int(rank(basis.matrix(6))) == int(rank(matrix))
+
+
+@law(100)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=14))
+def test_a_basis_of_runs_is_independent(runs: list[tuple[int, int]]) -> None:
+    """Runs of ones make each other with whole factors, if at all: there is none too many."""
+    basis = _Basis()
+    vectors = list(
+        dict.fromkeys(tuple((start + n, 1) for n in range(count)) for start, count in runs)
+    )
+    for vector in vectors:
+        basis.include(vector)
+        assert combined(basis, vector) == dict(vector)
+    assert int(torch.linalg.matrix_rank(basis.matrix(10))) == len(basis.vectors)
+
+
+def test_a_vector_that_only_fractions_make_is_kept() -> None:
+    basis = _Basis()
+    twice, once, minus = ((0, 2), (1, 2)), ((0, 1), (1, 1)), ((0, -4), (1, -4))
+    for vector in (twice, once, minus):
+        basis.include(vector)
+    assert basis.vectors == [twice, once]
+    assert basis.made_of(once) == ((1, 1),)
+    assert basis.made_of(minus) == ((0, -2),)
 
 
 @pytest.mark.parametrize(

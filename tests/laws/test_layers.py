@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convsqueeze.algebra import Conv, layers
+from convsqueeze.algebra.apply import apply_linear
 from convsqueeze.errors import GeometryError
 
 from .drawn import MODES, channel_counts, law, per_axis, ranks, seeds, sides, whole
@@ -126,6 +127,28 @@ def test_a_linear_layer(
     assert torch.equal(layers.linear(weight, bias, rank=rank)(x), expected)
 
 
+@law(40)
+@given(channel_counts(), st.integers(0, 2), st.booleans(), seeds)
+def test_a_linear_layer_in_groups(
+    channels: tuple[int, int, int], more: int, has_bias: bool, seed: int
+) -> None:
+    """Channels come last, whatever comes before them; each group is a linear layer of its own."""
+    given_channels, out, groups = channels
+    weight = whole(seed, out, given_channels // groups)
+    bias = whole(seed + 1, out) if has_bias else None
+    x = whole(seed + 2, *(3, 2, 4)[: more + 1], given_channels)
+    expected = torch.cat(
+        [
+            F.linear(part, own)
+            for part, own in zip(x.chunk(groups, -1), weight.chunk(groups), strict=True)
+        ],
+        -1,
+    )
+    expected = expected if bias is None else expected + bias
+    assert torch.equal(apply_linear(x, weight, bias, groups), expected)
+    assert torch.equal(Conv(weight, bias, (), groups)(x), expected)
+
+
 @law(60)
 @given(st.integers(0, 3), st.integers(1, 6), st.booleans(), st.booleans(), seeds)
 def test_a_batch_norm_in_eval_mode(
@@ -157,6 +180,28 @@ def test_a_scale(rank: int, channels: int, spread: str | None, seed: int) -> Non
     expected = expected if bias is None else expected + bias.reshape(shape)
     conv = layers.scale(weight, bias, channels=channels, factor=0.5, rank=rank)
     assert torch.equal(conv(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_scale_is_multiplied_out_in_float64(dtype: torch.dtype) -> None:
+    weight = torch.tensor([1.0, 3.0], dtype=dtype)
+    conv = layers.scale(weight, weight, channels=2, factor=0.1, rank=1)
+    assert conv.weight.dtype == conv.bias.dtype == torch.float64
+    assert conv.weight.flatten().tolist() == [0.1, 3 * 0.1]
+    assert conv.bias.tolist() == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_batch_norm_is_computed_in_float64(dtype: torch.dtype) -> None:
+    mean, variance, weight, bias = torch.tensor(
+        [[1.0, -3.0], [2.0, 5.0], [7.0, 0.5], [1.0, -1.0]], dtype=dtype
+    )
+    low = layers.batch_norm(mean, variance, weight, bias, eps=1e-3, rank=2)
+    stored = (one.double() for one in (mean, variance, weight, bias))
+    high = layers.batch_norm(*stored, eps=1e-3, rank=2)
+    assert low.weight.dtype == low.bias.dtype == torch.float64
+    assert torch.equal(low.weight, high.weight)
+    assert torch.equal(low.bias, high.bias)
 
 
 @law(60)
@@ -238,17 +283,37 @@ def test_the_identity(rank: int) -> None:
     ("call", "told"),
     [
         (lambda: layers.convolution(whole(0, 2, 2, 3), stride=2, padding="same"), "stride 1"),
+        (
+            lambda: layers.convolution(whole(0, 2, 2, 3, 3), stride=(1, 2), padding="same"),
+            "stride 1",
+        ),
         (lambda: layers.convolution(whole(0, 2, 2, 3), padding=-1), "negative"),
+        (lambda: layers.convolution(whole(0, 2, 2, 3), padding=[[1, -1]]), "negative"),
         (lambda: layers.convolution(whole(0, 2, 2, 3), stride=(1, 1)), "2 numbers for 1 axes"),
         (lambda: layers.convolution(whole(0, 2, 2, 3), padding=[[1, 1, 1]]), "before, after"),
+        (
+            lambda: layers.convolution(whole(0, 2, 2, 3, 3), padding=[[1, 1], [1, 1, 1]]),
+            "before, after",
+        ),
         (lambda: layers.convolution(whole(0, 2, 2)), "3, 4 or 5 dimensions"),
+        (lambda: layers.convolution(whole(0, 2, 2, 1, 1, 1, 1)), "3, 4 or 5 dimensions"),
         (lambda: layers.convolution(whole(0, 3, 1, 3), groups=2), "do not divide"),
         (lambda: layers.convolution(whole(0, 2, 2, 3), whole(0, 3)), "bias of shape"),
         (lambda: layers.convolution(whole(0, 2, 2, 3), stride=0), "at least 1"),
         (lambda: layers.pad(2, padding=1, rank=1, padding_mode="mirror"), "none of"),
         (lambda: layers.transposed(whole(0, 2, 2, 3), stride=2, output_padding=2), "smaller than"),
+        (
+            lambda: layers.transposed(whole(0, 2, 2, 3, 3), stride=2, output_padding=(0, 2)),
+            "smaller than",
+        ),
+        (lambda: layers.transposed(whole(0, 2, 2, 3), output_padding=-1), "smaller than"),
+        (lambda: layers.transposed(whole(0, 2, 2, 3), padding="same"), "ordinary convolutions"),
         (lambda: layers.transposed(whole(0, 3, 2, 3), groups=2), "do not divide"),
+        (lambda: layers.transposed(whole(0, 2, 2, 3), groups=0), "do not divide"),
+        (lambda: layers.convolution(whole(0, 2, 2, 3), groups=0), "do not divide"),
         (lambda: layers.average_pool(2, kernel_size=(3,), padding=2), "at most half"),
+        (lambda: layers.average_pool(2, kernel_size=(3,), padding=[[0, 2]]), "at most half"),
+        (lambda: layers.average_pool(2, kernel_size=(3, 5), padding=2), "at most half"),
         (lambda: layers.scale(whole(0, 3), channels=2, rank=1), "does not scale 2 channels"),
         (lambda: layers.linear(whole(0, 3, 2, 1)), "2 dimensions"),
     ],

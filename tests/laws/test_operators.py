@@ -1,5 +1,6 @@
 """Composition, sums and multiples of operators are what their names say."""
 
+import re
 from math import gcd
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from convsqueeze.algebra import Chain, Conv, layers
 from convsqueeze.algebra.border.leaks import leaks
-from convsqueeze.algebra.geometry import Geometry, add, compose
+from convsqueeze.algebra.geometry import Axis, Geometry, add, compose
 from convsqueeze.errors import GeometryError
 
 from .drawn import (
@@ -262,9 +263,44 @@ def test_arithmetic_is_float64_whatever_is_stored(
     data: st.DataObject, rank: int, dtype: torch.dtype
 ) -> None:
     outer, inner = drawn_pair(data, rank)
-    low = composed(outer.to(dtype), inner.to(dtype))
+    low, high = composed(outer.to(dtype), inner.to(dtype)), outer @ inner
     assert low.weight.dtype == torch.float64
-    assert torch.equal(low.weight, (outer @ inner).weight)
+    assert torch.equal(low.weight, high.weight)
+    assert (low.bias is None) == (high.bias is None)
+    if low.bias is not None:
+        assert low.bias.dtype == torch.float64
+        assert torch.equal(low.bias, high.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_and_multiples_are_float64_whatever_is_stored(dtype: torch.dtype) -> None:
+    """`1 + eps / 2` and a third of a number: no storage format holds either."""
+    small = torch.finfo(dtype).eps / 2
+    one, other = (
+        layers.convolution(
+            torch.full((1, 1, 1), value, dtype=dtype), torch.full((1,), value, dtype=dtype)
+        )
+        for value in (1.0, small)
+    )
+    both, third = one + other, (1 / 3) * one
+    for values in (both.weight, both.bias):
+        assert values.dtype == torch.float64
+        assert values.item() == 1.0 + small
+    for values in (third.weight, third.bias):
+        assert values.dtype == torch.float64
+        assert values.item() == 1 / 3
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operator_runs_in_the_dtype_of_its_input(
+    stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    conv = layers.convolution(whole(1, 3, 2, 3), whole(2, 3), padding=1).to(stored)
+    x = whole(3, 2, 2, 5)
+    y = conv(x.to(dtype))
+    assert y.dtype == dtype
+    assert torch.equal(y.double(), layers.convolution(whole(1, 3, 2, 3), whole(2, 3), padding=1)(x))
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 3), (6, 6), (6, 2), (4, 6), (1, 12), (12, 3)])
@@ -336,3 +372,21 @@ def test_branches_that_have_no_sum(one: dict, two: dict, told: str) -> None:
 def test_a_geometry_whose_groups_do_not_divide() -> None:
     with pytest.raises(GeometryError, match="do not divide into groups = 2"):
         Geometry(in_channels=3, out_channels=4, axes=(), groups=2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "axes", "told"),
+    [
+        ((3,), (), "no kernel of size ()"),
+        ((2, 2), (Axis(),), "no kernel of size (1,)"),
+        ((2, 2, 3), (), "no kernel of size ()"),
+        ((2, 2, 3), (Axis(2),), "no kernel of size (2,)"),
+        ((2, 2, 3, 4), (Axis(4), Axis(3)), "no kernel of size (4, 3)"),
+    ],
+)
+def test_a_weight_that_does_not_fit_its_axes(
+    weight: tuple[int, ...], axes: tuple[Axis, ...], told: str
+) -> None:
+    with pytest.raises(GeometryError, match=re.escape(told)):
+        Conv(whole(1, *weight), None, axes)
+    assert Conv(whole(1, 2, 2, 4, 3), None, (Axis(4), Axis(3))).geometry.weights == 48
