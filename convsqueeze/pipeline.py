@@ -295,6 +295,9 @@ def verify_files(
         track(f"verifying {name}", done, len(recipe.layers))
         done += 1
 
-    return verify_checkpoints(
+    report = verify_checkpoints(
         before, after, recipe, settings or Settings(), manifest=manifest, track=advance
     )
+    for checkpoint in (before, after):
+        checkpoint.check_unchanged()
+    return report

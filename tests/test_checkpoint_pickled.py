@@ -356,6 +356,18 @@ def test_a_file_cut_short_while_it_is_read_is_told_of(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == ["in.pt"]
 
 
+def test_only_maps_of_the_archive_count_as_such(tmp_path: Path) -> None:
+    """Another file's map may be gone later, and new values stand at its addresses."""
+    other = torch.load(saved(tmp_path / "other.pt", {"x": torch.ones(50_000)}), mmap=True)["x"]
+    value = torch.arange(50_000.0)
+    source = open_checkpoint(saved(tmp_path / "in.pt", {"a": value}))
+    edit = Edit("a", frozenset(), {"b": other})
+    write_checkpoint(source, tmp_path / "out.pt", [edit], RECIPE)
+    found = reloaded(tmp_path / "out.pt")
+    assert torch.equal(found["a"], value)
+    assert torch.equal(found["b"], torch.ones(50_000))
+
+
 def test_layers_that_were_loaded_do_not_follow_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path / "in.pt", {"a": torch.ones(5)})
     held = open_checkpoint(path).load("a")

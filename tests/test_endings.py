@@ -222,6 +222,26 @@ def test_an_input_that_changes_under_the_run(
     assert [name for name in listing(model.parent) if "squeezed" in name or "tmp" in name] == []
 
 
+def test_an_input_that_changes_under_a_verification(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeezed = model.with_name(f"out{model.suffix}")
+    pairs = model.parent / "pairs.yaml"
+    assert run_here("merge", model, "--pairs", pairs, "-o", squeezed).status == 0
+    assert run_here("verify", model, squeezed).status == 0
+    real = pipeline.verify_checkpoints
+
+    def touched(*arguments: Any, **options: Any) -> Any:
+        report = real(*arguments, **options)
+        squeezed.write_bytes(squeezed.read_bytes())
+        return report
+
+    monkeypatch.setattr(pipeline, "verify_checkpoints", touched)
+    done = run_here("verify", model, squeezed)
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert f"{squeezed}: changed while it was being read" in done.errors[0]
+
+
 def test_the_command_starts_before_torch_is_there() -> None:
     """So that a signal finds words from the first moment on."""
     code = "import sys, convsqueeze.cli.main; print('torch' in sys.modules)"

@@ -13,7 +13,8 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import byteorder
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
+from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.disk import FileRange
 from convsqueeze.checkpoint.new_files import Writer
 
@@ -95,14 +97,20 @@ class Mapped:
         return self.records.sizes.get(found.offset) == found.nbytes
 
 
-def mapped(records: Records) -> Mapped:
-    """The file-backed regions of memory. Linux tells them, elsewhere none are found."""
+def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
+    """The regions of memory that `tensors`, just loaded from the archive and kept, are maps of.
+
+    Linux tells them; elsewhere none are found. Other maps of files do not count: they may be gone
+    when their addresses are asked for.
+    """
+    spans = sorted(span for tensor in tensors if (span := memory.span(tensor)) is not None)
     regions = []
     table = Path("/proc/self/maps")
     for line in table.read_text().splitlines() if table.exists() else ():
         addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
         first, end = (int(address, 16) for address in addresses.split("-"))
-        if inode != "0":
+        above = bisect_left(spans, first, key=lambda span: span.start)
+        if inode != "0" and above < len(spans) and spans[above].stop <= end:
             regions.append((first, end, int(place, 16)))
     return Mapped(records, tuple(regions))
 

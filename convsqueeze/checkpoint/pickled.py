@@ -117,7 +117,9 @@ def open_pickled(path: Path, *, zipped: bool, key: str | None) -> Checkpoint:
     if hidden := hidden_method(saved):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
     key_path = find_state_dict(path, saved, key)
-    source = mapped(records) if records is not None and mapping else None
+    source = None
+    if records is not None and mapping:
+        source = mapped(records, (tensor for _, tensor in tensors_in(saved)))
     contents = PickledTensors(str(path), at(saved, key_path), (version,), saved, key_path, source)
     checkpoint = described(path, "pt", ".".join(key_path), contents)
     _check_sizes(path, version.size, saved, source)

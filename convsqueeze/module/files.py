@@ -80,4 +80,5 @@ def load_layers(
     checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
     modules = modules_of(recipe.layers, checkpoint, str(path))
+    checkpoint.check_unchanged()
     return modules if dtype is None else {n: one.stored_as(dtype) for n, one in modules.items()}
