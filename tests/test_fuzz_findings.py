@@ -477,3 +477,9 @@ def test_a_tensor_that_one_entry_uses_twice_and_another_once() -> None:
     chain = '{chain: [{chain: [{name: "body.0"}, {name: "body.1"}]}, {name: "body.0"}]}'
     one = '{first: {name: "body.0"}, second: {name: "body.1"}}'
     assert "is used 3 times" in planned(f"version: 1\npairs: [{one}, {chain}]\n")
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "[{a: " * 150, "x" * 2_000_001])
+def test_manifests_that_take_long_to_read(text: str) -> None:
+    said = planned(f"version: 1\npairs: {text}")
+    assert "nested too deeply" in said or "has 2,000,0" in said

@@ -41,6 +41,10 @@ KeyPath = tuple[str | int, ...]
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
+LONGEST = 2_000_000
+"""Characters of a manifest, which take a minute to read."""
+DEEPEST = 100
+"""Brackets in brackets: their reader takes the square of it."""
 MOST_VALUES = 100_000
 LONGEST_NUMBER = 64
 """Bits of a whole number."""
@@ -84,6 +88,9 @@ def load_manifest(path: Path) -> Manifest:
 
 def parse_manifest(text: str, source: str) -> Manifest:
     """The manifest in YAML `text`; `source` names it in messages. Raises ManifestError."""
+    if len(text) > LONGEST or _deepest_brackets(text) > DEEPEST:
+        what = "is nested too deeply" if len(text) <= LONGEST else f"has {len(text):,} characters"
+        raise ManifestError([f"{source}: {what}.{_yaml_wanted()}"])
     reader = YAML(typ="rt")
     try:
         data = reader.load(text)
@@ -110,6 +117,15 @@ def parse_manifest(text: str, source: str) -> Manifest:
             ]
         )
     return _checked(data, source, lines)
+
+
+def _deepest_brackets(text: str) -> int:
+    """How deeply brackets nest, those in quoted text taken for real ones."""
+    deepest = depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
