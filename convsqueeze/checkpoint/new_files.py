@@ -270,7 +270,9 @@ def _signals_waiting() -> Iterator[None]:
     def wait(number: int, frame: FrameType | None) -> None:
         waiting.append(number)
 
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    # None: a handler that Python did not set and could not set again
+    found = ((number, signal.getsignal(number)) for number in STOPPING)
+    handlers = {number: handler for number, handler in found if handler is not None}
     try:
         for number in handlers:
             signal.signal(number, wait)
@@ -281,6 +283,6 @@ def _signals_waiting() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
         for number in dict.fromkeys(waiting):
             signal.raise_signal(number)

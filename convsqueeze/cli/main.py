@@ -49,7 +49,8 @@ def main() -> None:
         )
         _end_by(stopped.number)
     except SystemExit as leaving:
-        if leaving.code == 1:  # typer's word for a reader that is gone; ours are exceptions
+        # 1 is typer's word for a reader that is gone: a failed verification is an exception
+        if leaving.code == 1 and hasattr(signal, "SIGPIPE"):
             _end_by(signal.SIGPIPE)
         raise
     except ConvsqueezeError as error:
