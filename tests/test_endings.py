@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from attacks.files import PAIRS
+from attacks.files import tensors as attacked
 from command_line import installed_command, plain_environment, run_here, run_process
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,21 +20,9 @@ from convsqueeze import pipeline
 from convsqueeze.cli import app as commands
 from convsqueeze.cli import main as entry
 
-PAIRS = """
-version: 1
-pairs:
-  - first: {type: conv, name: body.0}
-    second: {type: conv, name: body.1}
-"""
-
 
 def tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "body.0.weight": torch.randn(8, 4, 1, 1, generator=generator),
-        "body.1.weight": torch.randn(2, 8, 3, 3, generator=generator),
-        "kept": torch.randn(100_000, generator=generator),
-    }
+    return {**attacked(), "kept": torch.randn(100_000, generator=torch.Generator().manual_seed(0))}
 
 
 @pytest.fixture(params=[".safetensors", ".pt"])
