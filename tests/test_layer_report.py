@@ -24,6 +24,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeeze import recipe_layer, squeeze_one
+from convsqueeze.verify import Settings, verify_plan
 from convsqueeze.verify import layer as layer_module
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer, comparison
 from convsqueeze.verify.probes import every_impulse, kernel_impulses, random_image, sizes
@@ -434,3 +435,24 @@ def test_an_original_layer_is_never_run_beyond_what_it_takes() -> None:
     assert report.ok
     for size in report.sizes:
         module(torch.zeros(1, 2, *size))
+
+
+def test_a_layer_that_cannot_be_run_counts_no_inputs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = {f"{name}.weight": torch.randn(2, 2, 1, generator=generator) for name in "ab"}
+    data = {"version": 1, "pairs": [{"into": "c", "chain": [{"name": "a"}, {"name": "b"}]}]}
+    checkpoint = from_state_dict(tensors)
+    plan = make_plan(manifest_from_data(data), checkpoint)
+    (merge,) = plan.merges
+    stored = squeeze_one(merge, checkpoint.load).tensors()
+    layers = {"c": recipe_layer(merge)}
+    settings = Settings()
+    assert (settings.trials, settings.seed) == (3, 0)
+    assert (settings.exhaustive, settings.maps) == (False, False)
+    for given, problem in ((stored, None), ({k: t.half() for k, t in stored.items()}, "float16")):
+        (report,) = verify_plan(plan, checkpoint, from_state_dict(given), layers, settings)
+        assert report.ok is (problem is None)
+        assert problem is None or problem in str(report.problem)
+        assert (report.inputs > 0) is (problem is None)
+        assert (len(report.sizes) > 0) is (problem is None)
+    assert list(verify_plan(plan, checkpoint, from_state_dict(stored), {}, settings)) == []
