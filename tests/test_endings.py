@@ -1,5 +1,6 @@
 """How runs end: in words, with the right status, and with every file whole."""
 
+import contextlib
 import os
 import re
 import signal
@@ -155,6 +156,32 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
         f"stopped by {number.name}, while merging body.0. Outputs appear whole or not at all; run "
         "it again to finish."
     ]
+    assert listing(model.parent) == [model.name, "pairs.yaml"]
+
+
+def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ended = pipeline.squeeze_one, []
+
+    def swallowed(*arguments: Any, **options: Any) -> Any:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        return real(*arguments, **options)
+
+    def end(by: int) -> None:
+        ended.append(by)
+        raise SystemExit(128 + by)
+
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    monkeypatch.setattr(pipeline, "squeeze_one", swallowed)
+    monkeypatch.setattr(entry, "_end_by", end)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    for restored, handler in before:
+        signal.signal(restored, handler)
+    assert ended == [signal.SIGTERM]
+    assert "stopped by SIGTERM, while verifying body.0" in done.errors[0]
     assert listing(model.parent) == [model.name, "pairs.yaml"]
 
 

@@ -15,6 +15,7 @@ from fuzz.samples import squeezed
 from fuzz.search import Finding, Search, Shorter, Target
 from fuzz.targets import TARGETS
 
+from convsqueeze import errors
 from convsqueeze.checkpoint import pickled, safetensors_header, sharded, strict_json
 from convsqueeze.checkpoint import state_dict as state_dict_module
 from convsqueeze.errors import CheckpointError
@@ -124,6 +125,13 @@ def test_yaml_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     found("manifest", 2, "in /manifest/load.py")
 
 
+@pytest.fixture
+def raw_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors that leave their words as they are."""
+    monkeypatch.setattr(errors, "printable", str)
+
+
+@pytest.mark.usefixtures("raw_words")
 def test_words_that_are_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (state_dict_module, safetensors_header, sharded):
         monkeypatch.setattr(module, "shown", str)
@@ -156,6 +164,7 @@ def test_an_honest_answer() -> None:
     assert judged_alone(lambda *_: None).kind == "done"
 
 
+@pytest.mark.usefixtures("raw_words")
 @pytest.mark.parametrize("words", ["", "a\nb", "a\x1b[2J", "\ud800"])
 def test_an_answer_that_is_no_line(words: str) -> None:
     def refuse(*_: object) -> None:
@@ -192,9 +201,9 @@ def test_a_large_allocation() -> None:
     def kind(nbytes: int, files: int = 1) -> str:
         return judged_alone(grow, Case({"a": bytes(files)}, {"bytes": nbytes})).kind
 
-    assert kind(40 << 20) == "done"
-    assert kind(100 << 20) == "memory"
-    assert kind(100 << 20, files=4 << 20) == "done"
+    assert kind(100 << 20) == "done"
+    assert kind(160 << 20) == "memory"
+    assert kind(160 << 20, files=4 << 20) == "done"
     assert kind(600 << 20) == "memory"
 
 

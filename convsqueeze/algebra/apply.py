@@ -125,4 +125,4 @@ def _upsampling(
 def transposed_layout(weight: Tensor, groups: int) -> Tensor:
     """(out, in/groups, *k) to torch's transposed (in, out/groups, *k), kernel reversed, or back."""
     swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return swapped.flip(tuple(range(2, weight.ndim))) if weight.ndim > 2 else swapped
+    return swapped.flip(tuple(range(2, weight.ndim)))

@@ -10,11 +10,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from io import TextIOWrapper
-from types import FrameType
 from typing import NoReturn
 
+from convsqueeze.cli.signals import Stopped, ignore_signals, stop_if_asked, stop_on_signals
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether, printable
 
 BUG_STATUS = 3
@@ -22,26 +21,19 @@ OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
 """How torch and onnxruntime word it, as a RuntimeError."""
 
 
-class Stopped(BaseException):
-    """A signal asked the run to stop. Its notes say what it was doing."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
-    _on_signals(_stop)
+    stop_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
             stream.reconfigure(errors="backslashreplace")
     try:
         from convsqueeze.cli.app import app
 
+        stop_if_asked()
         app()
     except Stopped as stopped:
-        _on_signals(signal.SIG_IGN)
+        ignore_signals()
         doing = "".join(f", {note}" for note in getattr(stopped, "__notes__", []))
         _tell(
             f"stopped by {signal.Signals(stopped.number).name}{doing}. Outputs appear whole or not "
@@ -90,20 +82,6 @@ def _tell(*problems: str) -> None:
     with contextlib.suppress(OSError):  # standard error is gone: the status has to do
         for problem in problems:
             sys.stderr.write(f"error: {printable(problem)}\n")
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(number)
-
-
-def _on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """For the signals that ask a program to stop; one that is ignored (nohup) stays so."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is None or signal.getsignal(number) == signal.SIG_IGN:
-            continue
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(number, handler)
 
 
 def _end_by(number: int) -> NoReturn:

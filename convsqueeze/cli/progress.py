@@ -6,6 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from convsqueeze.cli.signals import stop_if_asked
+
 MOMENT_S = 0.7
 
 
@@ -42,6 +44,7 @@ class DelayedProgress:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self._doing = what
+        stop_if_asked()
         if not self._started and time.monotonic() - self._since > MOMENT_S:
             self._progress.start()
             self._started = True

@@ -321,3 +321,15 @@ def test_the_identity(rank: int) -> None:
 def test_a_layer_that_torch_would_not_build(call: Any, told: str) -> None:
     with pytest.raises(GeometryError, match=told):
         call()
+
+
+def test_defaults_are_torchs_own() -> None:
+    x = torch.randn(1, 4, 9, dtype=torch.float64)
+    weight = torch.randn(4, 4, 3, dtype=torch.float64)
+    scales = torch.randn(4, dtype=torch.float64)
+    assert torch.allclose(layers.convolution(weight)(x), F.conv1d(x, weight))
+    assert torch.allclose(layers.transposed(weight)(x), F.conv_transpose1d(x, weight))
+    pool = layers.average_pool(4, kernel_size=(3,))
+    assert torch.allclose(pool(x), F.avg_pool1d(x, 3))
+    scale = layers.scale(scales, None, channels=4, rank=1)
+    assert torch.allclose(scale(x), x * scales.view(1, -1, 1))

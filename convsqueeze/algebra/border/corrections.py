@@ -64,10 +64,6 @@ class SizeClass:
     biases: tuple[tuple[int, int, int], ...] = ()
 
     @property
-    def is_empty(self) -> bool:
-        return not self.weights and not self.biases
-
-    @property
     def rows(self) -> tuple[int, ...]:
         """Every row that is corrected: from the start, then from the end."""
         return _in_order({row for row, *_ in self.weights} | {row for row, *_ in self.biases})
@@ -175,7 +171,7 @@ class AxisCorrections:
         ):
             raise GeometryError("corrections of an axis with impossible counts")
         if not self.classes and not self.is_empty:
-            raise GeometryError("corrections of an axis that are for no size")
+            raise GeometryError("an axis that is corrected for inputs of no size at all")
         for one in self.classes:
             taps = {tap for _, _, tap, _ in one.weights}, {tap for _, tap, _ in one.biases}
             for used, count in zip(taps, (self.taps, self.bias_taps), strict=True):

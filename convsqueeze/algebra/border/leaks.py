@@ -10,8 +10,8 @@ Instead of one inequality a case, the ring is walked in whole numbers, axis by a
 layer, for every input size until the answer repeats (it depends on the size modulo the strides): at
 each ring position the input samples that the merged kernel reads are held against those that the
 padding stands for. Knows geometry only; what it says holds for generic values of weights and
-biases. In chains of three and more layers a padding mode that repeats an already wrong sample may
-name a row too many, never one too few.
+biases. In chains of three and more layers a padding mode that repeats an already wrong sample, or
+a stride that a later upsampling undoes, may name a row too many, never one too few.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,0 +1,55 @@
+"""Signals that ask the run to stop: an exception, or, where some library swallowed it, a question.
+
+An exception that is raised while foreign code runs (an import, a finalizer) may be lost there. So
+what was asked is kept, and the run asks at every step whether it should stop.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+_asked: list[int] = []
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. Its notes say what it was doing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def stop_on_signals() -> None:
+    """From now on a signal that asks the run to stop raises Stopped."""
+    _asked.clear()
+    _on_signals(_stop)
+
+
+def ignore_signals() -> None:
+    """The run is stopping already."""
+    _on_signals(signal.SIG_IGN)
+
+
+def stop_if_asked() -> None:
+    """Raises Stopped where a signal has come whose exception was lost."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    _asked.append(number)
+    raise Stopped(number)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """One that is ignored (nohup) stays so."""
+    for name in STOPPING:
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(number, handler)
