@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch import Tensor
 from convsqueeze import pipeline
 from convsqueeze.cli import app as commands
 from convsqueeze.cli import main as entry
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def tensors() -> dict[str, Tensor]:
@@ -130,27 +133,33 @@ def test_a_reader_that_is_gone_is_no_failed_verification(tmp_path: Path) -> None
     assert process.wait() == -signal.SIGPIPE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_a_run_and_leaves_nothing(
-    model: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[int] = []
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The signals that runs in this process ended by, which leaves the process alive."""
+    found: list[int] = []
 
+    def end(by: int) -> None:
+        found.append(by)
+        raise SystemExit(128 + by)
+
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    monkeypatch.setattr(entry, "_end_by", end)
+    yield found
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_stops_a_run_and_leaves_nothing(
+    model: Path, number: signal.Signals, ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), number)
         time.sleep(1)
         raise AssertionError("not stopped")
 
-    def end(by: int) -> None:
-        ended.append(by)
-        raise SystemExit(128 + by)
-
-    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(pipeline, "squeeze_one", signalled)
-    monkeypatch.setattr(entry, "_end_by", end)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
-    for restored, handler in before:
-        signal.signal(restored, handler)
     assert ended == [number]
     assert done.errors == [
         f"stopped by {number.name}, while merging body.0. Outputs appear whole or not at all; run "
@@ -160,9 +169,9 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
 
 
 def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, ended = pipeline.squeeze_one, []
+    real = pipeline.squeeze_one
 
     def swallowed(*arguments: Any, **options: Any) -> Any:
         with contextlib.suppress(BaseException):
@@ -170,16 +179,8 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
             time.sleep(1)
         return real(*arguments, **options)
 
-    def end(by: int) -> None:
-        ended.append(by)
-        raise SystemExit(128 + by)
-
-    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(pipeline, "squeeze_one", swallowed)
-    monkeypatch.setattr(entry, "_end_by", end)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
-    for restored, handler in before:
-        signal.signal(restored, handler)
     assert ended == [signal.SIGTERM]
     assert "stopped by SIGTERM, while verifying body.0" in done.errors[0]
     assert listing(model.parent) == [model.name, "pairs.yaml"]
