@@ -236,6 +236,8 @@ def command_line() -> None:
     parser.add_argument("--kept", type=int, default=KEPT, help="tensors of 4 MB to carry along")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    # a shell's background job ignores SIGINT, and so would every run that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         print(report(kill_runs(options.runs, options.seed, options.kept, Path(folder))))
