@@ -99,13 +99,14 @@ def test_names_in_messages_do_not_reach_the_terminal_raw(
     assert done.stderr == "error: a\\x1b[2J\\nb: is odd. Look.\n"
 
 
-def test_a_report_that_cannot_be_printed(model: Path) -> None:
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_report_that_cannot_be_printed(model: Path, buffered: bool) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [installed_command(), "inspect", model],
             stdout=full,
             stderr=subprocess.PIPE,
-            env=plain_environment(),
+            env={**plain_environment(), "PYTHONUNBUFFERED": "" if buffered else "1"},
             text=True,
             check=False,
         )

@@ -44,6 +44,8 @@ def main() -> None:
         # 1 is typer's word for a reader that is gone: a failed verification is an exception
         if leaving.code == 1 and hasattr(signal, "SIGPIPE"):
             _end_by(signal.SIGPIPE)
+        if error := _flushed():
+            _leave(error, *_worded(error))
         raise
     except ConvsqueezeError as error:
         problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
@@ -72,10 +74,26 @@ def _worded(error: Exception) -> tuple[int, str]:
 def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
     if status == BUG_STATUS and "--debug" in sys.argv:
         traceback.print_exception(error)
+    _flushed()
     _tell(*problems)
     if status == 1:
         sys.stderr.write("Verification failed.\n")
     sys.exit(status)
+
+
+def _flushed() -> OSError | None:
+    """Write out what is buffered; why it cannot be, if it cannot.
+
+    Python would try it once more on the way out, and leave with a status of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_by(signal.SIGPIPE)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def _tell(*problems: str) -> None:
