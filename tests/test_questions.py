@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import Outcome, run_here
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convsqueeze import load_layers
@@ -270,3 +271,24 @@ def test_full_padding_leaves_no_room_for_a_bias(full: State) -> None:
     full["0.bias"] = torch.ones(100, dtype=torch.float64)
     with pytest.raises(PlanError, match="is not zero outside the image"):
         make_plan(FULL, from_state_dict(full))
+
+
+def test_the_users_manifest_is_what_a_file_is_held_to(tmp_path: Path) -> None:
+    """Not the recipe's own, which says what was merged and not what should have been."""
+    weights = {"a.weight": torch.ones(4, 2, 1, 1), "b.weight": torch.ones(2, 4, 3, 3)}
+    save_file(weights, tmp_path / "model.safetensors")
+    for name, padding in (("merged", 0), ("meant", 1)):
+        second = f"{{name: b, padding: {padding}}}"
+        text = f"version: 1\npairs:\n  - first: {{name: a}}\n    second: {second}\n"
+        (tmp_path / f"{name}.yaml").write_text(text)
+    model, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
+    done = run_here("merge", model, "--pairs", tmp_path / "merged.yaml", "-o", output)
+    assert done.status == 0
+    assert run_here("verify", model, output).status == 0
+    held = run_here("verify", model, output, "--pairs", tmp_path / "meant.yaml")
+    assert held.status == 1
+    assert any(
+        "its recipe says padding [[0, 0], [0, 0]] of a, [[1, 1], [1, 1]] was needed" in e
+        for e in held.errors
+    )
+    assert any("its recipe holds another manifest than" in e for e in held.errors)
