@@ -187,6 +187,21 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
     assert listing(model.parent) == [model.name, "pairs.yaml"]
 
 
+def test_an_error_that_a_lost_signal_led_to_is_not_told_as_one(
+    model: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        raise AttributeError("half of a module")
+
+    monkeypatch.setattr(pipeline, "squeeze_one", broken)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert ended == [signal.SIGTERM]
+    assert [error[:18] for error in done.errors] == ["stopped by SIGTERM"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after_s", [0.15, 0.6])
 def test_a_signal_before_the_work_begins(

@@ -13,7 +13,13 @@ import traceback
 from io import TextIOWrapper
 from typing import NoReturn
 
-from convsqueeze.cli.signals import Stopped, ignore_signals, stop_if_asked, stop_on_signals
+from convsqueeze.cli.signals import (
+    Stopped,
+    end_on_signals,
+    ignore_signals,
+    stop_if_asked,
+    stop_on_signals,
+)
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether, printable
 
 BUG_STATUS = 3
@@ -23,23 +29,17 @@ OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
 
 def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
-    stop_on_signals()
+    end_on_signals(lambda number: _end_stopped(Stopped(number)))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
             stream.reconfigure(errors="backslashreplace")
     try:
         from convsqueeze.cli.app import app
 
-        stop_if_asked()
+        stop_on_signals()
         app()
     except Stopped as stopped:
-        ignore_signals()
-        doing = "".join(f", {note}" for note in getattr(stopped, "__notes__", []))
-        _tell(
-            f"stopped by {signal.Signals(stopped.number).name}{doing}. Outputs appear whole or not "
-            "at all; run it again to finish."
-        )
-        _end_by(stopped.number)
+        _end_stopped(stopped)
     except SystemExit as leaving:
         # 1 is typer's word for a reader that is gone: a failed verification is an exception
         if leaving.code == 1 and hasattr(signal, "SIGPIPE"):
@@ -51,7 +51,21 @@ def main() -> None:
         problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
         _leave(error, error.exit_status, *problems)
     except Exception as error:  # noqa: BLE001  the boundary: whatever is left has to be worded
+        try:  # what a signal broke off may fail later, in its own words
+            stop_if_asked()
+        except Stopped as stopped:
+            _end_stopped(stopped)
         _leave(error, *_worded(error))
+
+
+def _end_stopped(stopped: Stopped) -> NoReturn:
+    ignore_signals()
+    doing = "".join(f", {note}" for note in getattr(stopped, "__notes__", []))
+    _tell(
+        f"stopped by {signal.Signals(stopped.number).name}{doing}. Outputs appear whole or not at "
+        "all; run it again to finish."
+    )
+    _end_by(stopped.number)
 
 
 def _worded(error: Exception) -> tuple[int, str]:

@@ -23,6 +23,13 @@ class Stopped(BaseException):
         self.number = number
 
 
+def end_on_signals(end: Callable[[int], object]) -> None:
+    """From now on such a signal calls `end`: while nothing has been begun, there is nothing to tidy
+    up, and an import is better not broken off in the middle.
+    """
+    _on_signals(lambda number, frame: end(number))
+
+
 def stop_on_signals() -> None:
     """From now on a signal that asks the run to stop raises Stopped."""
     _asked.clear()
