@@ -1,1 +1,5 @@
-"""Benchmarks, as ratios taken in one run: `python -m tests.benchmarks`."""
+"""Benchmarks, as ratios taken in one run: `python -m tests.benchmarks [SUBJECT ...]`.
+
+A subject is a module here with `TITLE` and `run(console, options)`, which measures, prints, and
+returns the claims that did not hold.
+"""

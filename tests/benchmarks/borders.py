@@ -5,8 +5,9 @@ machine down for a while slows all of them. In onnxruntime and in torch, float32
 """
 
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import onnxruntime
@@ -17,8 +18,9 @@ from rich.table import Table
 from torch import nn
 
 from convsqueeze.export import build_model
-from tests.benchmarks.geometries import Pair
+from tests.benchmarks.geometries import PAIRS, Pair
 
+TITLE = "time of a corrected merge, of a plain one and of the layers apart"
 LARGEST_COST = 1.5
 """What a corrected merge may take at most of a plain one's time."""
 LEAST_SECONDS = 1.0
@@ -58,6 +60,22 @@ class Measured:
             if self.pays and one.of_pair >= 1:
                 found.append(f"{where}: {one.of_pair:.2f} times the time of the pair")
         return found
+
+
+def run(console: Console, options: Namespace) -> list[str]:
+    """Time every pair; returns the claims that did not hold."""
+    torch.set_num_threads(options.threads)
+    found = [
+        measure(replace(pair, size=options.size), options.rounds, options.threads) for pair in PAIRS
+    ]
+    print_table(console, found)
+    broken = [claim for one in found for claim in one.broken]
+    if not broken:
+        console.print(
+            f"held: at most {LARGEST_COST} times a plain merge's time, and faster than the pair "
+            "wherever the plan says that it pays"
+        )
+    return broken
 
 
 def measure(pair: Pair, rounds: int, threads: int) -> Measured:
