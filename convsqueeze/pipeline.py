@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -15,7 +15,12 @@ from convsqueeze.checkpoint import (
     PICKLED_SUFFIXES,
     Checkpoint,
     Edit,
+    Late,
+    New,
+    Spool,
+    Spooled,
     TensorInfo,
+    bytes_to_write,
     check_destination,
     default_destination,
     edited_state_dict,
@@ -24,22 +29,34 @@ from convsqueeze.checkpoint import (
     suffix_of,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
-from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
+from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer, read_recipe
+from convsqueeze.squeeze import edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
-from convsqueeze.verify import Report, Settings, verify_checkpoints, verify_plan
-
-Track = Callable[[str, int, int], None]
-"""Told what is being done, how much is done and of how many."""
+from convsqueeze.verify import LayerReport, Report, Settings, verify_checkpoints, verify_merge
 
 
-def _untracked(what: str, done: int, total: int) -> None:
+class Track(Protocol):
+    """Told what is being done, how much is done and of how many (0: unknown), layers or bytes."""
+
+    def __call__(self, what: str, done: int, total: int, *, unit: str = "") -> None: ...
+
+
+def _untracked(what: str, done: int, total: int, *, unit: str = "") -> None:
     pass
+
+
+Keep = Callable[[Tensor], New]
+"""Puts a new tensor where it is to wait."""
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -76,18 +93,30 @@ class MergedFile(MergeReport):
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """Squeezed tensors before they are written: the edits, the recipe, what verification saw."""
+    """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
+
+    The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
+    """
 
     edits: tuple[Edit, ...]
-    recipe: Recipe
+    draft: Recipe
+    sha256: Callable[[], str]
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.draft.of_source(self.sha256())
+
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
-        tensors = {name: tensor for edit in self.edits for name, tensor in edit.insert.items()}
-        return {layer.name: module_of(layer, tensors) for layer in self.recipe.layers}
+        tensors = {
+            name: new.load() if isinstance(new, Spooled) else new
+            for edit in self.edits
+            for name, new in edit.insert.items()
+        }
+        return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,41 +141,43 @@ def squeeze_checkpoint(
     growth: Growth = "refuse",
     widen: bool = False,
     settings: Settings | None = None,
+    keep: Keep = _in_memory,
+    sha256: Callable[[], str] | None = None,
     track: Track = _untracked,
 ) -> Result:
-    """Do what a plan says, and verify it unless `settings` is None.
+    """Do what a plan says, merge by merge, each verified at once unless `settings` is None.
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
+    Beside what `keep` keeps, only one merge's tensors are in memory at a time. `sha256` gives the
+    hash of the source where it is computed already.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
     values that cannot be merged.
     """
     names = list(checkpoint.tensors)
-    edits = []
+    edits: list[Edit] = []
     widened: dict[str, tuple[Widened, ...]] = {}
     notes: list[str] = []
+    reports: list[LayerReport] = []
+    layers: list[RecipeLayer] = []
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
         squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
-        edits.append(edit_of(squeezed, names))
+        layers.append(recipe_layer(merge, squeezed.widened))
+        if settings is not None:
+            track(f"verifying {merge.into}", done, len(plan.merges))
+            made = _Held(squeezed.tensors())
+            reports.append(verify_merge(merge, layers[-1], checkpoint, made, settings))
+        edits.append(edit_of(squeezed, names, keep))
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
-    recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
     report = None
     if settings is not None:
-        new = _Held({name: tensor for edit in edits for name, tensor in edit.insert.items()})
-        order = {merge.into: index for index, merge in enumerate(plan.merges)}
-        layers = verify_plan(
-            plan,
-            checkpoint,
-            new,
-            {layer.name: layer for layer in recipe.layers},
-            settings,
-            lambda name: track(f"verifying {name}", order[name], len(order)),
-        )
-        report = Report(layers, settings=settings)
+        report = Report(tuple(reports), settings=settings)
         report.raise_if_failed()
-    return Result(tuple(edits), recipe, report, widened, tuple(notes))
+    draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
+    given = checkpoint.sha256 if sha256 is None else sha256
+    return Result(tuple(edits), draft, given, report, widened, tuple(notes))
 
 
 def merge_file(
@@ -161,48 +192,76 @@ def merge_file(
     settings: Settings | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    largest_shard: int | None = None,
     beside: Callable[[Result, NewFiles], None] = lambda result, files: None,
     track: Track = _untracked,
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
-    `beside` may write more files of the verified result, which then appear with it or, where it
-    raises, not at all.
+    `largest_shard` are the bytes of values that a shard of an output in shards may hold. `beside`
+    may write more files of the verified result, which then appear with it or, where it raises, not
+    at all.
     Raises ConvsqueezeError of the kind that tells what was wrong.
     """
     track(f"opening {path.name}", 0, 0)
     checkpoint = open_checkpoint(path, key=key)
-    output = destination or default_destination(path)
+    output = destination or default_destination(path, split=largest_shard is not None)
     if not dry_run:
-        check_destination(checkpoint, output, overwrite=overwrite)
+        check_destination(checkpoint, output, overwrite=overwrite, largest_shard=largest_shard)
     plan = _planned(manifest, checkpoint, border, growth)
-    size = _bytes(checkpoint)
     if dry_run:
-        return MergedFile(plan, None, plan.notes, path, None, size, 0)
-    result = squeeze_checkpoint(
-        plan,
-        checkpoint,
-        border=border,
-        growth=growth,
-        widen=widen,
-        settings=settings or Settings(),
-        track=track,
-    )
-    track(f"writing {output.name}", 0, 0)
-    notes = write_checkpoint(
-        checkpoint,
-        output,
-        result.edits,
-        result.recipe.to_json(),
-        overwrite=overwrite,
-        beside=partial(beside, result),
-    )
+        return MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, 0)
+    with Hashing(checkpoint) as hashing, NewFiles(overwrite=overwrite) as files:
+        result = squeeze_checkpoint(
+            plan,
+            checkpoint,
+            border=border,
+            growth=growth,
+            widen=widen,
+            settings=settings or Settings(),
+            keep=Spool(files, output).keep,
+            sha256=lambda: hashing.result(
+                partial(track, f"hashing {path.name}", total=checkpoint.nbytes, unit="bytes")
+            ),
+            track=track,
+        )
+        beside(result, files)
+        notes = write_checkpoint(
+            checkpoint,
+            output,
+            result.edits,
+            Late(result.draft.to_json(), lambda: result.recipe.to_json()),
+            overwrite=overwrite,
+            files=files,
+            largest_shard=largest_shard,
+            advance=_writing(output, bytes_to_write(checkpoint, result.edits), track),
+        )
     track(f"reporting on {output.name}, which is complete", 0, 0)
-    written = _bytes(_open_like(checkpoint, output))
+    written = _open_like(checkpoint, output).nbytes
     notes = (*plan.notes, *result.notes, *notes)
     return MergedFile(
-        plan, result.verification, notes, path, output, size, written, widened=result.widened
+        plan,
+        result.verification,
+        notes,
+        path,
+        output,
+        checkpoint.nbytes,
+        written,
+        widened=result.widened,
     )
+
+
+def _writing(output: Path, total: int, track: Track) -> Callable[[int], None]:
+    """Tells how far the writing of an output is."""
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        track(f"writing {output.name}", done, total, unit="bytes")
+
+    advance(0)
+    return advance
 
 
 def _planned(
@@ -230,10 +289,6 @@ def _open_like(original: Checkpoint, squeezed: Path) -> Checkpoint:
     """The squeezed file, with the original's wrapper where its format has one."""
     wrapper = original.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
     return open_checkpoint(squeezed, key=wrapper or None)
-
-
-def _bytes(checkpoint: Checkpoint) -> int:
-    return sum(version.path.stat().st_size for version in checkpoint.contents.files)
 
 
 def merge_state_dict(

@@ -12,7 +12,7 @@ from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
 from convsqueeze.algebra.tree import fold, mapped
-from convsqueeze.checkpoint import Checkpoint, Edit
+from convsqueeze.checkpoint import Checkpoint, Edit, New
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
 from convsqueeze.plan import Growth, Merge, Plan
@@ -86,13 +86,20 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
 
 
-def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:
-    """What a merge does to a file whose tensors are `names`: the result takes the first's place."""
+def edit_of(
+    squeezed: Squeezed,
+    names: Sequence[str],
+    keep: Callable[[Tensor], New] = lambda tensor: tensor,
+) -> Edit:
+    """What a merge does to a file whose tensors are `names`: the result takes the first's place.
+
+    `keep` puts each new tensor where it is to wait.
+    """
     consumed = frozenset(squeezed.merge.consumed)
     return Edit(
         at=next(name for name in names if name in consumed),
         remove=consumed,
-        insert=squeezed.tensors(),
+        insert={name: keep(tensor) for name, tensor in squeezed.tensors().items()},
     )
 
 
@@ -102,16 +109,17 @@ def recipe_of(
     *,
     border: Border | None = None,
     growth: Growth = "refuse",
-    widened: Mapping[str, Sequence[Widened]] | None = None,
+    layers: Sequence[RecipeLayer] | None = None,
+    sha256: str | None = None,
 ) -> Recipe:
     """The recipe of a plan for a checkpoint, with the policies given over the manifest's.
 
-    `widened` are each layer's tensors in a wider dtype, by the layer's name.
+    `layers` are its entries and `sha256` is the source's, or stands for it, where they are known
+    already.
     """
-    wider = widened or {}
     return Recipe(
-        source=Source(file=source.path.name, sha256=source.sha256()),
-        layers=tuple(recipe_layer(m, wider.get(m.into, ())) for m in plan.merges),
+        source=Source(file=source.path.name, sha256=sha256 or source.sha256()),
+        layers=tuple(map(recipe_layer, plan.merges) if layers is None else layers),
         manifest=plan.manifest.to_data(),
         border=border,
         growth=growth,

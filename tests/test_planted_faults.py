@@ -33,7 +33,7 @@ from convsqueeze import merge_file
 from convsqueeze.algebra import Conv, layers
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge
-from convsqueeze.squeeze import Squeezed, recipe_of, squeeze_one
+from convsqueeze.squeeze import Squeezed, recipe_layer, squeeze_one
 
 SUFFIXES = (".pt", ".safetensors")
 TRAINED = ("head", *(f"body.{i}" for i in range(5)), "tail")
@@ -514,12 +514,11 @@ def test_merge_with_a_wrong_recipe(
     """The merged layer is run as the recipe says, so a recipe that says it wrongly shows."""
 
     def wrong(*arguments: Any, **options: Any) -> Any:
-        recipe = recipe_of(*arguments, **options)
-        first, *others = recipe.layers
-        turned = first.model_copy(update={"padding": ((0, 1), (2, 1))})
-        return recipe.model_copy(update={"layers": (turned, *others)})
+        layer = recipe_layer(*arguments, **options)
+        turned = {"padding": ((0, 1), (2, 1))} if layer.name == "stem" else {}
+        return layer.model_copy(update=turned)
 
-    monkeypatch.setattr("convsqueeze.pipeline.recipe_of", wrong)
+    monkeypatch.setattr("convsqueeze.pipeline.recipe_layer", wrong)
     assert_merge_fails(squeezing(), tmp_path, "stem: ")
 
 

@@ -6,12 +6,14 @@ Knows formats, nothing of convolutions. One module a format: `pickled` (.pt, .pt
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
 from convsqueeze.checkpoint.compare import differences_beside, tensor_difference
-from convsqueeze.checkpoint.edits import Edit, edited_names
+from convsqueeze.checkpoint.edits import Edit, Late, New, Spooled, edited_names
 from convsqueeze.checkpoint.opening import open_checkpoint
+from convsqueeze.checkpoint.spool import Spool
 from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.writing import (
     KNOWN_SUFFIXES,
     PICKLED_SUFFIXES,
+    bytes_to_write,
     check_destination,
     default_destination,
     suffix_of,
@@ -24,7 +26,12 @@ __all__ = [
     "RECIPE_KEY",
     "Checkpoint",
     "Edit",
+    "Late",
+    "New",
+    "Spool",
+    "Spooled",
     "TensorInfo",
+    "bytes_to_write",
     "check_destination",
     "default_destination",
     "differences_beside",

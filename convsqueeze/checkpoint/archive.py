@@ -5,7 +5,8 @@ a file that another program cuts short kills the process that looks (SIGBUS), wi
 the map tells where values lie, and they are read and copied from the file itself.
 
 The archive is written here and not by torch.save because that would look at every value through
-the map. Records are stored, not compressed, and begin at multiples of 64 bytes, as torch's own do.
+the map. Records are stored, not compressed, and begin at multiples of 64 bytes, as torch's own do;
+the pickle, which torch.save puts first, is the last one (readers ask for records by name).
 """
 
 import io
@@ -14,18 +15,18 @@ import struct
 import warnings
 import zipfile
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import byteorder
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.disk import FileRange
+from convsqueeze.checkpoint.disk import Advance, FileRange, unwatched
 from convsqueeze.checkpoint.new_files import Writer
 
 FOLDER = "archive"
@@ -115,28 +116,43 @@ def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
     return Mapped(records, tuple(regions))
 
 
-def read_tensor(tensor: Tensor, place: FileRange) -> Tensor:
+def read_strided(tensor: Tensor, place: FileRange) -> Tensor:
     """The tensor whose span of memory is a map of `place`, on memory of its own."""
     data = place.read()
     flat = torch.frombuffer(data, dtype=tensor.dtype)
     return flat.as_strided(tensor.shape, tensor.stride())
 
 
-def archive_writer(saved: Any, source: Mapped | None) -> Writer:
-    """Writes `saved` as torch.save does; storages that are maps of `source` are copied from there.
+class Places(Protocol):
+    """Knows of some memory that it is a map of a file."""
 
+    def file_range(self, start: int, stop: int) -> FileRange | None: ...
+
+
+def archive_writer(
+    saved: Any,
+    places: Sequence[Places] = (),
+    *,
+    settled: Callable[[], object] = lambda: None,
+    advance: Advance = unwatched,
+) -> Writer:
+    """Writes `saved` as torch.save does; storages that are maps of files are copied from there.
+
+    The pickle comes last: once all values are written `settled` may change plain values of `saved`.
     Raises what pickling raises, before anything is written.
     """
     storages: list[torch.UntypedStorage] = []
-    pickled = _pickled(saved, storages)
+    _pickled(saved, storages)
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w") as archive:
-            _add(archive, "data.pkl", iter([pickled]), len(pickled))
-            _add(archive, "byteorder", iter([byteorder.encode()]), len(byteorder))
+            _add(archive, "byteorder", byteorder.encode())
             for key, storage in enumerate(storages):
-                _add(archive, f"data/{key}", _blocks(storage, source), storage.nbytes())
-            _add(archive, "version", iter([b"3\n"]), 2)
+                blocks = _blocks(storage, places)
+                _add_blocks(archive, f"data/{key}", blocks, storage.nbytes(), advance)
+            _add(archive, "version", b"3\n")
+            settled()
+            _add(archive, "data.pkl", _pickled(saved, []))
 
     return write
 
@@ -174,17 +190,26 @@ def _described(
     return storage.untyped(), kind, storage.dtype, storage.size()
 
 
-def _blocks(storage: torch.UntypedStorage, source: Mapped | None) -> Iterator[memoryview]:
+def _blocks(storage: torch.UntypedStorage, places: Sequence[Places]) -> Iterator[memoryview]:
     start = storage.data_ptr()
-    place = source.file_range(start, start + storage.nbytes()) if source else None
+    found = (one.file_range(start, start + storage.nbytes()) for one in places)
+    place = next((one for one in found if one is not None), None)
     if place is not None:
         yield from place.blocks()
     elif storage.nbytes():
         yield torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
 
 
-def _add(
-    archive: zipfile.ZipFile, name: str, blocks: Iterator[bytes | memoryview], nbytes: int
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    _add_blocks(archive, name, iter([memoryview(data)]), len(data), unwatched)
+
+
+def _add_blocks(
+    archive: zipfile.ZipFile,
+    name: str,
+    blocks: Iterator[memoryview],
+    nbytes: int,
+    advance: Advance,
 ) -> None:
     """One record, its data aligned by a field of padding in its header, as torch aligns it."""
     record = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)
@@ -196,3 +221,4 @@ def _add(
     with archive.open(record, "w", force_zip64=long) as out:
         for block in blocks:
             out.write(block)
+            advance(len(block))

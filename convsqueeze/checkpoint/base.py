@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from convsqueeze.checkpoint.disk import FileVersion
+from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, unwatched
 from convsqueeze.checkpoint.names import nearest, shown
 from convsqueeze.errors import CheckpointError
 
@@ -46,7 +46,9 @@ class Contents(Protocol):
 
     def load(self, name: str) -> torch.Tensor: ...
 
-    def sha256(self) -> str: ...
+    def file_range(self, name: str) -> FileRange | None: ...
+
+    def sha256(self, advance: Advance) -> str: ...
 
     def ties(self) -> tuple[tuple[str, ...], ...]: ...
 
@@ -77,12 +79,24 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: holds no tensor {shown(name)}. {advice}")
         return self.contents.load(self.prefix + name)
 
-    def sha256(self) -> str:
+    def file_range(self, name: str) -> FileRange | None:
+        """Where in a file the values lie as they are in memory, one after the other; None where
+        there is no such place.
+        """
+        return self.contents.file_range(self.prefix + name)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its files, all together."""
+        return sum(version.size for version in self.contents.files)
+
+    def sha256(self, advance: Advance = unwatched) -> str:
         """Of the file. Sharded: of the index, then of each shard in the order of their names.
 
-        In memory: of each tensor's full name, dtype, shape and bytes, in order.
+        In memory: of each tensor's full name, dtype, shape and bytes, in order. `advance` is told
+        of the bytes of files that are done.
         """
-        return self.contents.sha256()
+        return self.contents.sha256(advance)
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of names whose tensors share memory, so that writing one would change another."""

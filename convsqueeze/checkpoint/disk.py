@@ -5,7 +5,7 @@ Knows nothing of what the files hold.
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -14,6 +14,14 @@ from pathlib import Path
 from convsqueeze.errors import CheckpointError, OutputError
 
 BLOCK = 1 << 20
+"""Bytes that are read and written at a time: what a core keeps near to itself."""
+
+Advance = Callable[[int], None]
+"""Told of every number of bytes that is done; may raise to end it."""
+
+
+def unwatched(nbytes: int) -> None:
+    """Nobody asks how far it is."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,15 @@ class FileRange:
                 yield block
                 left -= len(block)
 
+    def first_difference(self, other: "FileRange") -> int | None:
+        """The offset of the first byte that is another one in `other`, which is as long."""
+        done = 0
+        for one, two in zip(self.blocks(), other.blocks(), strict=True):
+            if one.tobytes() != two.tobytes():  # views compare element by element
+                return done + next(i for i in range(len(one)) if one[i] != two[i])
+            done += len(one)
+        return None
+
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:
         try:
@@ -99,14 +116,16 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def sha256(paths: Iterable[Path]) -> str:
+def sha256(paths: Iterable[Path], advance: Advance = unwatched) -> str:
     """Of the bytes of all files, one after the other."""
     digest = hashlib.sha256()
+    buffer = memoryview(bytearray(BLOCK))
     for path in paths:
         try:
-            with path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    digest.update(block)
+            with path.open("rb", buffering=0) as file:
+                while got := file.readinto(buffer):
+                    digest.update(buffer[:got])
+                    advance(got)
         except OSError as error:
             raise unreadable(path, error) from error
     return digest.hexdigest()

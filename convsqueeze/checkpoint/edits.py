@@ -4,14 +4,47 @@ Pure: knows names and tensors, no format. A name that an edit cannot mean is a m
 program that made the edit, and is refused before anything is written.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-from convsqueeze.checkpoint.base import Checkpoint
+from convsqueeze.checkpoint.base import Checkpoint, TensorInfo
+from convsqueeze.checkpoint.disk import FileRange
 from convsqueeze.checkpoint.names import listed
+from convsqueeze.checkpoint.ranges import read_tensor
 from convsqueeze.errors import OutputError
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """A new tensor whose values wait in a file, in order, until they are written."""
+
+    info: TensorInfo
+    place: FileRange
+
+    @property
+    def nbytes(self) -> int:
+        return self.info.nbytes
+
+    def load(self) -> torch.Tensor:
+        return read_tensor(self.place, self.info)
+
+
+New: TypeAlias = torch.Tensor | Spooled
+
+
+@dataclass(frozen=True)
+class Late:
+    """A text that is known last. Its length is known before: that of the `draft`."""
+
+    draft: str
+    final: Callable[[], str]
+
+    @classmethod
+    def of(cls, text: "str | Late") -> "Late":
+        return text if isinstance(text, Late) else cls(text, lambda: text)
 
 
 @dataclass(frozen=True)
@@ -23,7 +56,7 @@ class Edit:
 
     at: str
     remove: frozenset[str]
-    insert: Mapping[str, torch.Tensor]
+    insert: Mapping[str, New]
 
 
 @dataclass(frozen=True)
@@ -31,22 +64,22 @@ class Splice:
     """All edits of one file: what stands in the place of each of its tensors."""
 
     removed: frozenset[str]
-    inserted: Mapping[str, Mapping[str, torch.Tensor]]
+    inserted: Mapping[str, Mapping[str, New]]
 
-    def at(self, name: str) -> Iterator[tuple[str, torch.Tensor | None]]:
+    def at(self, name: str) -> Iterator[tuple[str, New | None]]:
         """New names with their tensors, then the name itself with None unless it vanishes."""
         yield from self.inserted.get(name, {}).items()
         if name not in self.removed:
             yield name, None
 
-    def over(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor | None]]:
+    def over(self, names: Iterable[str]) -> Iterator[tuple[str, New | None]]:
         for name in names:
             yield from self.at(name)
 
 
 def splice(checkpoint: Checkpoint, edits: Sequence[Edit]) -> Splice:
     """Raises OutputError for an unknown name, a second edit of one, or a name that is taken."""
-    inserted: dict[str, Mapping[str, torch.Tensor]] = {}
+    inserted: dict[str, Mapping[str, New]] = {}
     removed: set[str] = set()
     for edit in edits:
         unknown = sorted((edit.remove | {edit.at}) - checkpoint.tensors.keys())

@@ -106,6 +106,16 @@ class NewFiles:
             "name for the output."
         )
 
+    def scratch(self, place: Path) -> BinaryIO:
+        """An empty file beside `place` for what waits to be written there; gone with the context.
+
+        Raises OutputError where the disk refuses.
+        """
+        try:
+            return self._opened(place.parent)
+        except OSError as error:
+            raise unwritable(place, error) from error
+
     def retire(self, path: Path) -> None:
         """Remove a part of an earlier output once the new one is in its place."""
         self._retired.append(path)
@@ -149,22 +159,27 @@ class NewFiles:
                     f"{staged.place}: has come to exist while this run was working. Choose another "
                     "name, or replace it with --overwrite."
                 ) from error
-            raise _unwritable(staged.place, error) from error
+            raise unwritable(staged.place, error) from error
 
     def _written(self, place: Path, write: Writer) -> Path:
         """The path of a complete temporary file beside `place`."""
         try:
-            self._sweep(place.parent)
-            file = _new_temporary(place.parent)
-            self._open.append(file)  # open, and so locked, until the context is left
+            file = self._opened(place.parent)
             write(file)
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:  # other systems do not rename a file that is open
                 file.close()
         except OSError as error:
-            raise _unwritable(place, error) from error
+            raise unwritable(place, error) from error
         return Path(file.name)
+
+    def _opened(self, directory: Path) -> BinaryIO:
+        """A new temporary file, open, and so locked, until the context is left."""
+        self._sweep(directory)
+        file = _new_temporary(directory)
+        self._open.append(file)
+        return file
 
     def _sweep(self, directory: Path) -> None:
         """Remove what killed runs left in the directory."""
@@ -178,7 +193,7 @@ class NewFiles:
                     self.removed.append(path)
 
 
-def _unwritable(place: Path, error: OSError) -> OutputError:
+def unwritable(place: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
     return OutputError(
         f"{place}: cannot be written ({reason}), and what stood there is untouched. "

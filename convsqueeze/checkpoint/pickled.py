@@ -26,25 +26,27 @@ import torch
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.archive import (
     Mapped,
+    Places,
     Records,
     archive_writer,
     mapped,
     read_records,
-    read_tensor,
+    read_strided,
 )
-from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.disk import FileVersion, sha256
-from convsqueeze.checkpoint.edits import Edit, splice
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
+from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, sha256, unwatched
+from convsqueeze.checkpoint.edits import Edit, Late, New, Splice, Spooled, splice
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.pickle_scan import LARGEST_EXPANSION, Hostile, scan, scan_legacy
+from convsqueeze.checkpoint.ranges import FileMaps
 from convsqueeze.checkpoint.saved_object import hidden_method, tensors_in
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import (
+    METADATA,
     HeldTensors,
     described,
     edited,
-    edited_state_dict,
     named_tensors,
 )
 from convsqueeze.checkpoint.wrappers import KeyPath, at, find_state_dict
@@ -98,13 +100,23 @@ class PickledTensors(HeldTensors):
 
     def load(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self.state_dict[name]
-        place = None
-        if self.source is not None and memory.is_plain(tensor) and (span := memory.span(tensor)):
-            place = self.source.file_range(span.start, span.stop)
-        return super().load(name) if place is None else read_tensor(tensor, place)
+        place = self._span(tensor)
+        return super().load(name) if place is None else read_strided(tensor, place)
 
-    def sha256(self) -> str:
-        return sha256(version.path for version in self.files)
+    def file_range(self, name: str) -> FileRange | None:
+        tensor: torch.Tensor = self.state_dict[name]
+        place = self._span(tensor)
+        return place if place is not None and tensor.is_contiguous() else None
+
+    def _span(self, tensor: torch.Tensor) -> FileRange | None:
+        """Where in the archive it lies, from its first element to its last."""
+        span = memory.span(tensor)
+        if self.source is None or span is None or not memory.is_plain(tensor):
+            return None
+        return self.source.file_range(span.start, span.stop)
+
+    def sha256(self, advance: Advance) -> str:
+        return sha256((version.path for version in self.files), advance)
 
 
 def open_pickled(path: Path, *, zipped: bool, key: str | None) -> Checkpoint:
@@ -199,12 +211,24 @@ def _check_sizes(path: Path, size: int, saved: object, source: Mapped | None) ->
             raise wrong(path, what, "Save it with .clone().")
 
 
-def pickled_writer(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Writer:
+def pickled_writer(
+    source: Checkpoint, edits: Sequence[Edit], recipe: str | Late, advance: Advance = unwatched
+) -> Writer:
     """Writes the edited checkpoint as torch.save does. Raises OutputError for what no pickle is."""
-    saved = _edited_root(source, edits, recipe)
-    archive = source.contents.source if isinstance(source.contents, PickledTensors) else None
+    text, maps = Late.of(recipe), FileMaps()
+    state_dict = _edited(source, splice(source, edits), text.draft, maps)
+    contents = source.contents
+    saved: Any = state_dict
+    places: list[Places] = [maps]
+    if isinstance(contents, PickledTensors):
+        saved = _replaced(contents.saved, contents.key_path, state_dict)
+        places += [contents.source] if contents.source else []
+
+    def settled() -> None:
+        getattr(state_dict, METADATA)[RECIPE_KEY] = text.final()
+
     try:
-        return archive_writer(saved, archive)
+        return archive_writer(saved, places, settled=settled, advance=advance)
     except UNSAVABLE as error:
         reason = shown(str(error).partition("\n")[0])
         raise OutputError(
@@ -213,18 +237,30 @@ def pickled_writer(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Wr
         ) from error
 
 
-def _edited_root(source: Checkpoint, edits: Sequence[Edit], recipe: str) -> Any:
+def _edited(
+    source: Checkpoint, splicing: Splice, recipe: str, maps: FileMaps
+) -> OrderedDict[Any, Any]:
+    """The state dict to be saved; values that lie in files stay there."""
+
+    def held(new: New) -> torch.Tensor:
+        return maps.tensor(new.place, new.info) if isinstance(new, Spooled) else memory.own(new)
+
     contents = source.contents
     if not isinstance(contents, HeldTensors):
-        return edited_state_dict(source, edits, recipe)
-    result = edited(contents.state_dict, source.prefix, splice(source, edits), recipe)
-    if not isinstance(contents, PickledTensors):
-        return _parted(contents.state_dict, result, ())
-    rest = {k: v for k, v in contents.state_dict.items() if not isinstance(v, torch.Tensor)}
-    others = (t for _, t in tensors_in(_replaced(contents.saved, contents.key_path, rest)))
-    return _replaced(
-        contents.saved, contents.key_path, _parted(contents.state_dict, result, others)
-    )
+        kept = {source.prefix + name: _kept(source, name, maps) for name in source.tensors}
+        return edited(kept, source.prefix, splicing, recipe, held)
+    result = edited(contents.state_dict, source.prefix, splicing, recipe, held)
+    elsewhere: Iterable[torch.Tensor] = ()
+    if isinstance(contents, PickledTensors):
+        rest = {k: v for k, v in contents.state_dict.items() if not isinstance(v, torch.Tensor)}
+        others = _replaced(contents.saved, contents.key_path, rest)
+        elsewhere = (tensor for _, tensor in tensors_in(others))
+    return _parted(contents.state_dict, result, elsewhere)
+
+
+def _kept(source: Checkpoint, name: str, maps: FileMaps) -> torch.Tensor:
+    place = source.file_range(name)
+    return source.load(name) if place is None else maps.tensor(place, source.tensors[name])
 
 
 def _parted(

@@ -6,7 +6,7 @@ order it had, and untouched bytes go from file to file as they are. Within the d
 dtypes come first (a stable sort), so that every tensor is aligned, as in the library's own files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -15,10 +15,11 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import FileVersion, sha256
-from convsqueeze.checkpoint.edits import Splice
+from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, sha256, unwatched
+from convsqueeze.checkpoint.edits import Late, New, Splice, Spooled
 from convsqueeze.checkpoint.names import common_prefix, shown
 from convsqueeze.checkpoint.new_files import Writer
+from convsqueeze.checkpoint.ranges import read_tensor
 from convsqueeze.checkpoint.safetensors_header import (
     DTYPES,
     METADATA,
@@ -43,14 +44,13 @@ class StoredTensors:
 
     def load(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]
-        info = stored.info
-        data = stored.place.read()
-        if not data:
-            return torch.empty(info.shape, dtype=info.dtype)
-        return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
+        return read_tensor(stored.place, stored.info)
 
-    def sha256(self) -> str:
-        return sha256(version.path for version in self.files)
+    def file_range(self, name: str) -> FileRange | None:
+        return self.tensors[name].place
+
+    def sha256(self, advance: Advance) -> str:
+        return sha256((version.path for version in self.files), advance)
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
         return ()  # no byte of such a file belongs to two tensors
@@ -91,12 +91,12 @@ def described_stored(
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: what the header says of it, and how its bytes get into a file."""
+    """A tensor to be written: what the header says of it, and its bytes, block by block."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    copy_to: Writer = field(repr=False)
+    blocks: Callable[[], Iterator[memoryview]] = field(repr=False)
 
 
 def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
@@ -112,24 +112,25 @@ def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
 
 def kept_piece(source: Checkpoint, name: str) -> Piece:
     if isinstance(source.contents, StoredTensors):
-        return _copied(source.contents.tensors[source.prefix + name])
-    return _piece(name, source.tensors[name], lambda: source.load(name))
+        stored = source.contents.tensors[source.prefix + name]
+        return Piece(stored.dtype, stored.shape, stored.place.nbytes, stored.place.blocks)
+    place = source.file_range(name)
+    blocks = place.blocks if place is not None else lambda: _values(source.load(name))
+    return _piece(name, source.tensors[name], blocks)
 
 
-def new_piece(name: str, tensor: torch.Tensor) -> Piece:
-    info = TensorInfo(tuple(tensor.shape), tensor.dtype, tensor.layout)
-    return _piece(name, info, lambda: tensor)
+def new_piece(name: str, new: New) -> Piece:
+    if isinstance(new, Spooled):
+        return _piece(name, new.info, new.place.blocks)
+    info = TensorInfo(tuple(new.shape), new.dtype, new.layout)
+    return _piece(name, info, lambda: _values(new))
 
 
-def _copied(stored: Stored) -> Piece:
-    def copy_to(file: BinaryIO) -> None:
-        for block in stored.place.blocks():
-            file.write(block)
-
-    return Piece(stored.dtype, stored.shape, stored.place.nbytes, copy_to)
+def _values(tensor: torch.Tensor) -> Iterator[memoryview]:
+    yield memory.raw_bytes(tensor)
 
 
-def _piece(name: str, info: TensorInfo, load: Callable[[], torch.Tensor]) -> Piece:
+def _piece(name: str, info: TensorInfo, blocks: Callable[[], Iterator[memoryview]]) -> Piece:
     dtype = STORED_NAMES.get(info.dtype)
     if dtype is None or info.layout != torch.strided:
         what = info.dtype if dtype is None else info.layout
@@ -137,19 +138,45 @@ def _piece(name: str, info: TensorInfo, load: Callable[[], torch.Tensor]) -> Pie
             f"{shown(name)}: {what}, which a .safetensors file cannot hold; it holds "
             f"{', '.join(DTYPES)}. Write a .pt file instead."
         )
-    shape = stored_shape(dtype, info.shape)
-    return Piece(dtype, shape, info.nbytes, lambda file: _write_tensor(load(), file))
+    return Piece(dtype, stored_shape(dtype, info.shape), info.nbytes, blocks)
 
 
-def safetensors_writer(parts: Mapping[str, Piece], metadata: Mapping[str, str]) -> Writer:
-    """Raises OutputError for names that no header can hold; the writer it gives streams."""
+def safetensors_writer(
+    parts: Mapping[str, Piece], metadata: Mapping[str, str | Late], advance: Advance = unwatched
+) -> Writer:
+    """Raises OutputError for names that no header can hold; the writer it gives streams.
+
+    What is late in the metadata is asked for once all tensors are written.
+    """
     by_width = sorted(parts, key=lambda name: -DTYPES[parts[name].dtype].itemsize)
+    texts = {key: Late.of(text) for key, text in metadata.items()}
+    draft = _header(parts, by_width, {key: text.draft for key, text in texts.items()})
+
+    def write(file: BinaryIO) -> None:
+        file.write(draft)
+        for name in by_width:
+            for block in parts[name].blocks():
+                file.write(block)
+                advance(len(block))
+        header = _header(parts, by_width, {key: text.final() for key, text in texts.items()})
+        if len(header) != len(draft):
+            raise ValueError(f"a header of {len(header)} bytes, its draft had {len(draft)}")
+        if header != draft:
+            file.seek(0)
+            file.write(header)
+
+    return write
+
+
+def _header(
+    parts: Mapping[str, Piece], in_file: Sequence[str], metadata: Mapping[str, str]
+) -> bytes:
     starts: dict[str, int] = {}
     end = 0
-    for name in by_width:
+    for name in in_file:
         starts[name], end = end, end + parts[name].nbytes
     try:
-        header = header_bytes(
+        return header_bytes(
             {
                 name: {
                     "dtype": part.dtype,
@@ -162,14 +189,3 @@ def safetensors_writer(parts: Mapping[str, Piece], metadata: Mapping[str, str]) 
         )
     except ValueError as error:
         raise OutputError(f"{METADATA}: {error}. Write a .pt file instead.") from error
-
-    def write(file: BinaryIO) -> None:
-        file.write(header)
-        for name in by_width:
-            parts[name].copy_to(file)
-
-    return write
-
-
-def _write_tensor(tensor: torch.Tensor, file: BinaryIO) -> None:
-    file.write(memory.raw_bytes(tensor))

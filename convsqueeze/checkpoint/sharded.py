@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import FileVersion, unreadable
-from convsqueeze.checkpoint.edits import Splice
+from convsqueeze.checkpoint.disk import Advance, FileVersion, unreadable, unwatched
+from convsqueeze.checkpoint.edits import Late, Splice
 from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
@@ -149,24 +149,35 @@ def shard_pattern(index: Path) -> re.Pattern[str]:
 
 
 def stage_shards(
-    files: NewFiles, source: Checkpoint, splicing: Splice, recipe: str, destination: Path
+    files: NewFiles,
+    source: Checkpoint,
+    splicing: Splice,
+    recipe: str | Late,
+    destination: Path,
+    *,
+    largest: int | None = None,
+    advance: Advance = unwatched,
 ) -> None:
     """Write the shards and then the index, so that it never names what is not there. The shards of
     an earlier output that the new index no longer names are removed after that.
 
     Each tensor stays in its shard, a new one goes where the tensor in whose place it stands was;
-    a shard that would be empty is left out. Any other source becomes one shard.
+    a shard that would be empty is left out. Any other source becomes one shard. With `largest`,
+    shards are filled anew in the order of the tensors, up to that many bytes of values each; a
+    larger tensor has a shard of its own.
     """
     parts = pieces(source, splicing)
-    groups = [(names, metadata) for names, metadata in _groups(source, splicing) if names]
+    groups = list(_groups(source, splicing) if largest is None else _filled(source, parts, largest))
+    groups = [(names, metadata) for names, metadata in groups if names]
     home: dict[str, str] = {}
     for number, (names, metadata) in enumerate(groups, start=1):
         shard = files.add_part(
             partial(_shard_place, destination, f"{number:05}-of-{len(groups):05}"),
-            safetensors_writer({name: parts[name] for name in names}, metadata),
+            safetensors_writer({name: parts[name] for name in names}, metadata, advance),
         )
         home |= dict.fromkeys(names, shard.name)
-    index = _new_index(source, parts, recipe) | {"weight_map": {n: home[n] for n in parts}}
+    index = _new_index(source, parts, Late.of(recipe).final())
+    index |= {"weight_map": {n: home[n] for n in parts}}
     text = json.dumps(index, indent=2, allow_nan=False) + "\n"
     files.add(destination, lambda file: file.write(text.encode("ascii")))
     for old in _shards_of(destination):
@@ -201,6 +212,22 @@ def _groups(source: Checkpoint, splicing: Splice) -> Iterator[tuple[list[str], M
         old = [name[len(prefix) :] for name in header.tensors]
         names = [prefix + name for name, _ in splicing.over(old)]
         yield names, _without_recipe(header.metadata)
+
+
+def _filled(
+    source: Checkpoint, parts: Mapping[str, Piece], largest: int
+) -> Iterator[tuple[list[str], Mapping[str, str]]]:
+    """As `_groups`, with as many tensors in each shard as `largest` bytes hold."""
+    metadata = _without_recipe(source.metadata) or FROM_TORCH
+    names: list[str] = []
+    held = 0
+    for name, part in parts.items():
+        if names and held + part.nbytes > largest:
+            yield names, metadata
+            names, held = [], 0
+        names.append(name)
+        held += part.nbytes
+    yield names, metadata
 
 
 def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:

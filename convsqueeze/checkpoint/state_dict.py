@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import FileVersion
-from convsqueeze.checkpoint.edits import Edit, Splice, splice
+from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion
+from convsqueeze.checkpoint.edits import Edit, New, Splice, Spooled, splice
 from convsqueeze.checkpoint.names import common_prefix, shown
 from convsqueeze.errors import CheckpointError, OutputError
 
@@ -43,7 +43,10 @@ class HeldTensors:
             )
         return tensor.cpu()
 
-    def sha256(self) -> str:
+    def file_range(self, name: str) -> FileRange | None:
+        return None
+
+    def sha256(self, advance: Advance) -> str:
         digest = hashlib.sha256()
         for name, tensor in named_tensors(self.state_dict).items():
             described = [name, str(tensor.dtype), list(tensor.shape)]
@@ -104,10 +107,22 @@ def edited_state_dict(
     return edited(loaded, source.prefix, splicing, recipe)
 
 
+def own(new: New) -> torch.Tensor:
+    """A new tensor in memory of its own."""
+    return new.load() if isinstance(new, Spooled) else memory.own(new)
+
+
 def edited(
-    state_dict: Mapping[Any, Any], prefix: str, splicing: Splice, recipe: str
+    state_dict: Mapping[Any, Any],
+    prefix: str,
+    splicing: Splice,
+    recipe: str,
+    held: Callable[[New], torch.Tensor] = own,
 ) -> OrderedDict[Any, Any]:
-    """An OrderedDict (only that carries `_metadata` through a pickle), or its own subclass."""
+    """An OrderedDict (only that carries `_metadata` through a pickle), or its own subclass.
+
+    `held` gives the tensor that stands for a new one.
+    """
     result: OrderedDict[Any, Any] = OrderedDict()
     if isinstance(state_dict, OrderedDict):
         result = copy.copy(state_dict)
@@ -117,7 +132,7 @@ def edited(
             _put(result, key, value)
             continue
         for name, new in splicing.at(key.removeprefix(prefix)):
-            _put(result, prefix + name, value if new is None else memory.own(new))
+            _put(result, prefix + name, value if new is None else held(new))
     metadata = copy.copy(getattr(state_dict, METADATA, None))
     if not isinstance(metadata, dict):
         metadata = OrderedDict()

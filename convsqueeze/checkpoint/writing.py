@@ -3,11 +3,13 @@
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.edits import Edit, Splice, splice
+from convsqueeze.checkpoint.disk import Advance, unwatched
+from convsqueeze.checkpoint.edits import Edit, Late, Splice, splice
 from convsqueeze.checkpoint.names import listed
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.pickled import left_behind, pickled_writer
@@ -27,41 +29,55 @@ def suffix_of(path: Path) -> str:
     return max(known, key=len, default="")
 
 
-def default_destination(path: Path) -> Path:
-    """`model.pt` -> `model.squeezed.pt`, beside the input."""
+def default_destination(path: Path, *, split: bool = False) -> Path:
+    """`model.pt` -> `model.squeezed.pt`, beside the input; an index where it is to be `split`."""
     suffix = path.name[len(path.name) - len(suffix_of(path) or path.suffix) :]
-    return path.with_name(f"{path.name.removesuffix(suffix)}.squeezed{suffix}")
+    stem = path.name.removesuffix(suffix)
+    return path.with_name(f"{stem}.squeezed{INDEX_SUFFIX if split else suffix}")
 
 
 def write_checkpoint(
     source: Checkpoint,
     destination: Path,
     edits: Sequence[Edit],
-    recipe: str,
+    recipe: str | Late,
     *,
     overwrite: bool = False,
-    beside: Callable[[NewFiles], None] = lambda files: None,
+    files: NewFiles | None = None,
+    largest_shard: int | None = None,
+    advance: Advance = unwatched,
 ) -> tuple[str, ...]:
     """Write `source` after `edits`, with `recipe` inside; returns notes for the user.
 
     Whole or not at all: written beside its place, flushed, and renamed once the source has been
-    seen to be unchanged, and with it what `beside` writes. Raises OutputError, or CheckpointError
-    where the source fails.
+    seen to be unchanged, and with it what else was added to `files`. `largest_shard` are the bytes
+    of values that a shard may hold. Raises OutputError, or CheckpointError where the source fails.
     """
-    check_destination(source, destination, overwrite=overwrite)
+    check_destination(source, destination, overwrite=overwrite, largest_shard=largest_shard)
     splicing = splice(source, edits)
     suffix = suffix_of(destination)
-    with NewFiles(overwrite=overwrite) as files:
-        beside(files)
+    with NewFiles(overwrite=overwrite) if files is None else nullcontext(files) as new:
         if suffix == INDEX_SUFFIX:
-            stage_shards(files, source, splicing, recipe, destination)
+            stage_shards(
+                new, source, splicing, recipe, destination, largest=largest_shard, advance=advance
+            )
         elif suffix in PICKLED_SUFFIXES:
-            files.add(destination, pickled_writer(source, edits, recipe))
+            new.add(destination, pickled_writer(source, edits, recipe, advance))
         else:
             metadata = {**(source.metadata or FROM_TORCH), RECIPE_KEY: recipe}
-            files.add(destination, safetensors_writer(pieces(source, splicing), metadata))
-        files.commit(source.check_unchanged)
-    return (*_notes(source, splicing, suffix), *_leftover(destination, files))
+            parts = pieces(source, splicing)
+            new.add(destination, safetensors_writer(parts, metadata, advance))
+        new.commit(source.check_unchanged)
+    return (*_notes(source, splicing, suffix), *_leftover(destination, new))
+
+
+def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
+    """Of all tensors of the edited checkpoint, stored densely."""
+    splicing = splice(source, edits)
+    return sum(
+        (source.tensors[name] if new is None else new).nbytes
+        for name, new in splicing.over(source.tensors)
+    )
 
 
 def _notes(source: Checkpoint, splicing: Splice, suffix: str) -> tuple[str, ...]:
@@ -86,10 +102,17 @@ def _leftover(destination: Path, files: NewFiles) -> Iterator[str]:
         yield f"{names}: left by a run that was killed, removed"
 
 
-def check_destination(source: Checkpoint, destination: Path, *, overwrite: bool) -> None:
+def check_destination(
+    source: Checkpoint,
+    destination: Path,
+    *,
+    overwrite: bool,
+    largest_shard: int | None = None,
+) -> None:
     """Raises OutputError where `destination` cannot or must not be written; touches nothing."""
     try:
         _check_name(destination)
+        _check_split(destination, largest_shard)
         _check_place(source, destination, overwrite)
     except OSError as error:
         raise OutputError(
@@ -109,6 +132,15 @@ def _check_name(destination: Path) -> None:
     if not directory.is_dir():
         what = "is not a directory" if directory.exists() else "does not exist"
         raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
+
+
+def _check_split(destination: Path, largest_shard: int | None) -> None:
+    if largest_shard is not None and suffix_of(destination) != INDEX_SUFFIX:
+        name = f"{destination.name.removesuffix(suffix_of(destination))}{INDEX_SUFFIX}"
+        raise OutputError(
+            f"{destination}: one file, to be split into shards of at most {largest_shard:,} bytes, "
+            f"an index was needed. Name the output -o {destination.with_name(name)}."
+        )
 
 
 def _check_place(source: Checkpoint, destination: Path, overwrite: bool) -> None:

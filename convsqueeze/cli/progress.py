@@ -42,7 +42,7 @@ class DelayedProgress:
         if error is not None and self._doing:
             error.add_note(f"while {self._doing}")
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int, *, unit: str = "") -> None:
         self._doing = what
         stop_if_asked()
         if not self._started and time.monotonic() - self._since > MOMENT_S:

@@ -94,16 +94,14 @@ def _reports(
         layer = layers.get(merge.into)
         if layer is None:
             continue
-        yield _layer_report(merge, layer, original, stored_tensors(layer, squeezed), settings)
+        yield verify_merge(merge, layer, original, squeezed, settings)
 
 
-def _layer_report(
-    merge: Merge,
-    layer: RecipeLayer,
-    original: Source,
-    stored: Mapping[str, Tensor],
-    settings: Settings,
+def verify_merge(
+    merge: Merge, layer: RecipeLayer, original: Source, squeezed: Source, settings: Settings
 ) -> LayerReport:
+    """One merge of a plan, run from the two sets of tensors with the recipe's geometry."""
+    stored = stored_tensors(layer, squeezed)
     problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
         return _unrunnable(merge, problem)
