@@ -5,7 +5,7 @@ Knows formats, nothing of convolutions. One module a format: `pickled` (.pt, .pt
 """
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.compare import differences_beside, tensor_difference
+from convsqueeze.checkpoint.compare import differences_beside, kept_difference, tensor_difference
 from convsqueeze.checkpoint.edits import Edit, Late, New, Spooled, edited_names
 from convsqueeze.checkpoint.opening import open_checkpoint
 from convsqueeze.checkpoint.spool import Spool
@@ -38,6 +38,7 @@ __all__ = [
     "edited_names",
     "edited_state_dict",
     "from_state_dict",
+    "kept_difference",
     "open_checkpoint",
     "suffix_of",
     "tensor_difference",

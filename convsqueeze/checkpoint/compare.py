@@ -2,7 +2,7 @@
 beside their state dict.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -10,6 +10,17 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.pickled import PickledTensors
+
+
+def kept_difference(name: str, before: Checkpoint, after: Checkpoint) -> str | None:
+    """Where a tensor of both checkpoints differs, as `tensor_difference`; values that lie in order
+    in files are compared there.
+    """
+    info, places = before.tensors[name], (before.file_range(name), after.file_range(name))
+    if info != after.tensors[name] or places[0] is None or places[1] is None:
+        return tensor_difference(before.load(name), after.load(name))
+    byte = places[0].first_difference(places[1])
+    return None if byte is None else _differs(byte, info.shape, info.dtype.itemsize)
 
 
 def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
@@ -27,19 +38,16 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
     for one, other in zip(old, new, strict=True):
         if one.shape != other.shape:
             return f"holds {one.numel()} values, the original's {other.numel()}"
-        place = _first_difference(one, other)
-        if place is not None:
+        different = (memory.in_bytes(one) != memory.in_bytes(other)).nonzero()
+        if len(different):
             within = "" if len(old) == 1 else " of its parts"
-            return f"differs from the original at {list(place)}{within}"
+            return _differs(int(different[0]), one.shape, one.element_size()) + within
     return None
 
 
-def _first_difference(before: torch.Tensor, after: torch.Tensor) -> tuple[int, ...] | None:
-    different = (memory.in_bytes(before) != memory.in_bytes(after)).nonzero()
-    if not len(different):
-        return None
-    element = int(different[0]) // before.element_size()
-    return tuple(int(i) for i in torch.unravel_index(torch.tensor(element), before.shape))
+def _differs(byte: int, shape: Sequence[int], itemsize: int) -> str:
+    place = torch.unravel_index(torch.tensor(byte // itemsize), tuple(shape))
+    return f"differs from the original at {[int(i) for i in place]}"
 
 
 def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:

@@ -84,6 +84,13 @@ class FileRange:
             done += len(one)
         return None
 
+    def cut(self) -> CheckpointError:
+        """That the file no longer has these bytes."""
+        return CheckpointError(
+            f"{self.path}: ends within its tensors, and was whole when it was opened. "
+            "Wait until nothing writes to it and try again."
+        )
+
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:
         try:
@@ -102,10 +109,7 @@ class FileRange:
             except OSError as error:
                 raise unreadable(self.path, error) from error
             if not got:
-                raise CheckpointError(
-                    f"{self.path}: ends within its tensors, and was whole when it was opened. "
-                    "Wait until nothing writes to it and try again."
-                )
+                raise self.cut()
             filled += got
 
 

@@ -32,7 +32,10 @@ class FileMaps:
         """The tensor whose values lie at `place`."""
         if not place.nbytes:
             return torch.empty(info.shape, dtype=info.dtype)
-        part = self._map(place.path)[place.offset : place.offset + place.nbytes]
+        whole = self._map(place.path)
+        if whole.nbytes() < place.offset + place.nbytes:
+            raise place.cut()
+        part = whole[place.offset : place.offset + place.nbytes]
         self._places[part.data_ptr()] = place
         count = place.nbytes // info.dtype.itemsize
         flat = torch.empty(0, dtype=info.dtype).set_(part, 0, (count,), (1,))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
-from convsqueeze.checkpoint import Checkpoint, differences_beside, tensor_difference
+from convsqueeze.checkpoint import Checkpoint, differences_beside, kept_difference
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
@@ -245,8 +245,8 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
         yield f"{squeezed.path}: {shown(name)} is in neither the original nor the merge."
 
 
-def _changed(name: str, original: Source, squeezed: Source) -> Iterator[str]:
+def _changed(name: str, original: Checkpoint, squeezed: Checkpoint) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
-    difference = tensor_difference(original.load(name), squeezed.load(name))
+    difference = kept_difference(name, original, squeezed)
     if difference is not None:
         yield f"{shown(name)}: was not merged, but {difference}."
