@@ -6,7 +6,7 @@ from importlib import import_module
 
 from rich.console import Console
 
-SUBJECTS = ("borders",)
+SUBJECTS = ("borders", "files", "inference")
 
 
 def main() -> int:
@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=25, help="times that each way is run")
     parser.add_argument("--threads", type=int, default=1, help="threads of either runtime")
     parser.add_argument("--size", type=int, default=256, help="samples on each side of the image")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="of a large file")
     options = parser.parse_args()
     if unknown := [name for name in options.subjects if name not in SUBJECTS]:
         parser.error(f"unknown subjects: {', '.join(unknown)}; there are {', '.join(SUBJECTS)}")

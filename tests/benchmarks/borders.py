@@ -1,30 +1,24 @@
 """How much faster than the layers a corrected merge is, and what correcting costs.
 
-Every round runs each way once, in turn, and the ratios are medians over the rounds: what slows the
-machine down for a while slows all of them. In onnxruntime and in torch, float32.
+Ratios are medians over rounds in which each way runs once. In onnxruntime and in torch, float32.
 """
 
-import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
-import onnxruntime
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from convsqueeze.export import build_model
 from tests.benchmarks.geometries import PAIRS, Pair
+from tests.benchmarks.rounds import Run, in_onnxruntime, in_torch, in_turn
 
 TITLE = "time of a corrected merge, of a plain one and of the layers apart"
 LARGEST_COST = 1.5
 """What a corrected merge may take at most of a plain one's time."""
-LEAST_SECONDS = 1.0
-"""How long a pair is timed at least, however short one round is."""
 WAYS = ("pair", "corrected", "plain")
 RUNTIMES = ("onnxruntime", "torch")
 
@@ -90,8 +84,10 @@ def measure(pair: Pair, rounds: int, threads: int) -> Measured:
         "plain": build_model({"L": plain}),
     }
     timings = [
-        _timing("onnxruntime", {way: _session(models[way], x, threads) for way in WAYS}, rounds),
-        _timing("torch", {way: _call(modules[way], x) for way in WAYS}, rounds),
+        _timing(
+            "onnxruntime", {way: in_onnxruntime(models[way], x, threads) for way in WAYS}, rounds
+        ),
+        _timing("torch", {way: in_torch(modules[way], x) for way in WAYS}, rounds),
     ]
     weights = {
         "pair": merge.weights_before,
@@ -101,46 +97,11 @@ def measure(pair: Pair, rounds: int, threads: int) -> Measured:
     return Measured(pair, merge.form.name, weights, merge.pays, timings)
 
 
-Run = Callable[[], object]
-
-
 def _timing(runtime: str, runs: Mapping[str, Run], rounds: int) -> Timing:
-    for run in runs.values():
-        for _ in range(3):
-            run()
-    taken: dict[str, list[float]] = {way: [] for way in runs}
-    index, begin, ways = 0, time.perf_counter(), list(runs)
-    while index < rounds or time.perf_counter() - begin < LEAST_SECONDS:
-        for way in ways[index % len(ways) :] + ways[: index % len(ways)]:
-            start = time.perf_counter()
-            runs[way]()
-            taken[way].append(1e3 * (time.perf_counter() - start))
-        index += 1
-
-    def ratio(way: str) -> float:
-        return median(a / b for a, b in zip(taken["corrected"], taken[way], strict=True))
-
-    milliseconds = {way: median(times) for way, times in taken.items()}
-    return Timing(runtime, milliseconds, ratio("plain"), ratio("pair"))
-
-
-def _call(module: nn.Module, x: torch.Tensor) -> Run:
-    def run() -> torch.Tensor:
-        with torch.inference_mode():
-            return module(x)
-
-    return run
-
-
-def _session(model: ModelProto, x: torch.Tensor, threads: int) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, feed)
+    taken = in_turn(runs, rounds)
+    milliseconds = {way: taken.milliseconds(way) for way in runs}
+    of = {way: taken.ratio("corrected", way) for way in ("plain", "pair")}
+    return Timing(runtime, milliseconds, of["plain"], of["pair"])
 
 
 def _as_onnx(pair: Pair) -> ModelProto:
