@@ -3,10 +3,11 @@
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from rich.console import Console
 
-SUBJECTS = ("borders", "files", "inference")
+SUBJECTS = ("borders", "files", "inference", "growth")
 
 
 def main() -> int:
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads of either runtime")
     parser.add_argument("--size", type=int, default=256, help="samples on each side of the image")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of a large file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw how things grow")
     options = parser.parse_args()
     if unknown := [name for name in options.subjects if name not in SUBJECTS]:
         parser.error(f"unknown subjects: {', '.join(unknown)}; there are {', '.join(SUBJECTS)}")
