@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -76,12 +77,8 @@ def _points(options: Namespace) -> Iterator[Point]:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """A column for each thing that grows: seconds above, memory below."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, len(GROWING), figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots(2, len(GROWING))
     for column, what in enumerate(GROWING):
         found = [point for point in points if point.what == what]
         amounts = [point.amount for point in found]
@@ -99,4 +96,3 @@ def draw(points: Sequence[Point], path: Path) -> None:
             axis.set_xlabel(what if row else "")
             axis.set_ylabel("" if column else label)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
