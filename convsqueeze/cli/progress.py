@@ -1,32 +1,53 @@
-"""A progress bar on stderr, shown only where work takes longer than a moment."""
+"""When to show on stderr how far a run is: only where work takes longer than a moment."""
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convsqueeze.cli.signals import stop_if_asked
 
+if TYPE_CHECKING:
+    from convsqueeze.cli.bar import Bar
+
 MOMENT_S = 0.7
+INTERVAL_S = 0.05
+"""Between two updates of the same count: shorter than what is seen."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Work that is counted through, with a rate of its own: `total` of `unit`, since a time."""
+
+    total: int
+    unit: str
+    since: float
+
+    def ends(self, renamed: bool, anew: bool, total: int, unit: str) -> bool:
+        """Whether what is told now belongs to another phase.
+
+        Bytes are of one thing each; the layers of one count have a name each.
+        """
+        return anew or (total, unit) != (self.total, self.unit) or (renamed and unit == "bytes")
 
 
 class DelayedProgress:
     """Usable as the pipeline's `track`: nothing is drawn in the first moment, nor when quiet."""
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=None)
-        self._since = time.monotonic()
-        self._started = False
-        self._doing = ""
+    def __init__(
+        self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._shows = not quiet and console.is_terminal
+        self._clock = clock
+        self._next = clock() + MOMENT_S
+        self._bar: Bar | None = None
+        self._what = ""
+        self._done = 0
+        self._phase: Phase | None = None
 
     def __enter__(self) -> "DelayedProgress":
         return self
@@ -37,17 +58,28 @@ class DelayedProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._started:
-            self._progress.stop()
-        if error is not None and self._doing:
-            error.add_note(f"while {self._doing}")
+        if self._bar is not None:
+            self._bar.stop()
+        if error is not None and self._what:
+            error.add_note(f"while {self._what}")
 
     def __call__(self, what: str, done: int, total: int, *, unit: str = "") -> None:
-        self._doing = what
+        """`done` of `total` (0: nobody knows) of what is being done; `unit`: "bytes", or "" for a
+        count. Cheap, however often it is called.
+        """
+        renamed, self._what = what != self._what, what
         stop_if_asked()
-        if not self._started and time.monotonic() - self._since > MOMENT_S:
-            self._progress.start()
-            self._started = True
-        self._progress.update(
-            self._task, description=what, completed=done, total=total if total else None
-        )
+        if not self._shows:
+            return
+        now, phase = self._clock(), self._phase
+        if phase is None or phase.ends(renamed, done < self._done, total, unit):
+            phase = self._phase = Phase(total, unit, now)
+        self._done = done
+        if now < self._next and not (renamed and self._bar):
+            return
+        if self._bar is None:
+            from convsqueeze.cli.bar import Bar
+
+            self._bar = Bar(self._console, self._clock)
+        self._bar.show(what, done, phase)
+        self._next = now + INTERVAL_S
