@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from convsqueeze import pipeline
-from convsqueeze.cli import app as commands
 from convsqueeze.cli import main as entry
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +47,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(commands, "merge_file", fail)
+    monkeypatch.setattr(pipeline, "merge_file", fail)
 
 
 def test_an_error_of_this_program_is_called_one(

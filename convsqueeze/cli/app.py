@@ -1,32 +1,15 @@
-"""The commands: options in, reports out, the exit status that the outcome has."""
+"""The commands: options in, reports out, the exit status that the outcome has.
 
-import json
-import sys
+Imports typer and what takes no time; each command imports what it needs before its work begins.
+"""
+
 from enum import StrEnum
-from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from convsqueeze.checkpoint import open_checkpoint
-from convsqueeze.cli.data import inspect_data, merge_data, plot_data, report_data
-from convsqueeze.cli.onnx_job import OnnxJob, with_onnx
-from convsqueeze.cli.progress import DelayedProgress
-from convsqueeze.cli.tables import (
-    print_export,
-    print_inspection,
-    print_merge,
-    print_plot,
-    print_verify,
-)
-from convsqueeze.inspection import found_layers
-from convsqueeze.manifest import json_schema, load_manifest
-from convsqueeze.pipeline import merge_file, verify_files
-from convsqueeze.plot import check_plot, write_plot
-from convsqueeze.verify import Settings
+from convsqueeze.cli.importing import importing
 
 app = typer.Typer(
     name="convsqueeze",
@@ -68,6 +51,8 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal err
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"convsqueeze {version('convsqueeze')}")
         raise typer.Exit
 
@@ -117,8 +102,20 @@ def merge(
     debug: Debug = False,
 ) -> None:
     """Merge layers of a checkpoint, verify the result and write it."""
-    console, errors = _consoles(as_json)
-    onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed) if onnx is not None else None
+    with importing():
+        from convsqueeze.cli.data import merge_data
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.tables import print_export, print_merge
+        from convsqueeze.pipeline import merge_file
+        from convsqueeze.verify import Settings
+
+        onnx_job = None
+        if onnx is not None:
+            from convsqueeze.cli.onnx_job import OnnxJob
+
+            onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed)
+    console, errors = consoles(as_json)
     with DelayedProgress(errors, quiet=quiet) as track:
         done = merge_file(
             model,
@@ -137,11 +134,11 @@ def merge(
         exported = onnx_job.result() if onnx_job else None
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
-        _print_json({**merge_data(done), **onnx_data})
+        print_json({**merge_data(done), **onnx_data})
     if not quiet:
-        print_merge(errors if as_json else console, done)
+        print_merge(console, done)
         if exported:
-            print_export(errors if as_json else console, exported)
+            print_export(console, exported)
 
 
 @app.command()
@@ -170,10 +167,23 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
-    console, errors = _consoles(as_json)
     inputs = [path for path in (original, squeezed, pairs, onnx) if path is not None]
-    if plot is not None:
-        check_plot(plot, overwrite=overwrite, inputs=inputs)
+    with importing():
+        from convsqueeze.cli.data import plot_data, report_data
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.tables import print_plot, print_verify
+        from convsqueeze.manifest import load_manifest
+        from convsqueeze.pipeline import verify_files
+        from convsqueeze.verify import Settings
+
+        if onnx is not None:
+            from convsqueeze.cli.onnx_job import with_onnx
+        if plot is not None:
+            from convsqueeze.plot import check_plot, write_plot
+
+            check_plot(plot, overwrite=overwrite, inputs=inputs)
+    console, errors = consoles(as_json)
     with DelayedProgress(errors, quiet=False) as track:
         report = verify_files(
             original,
@@ -186,14 +196,14 @@ def verify(
         seen: list[dict[str, Any]] = []
         if onnx is not None and report.ok:
             report, seen = with_onnx(report, onnx, squeezed, key, seed)
-    print_verify(errors if as_json else console, report)
+    print_verify(console, report)
     drawn = None
     if plot is not None:
         drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
-        print_plot(errors if as_json else console, drawn)
+        print_plot(console, drawn)
     if as_json:
         onnx_data = {"onnx": seen} if onnx else {}
-        _print_json({**report_data(report), **onnx_data, **(plot_data(drawn) if drawn else {})})
+        print_json({**report_data(report), **onnx_data, **(plot_data(drawn) if drawn else {})})
     report.raise_if_failed()
 
 
@@ -213,9 +223,12 @@ def export_onnx(
     debug: Debug = False,
 ) -> None:
     """Write the squeezed layers as one ONNX model, checked against torch first."""
-    from convsqueeze.export import default_onnx_destination, export
-
-    console, errors = _consoles(as_json)
+    with importing():
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.tables import print_export
+        from convsqueeze.export import default_onnx_destination, export
+    console, errors = consoles(as_json)
     with DelayedProgress(errors, quiet=False) as track:
         track(f"exporting {squeezed.name}", 0, 0)
         result = export(
@@ -227,8 +240,8 @@ def export_onnx(
             overwrite=overwrite,
         )
     if as_json:
-        _print_json(result.to_data())
-    print_export(errors if as_json else console, result)
+        print_json(result.to_data())
+    print_export(console, result)
 
 
 @app.command()
@@ -239,34 +252,24 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """List the layers of a checkpoint: what a manifest is written from."""
+    with importing():
+        from convsqueeze.checkpoint import open_checkpoint
+        from convsqueeze.cli.data import inspect_data
+        from convsqueeze.cli.inspection import print_inspection
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.inspection import found_layers
     checkpoint = open_checkpoint(file, key=key)
     layers = found_layers(checkpoint)
     if as_json:
-        _print_json(inspect_data(checkpoint, layers))
+        print_json(inspect_data(checkpoint, layers))
     else:
-        print_inspection(_consoles(as_json)[0], checkpoint, layers)
+        print_inspection(consoles(as_json)[0], checkpoint, layers)
 
 
 @app.command()
 def schema() -> None:
     """Print the manifest's JSON Schema, for editors that check YAML."""
-    _print_json(json_schema())
-
-
-def _consoles(as_json: bool) -> tuple[Console, Console]:
-    """For the report and for everything else; with --json stdout is for data alone."""
-    return Console(), Console(stderr=True)
-
-
-def _print_json(data: Any) -> None:
-    """JSON has no infinity or NaN: such a number is printed as null."""
-    json.dump(_finite(data), sys.stdout, indent=2, allow_nan=False)
-    sys.stdout.write("\n")
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not isfinite(data) else data
+    with importing():
+        from convsqueeze.cli.output import print_json
+        from convsqueeze.manifest import json_schema
+    print_json(json_schema())

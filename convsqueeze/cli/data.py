@@ -1,19 +1,21 @@
 """Reports as plain data, for --json. The tables print the same facts."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convsqueeze.algebra.precision import dtype_name
-from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.inspection import FoundLayer
-from convsqueeze.pipeline import MergedFile
-from convsqueeze.plan import Merge, Plan
-from convsqueeze.plot import Plot
-from convsqueeze.storage import Widened
-from convsqueeze.verify import LayerReport, Report, Worst
+
+if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
+    from convsqueeze.checkpoint import Checkpoint
+    from convsqueeze.inspection import FoundLayer
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.plan import Merge, Plan
+    from convsqueeze.plot import Plot
+    from convsqueeze.storage import Widened
+    from convsqueeze.verify import LayerReport, Report, Worst
 
 
-def merge_data(done: MergedFile) -> dict[str, Any]:
+def merge_data(done: "MergedFile") -> dict[str, Any]:
     """What `merge` did."""
     return {
         "source": str(done.source),
@@ -28,7 +30,7 @@ def merge_data(done: MergedFile) -> dict[str, Any]:
     }
 
 
-def _merge_layer(merge: Merge, done: MergedFile) -> dict[str, Any]:
+def _merge_layer(merge: "Merge", done: "MergedFile") -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": merge.into,
         "from": [leaf.label for leaf in merge.layers],
@@ -55,7 +57,7 @@ def _merge_layer(merge: Merge, done: MergedFile) -> dict[str, Any]:
     return {**data, **({"verification": layer_data(seen[0])} if seen else {})}
 
 
-def _widened(one: Widened) -> dict[str, Any]:
+def _widened(one: "Widened") -> dict[str, Any]:
     return {
         "name": one.name,
         "dtype": dtype_name(one.dtype),
@@ -65,7 +67,7 @@ def _widened(one: Widened) -> dict[str, Any]:
     }
 
 
-def layer_data(report: LayerReport) -> dict[str, Any]:
+def layer_data(report: "LayerReport") -> dict[str, Any]:
     """What verification saw of one layer."""
     return {
         "name": report.name,
@@ -82,7 +84,7 @@ def layer_data(report: LayerReport) -> dict[str, Any]:
     }
 
 
-def _worst(worst: Worst) -> dict[str, Any]:
+def _worst(worst: "Worst") -> dict[str, Any]:
     return {
         "error": worst.error,
         "bound": worst.bound,
@@ -91,7 +93,7 @@ def _worst(worst: Worst) -> dict[str, Any]:
     }
 
 
-def report_data(report: Report) -> dict[str, Any]:
+def report_data(report: "Report") -> dict[str, Any]:
     """What `verify` saw."""
     settings = report.settings
     return {
@@ -105,12 +107,12 @@ def report_data(report: Report) -> dict[str, Any]:
     }
 
 
-def plot_data(plot: Plot) -> dict[str, Any]:
+def plot_data(plot: "Plot") -> dict[str, Any]:
     """The figure of `verify --plot`, null where there was nothing to draw."""
     return {"plot": None if plot.output is None else str(plot.output)}
 
 
-def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, Any]:
+def inspect_data(checkpoint: "Checkpoint", layers: "list[FoundLayer]") -> dict[str, Any]:
     """What `inspect` found."""
     return {
         "file": str(checkpoint.path),
@@ -138,7 +140,7 @@ def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, 
     }
 
 
-def plan_totals(plan: Plan) -> tuple[int, int, int, int]:
+def plan_totals(plan: "Plan") -> tuple[int, int, int, int]:
     """Weights before and after, multiplications before and after."""
     return (
         plan.weights_before,

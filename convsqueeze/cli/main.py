@@ -18,7 +18,6 @@ from convsqueeze.cli.signals import (
     end_on_signals,
     ignore_signals,
     stop_if_asked,
-    stop_on_signals,
 )
 from convsqueeze.errors import ConvsqueezeError, ReportedTogether, printable
 
@@ -36,7 +35,6 @@ def main() -> None:
     try:
         from convsqueeze.cli.app import app
 
-        stop_on_signals()
         app()
     except Stopped as stopped:
         _end_stopped(stopped)

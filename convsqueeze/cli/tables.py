@@ -1,36 +1,38 @@
-"""What a run prints for people: one table and a few lines."""
+"""What `merge`, `verify` and `export-onnx` print for people: one table and a few lines."""
 
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.cli.data import plan_totals
-from convsqueeze.inspection import FoundLayer
-from convsqueeze.pipeline import MergedFile
-from convsqueeze.plan import Merge
+from convsqueeze.cli.layout import (
+    bytes_told,
+    change_told,
+    count_told,
+    file_told,
+    new_table,
+    print_notes,
+    ratio_told,
+)
 from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
-from convsqueeze.plot import Plot
-from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.verify import LayerReport, Report
 
-if TYPE_CHECKING:  # onnx and onnxruntime take a moment to import, and most runs need neither
+if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
     from convsqueeze.export import ExportResult
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.plan import Merge
+    from convsqueeze.plot import Plot
+    from convsqueeze.verify import LayerReport, Report
 
 
-NUMBERS = ("kernel", "weights", "MACs", "inputs", "interior error\n/ bound", "border error")
-
-
-def print_merge(console: Console, done: MergedFile) -> None:
+def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
     reports = {one.name: one for one in done.verification.layers} if done.verification else {}
-    table = _table(done.source.name, "layer", "kernel", "weights", "MACs", "border")
+    table = new_table(done.source.name, "layer", "kernel", "weights", "MACs", "border")
     if reports:
         table.add_column("largest error\n/ bound", justify="right")
     for merge in done.plan.merges:
@@ -43,7 +45,7 @@ def print_merge(console: Console, done: MergedFile) -> None:
         table.caption = f"MACs for an input of {', '.join(sorted(sizes))}"
     table.add_section()
     before, after, macs_before, macs_after = plan_totals(done.plan)
-    totals = ["total", "", _change(before, after), _change(macs_before, macs_after)]
+    totals = ["total", "", change_told(before, after), change_told(macs_before, macs_after)]
     table.add_row(*totals, *([""] * (len(table.columns) - len(totals))), style="bold")
     console.print(table)
     _print_forms(console, done.plan.merges)
@@ -52,17 +54,17 @@ def print_merge(console: Console, done: MergedFile) -> None:
         _print_verdict(console, done.verification)
     if done.output is None:
         console.print(
-            f"{_file(done.source)}: {_size(done.bytes_before)}. Dry run: nothing written."
+            f"{file_told(done.source)}: {bytes_told(done.bytes_before)}. Dry run: nothing written."
         )
         return
     console.print(
-        f"{_file(done.source)} {_size(done.bytes_before)} -> "
-        f"[bold]{_file(done.output)}[/] {_size(done.bytes_after)}",
+        f"{file_told(done.source)} {bytes_told(done.bytes_before)} -> "
+        f"[bold]{file_told(done.output)}[/] {bytes_told(done.bytes_after)}",
         soft_wrap=True,
     )
 
 
-def _merge_cells(merge: Merge) -> list[Text | str]:
+def _merge_cells(merge: "Merge") -> list[Text | str]:
     labels = [leaf.label for leaf in merge.layers if leaf.parameters]
     stem = f"{merge.into}."
     if not all(label.startswith(stem) for label in labels):
@@ -76,18 +78,18 @@ def _merge_cells(merge: Merge) -> list[Text | str]:
     return [
         name,
         kernel(merge.geometry),
-        _change(merge.weights_before, merge.weights_after),
-        _change(merge.macs_before, merge.macs_after),
+        change_told(merge.weights_before, merge.weights_after),
+        change_told(merge.macs_before, merge.macs_after),
         border,
     ]
 
 
-def _print_forms(console: Console, merges: Sequence[Merge]) -> None:
+def _print_forms(console: Console, merges: "Sequence[Merge]") -> None:
     """What exactness costs, where a plain convolution is not exact."""
     leaking = [merge for merge in merges if merge.leaks]
     if not leaking:
         return
-    table = _table("what exactness at the border costs", "layer", "form", "weights", "MACs", "")
+    table = new_table("what exactness at the border costs", "layer", "form", "weights", "MACs", "")
     for merge in leaking:
         for form in merge.forms:
             told = rows_told(merge.leaks, len(merge.geometry.axes))
@@ -95,7 +97,7 @@ def _print_forms(console: Console, merges: Sequence[Merge]) -> None:
                 Text(merge.into if form is merge.forms[0] else "", style="bold"),
                 FORMS[form.name] + ("" if form.name == "apart" or form is not merge.form else " *"),
                 f"{form.weights:,}",
-                _count(form.macs),
+                count_told(form.macs),
                 "exact" if form.exact else f"{told} differ",
                 style="bold" if form is merge.form else "",
             )
@@ -104,14 +106,14 @@ def _print_forms(console: Console, merges: Sequence[Merge]) -> None:
     console.print(table)
 
 
-def print_verify(console: Console, report: Report) -> None:
+def print_verify(console: Console, report: "Report") -> None:
     """The table of a verification and the verdict."""
-    table = _table("verification", "layer", "inputs", "interior error\n/ bound", "border error")
+    table = new_table("verification", "layer", "inputs", "interior error\n/ bound", "border error")
     for one in report.layers:
         table.add_row(
             Text(one.name, style="bold" if one.ok else "bold red"),
             f"{one.inputs:,}",
-            _ratio(one.interior.error, one.interior.bound),
+            ratio_told(one.interior.error, one.interior.bound),
             _border_error(one),
         )
     console.print(table)
@@ -126,7 +128,7 @@ def print_verify(console: Console, report: Report) -> None:
     _print_verdict(console, report)
 
 
-def _print_verdict(console: Console, report: Report) -> None:
+def _print_verdict(console: Console, report: "Report") -> None:
     if not report.ok:
         console.print("[bold red]not verified[/]")
         return
@@ -149,21 +151,21 @@ def _print_verdict(console: Console, report: Report) -> None:
         )
 
 
-def print_plot(console: Console, plot: Plot) -> None:
+def print_plot(console: Console, plot: "Plot") -> None:
     """Where the figure is, and what is not in it."""
     print_notes(console, plot.notes)
     if plot.output is not None:
         count = len(plot.drawn)
         layers = "1 layer" if count == 1 else f"{count} layers"
-        console.print(f"drawn: {layers}, [bold]{_file(plot.output)}[/]", soft_wrap=True)
+        console.print(f"drawn: {layers}, [bold]{file_told(plot.output)}[/]", soft_wrap=True)
 
 
 def print_export(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model and how near onnxruntime came to torch."""
-    table = _table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
+    table = new_table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
     for one in result.layers:
         sizes = ", ".join("x".join(map(str, size)) or "vector" for size in one.sizes)
-        error = _ratio(one.worst.error, one.worst.bound)
+        error = ratio_told(one.worst.error, one.worst.bound)
         table.add_row(Text(shown(one.name), style="bold"), one.dtype, sizes, error)
     console.print(table)
     print_notes(console, result.notes)
@@ -172,105 +174,22 @@ def print_export(console: Console, result: "ExportResult") -> None:
         f"in onnxruntime (opset {result.opset}, seed {result.seed})"
     )
     for path in result.files:
-        console.print(f"[bold]{_file(path)}[/]", soft_wrap=True)
+        console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
 
 
 def _layers_are(count: int) -> str:
     return "1 layer is" if count == 1 else f"{count} layers are"
 
 
-def print_notes(console: Console, notes: Sequence[str]) -> None:
-    for note in notes:
-        console.print(f"[yellow]note[/]: {escape(note)}", soft_wrap=True)
-
-
-def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[FoundLayer]) -> None:
-    """The layers of a checkpoint, one a row."""
-    table = _table(checkpoint.path.name, "name", "kind", "shape", "what it tells", "dtype")
-    for layer in layers:
-        dtypes = {str(info.dtype).removeprefix("torch.") for info in layer.tensors.values()}
-        table.add_row(
-            Text(shown(layer.name) or "(top)", style="bold"),
-            layer.kind,
-            "x".join(map(str, layer.shape)) or "one number",
-            shown(layer.detail),
-            ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
-        )
-    console.print(table)
-    facts = [f"format {checkpoint.format}", f"{len(checkpoint.tensors)} tensors"]
-    if checkpoint.wrapper:
-        facts.append(f"state dict under {shown(checkpoint.wrapper)}")
-    if checkpoint.prefix:
-        facts.append(f"names without their prefix {shown(checkpoint.prefix)}")
-    if checkpoint.recipe is None:
-        facts.append("no recipe")
-    console.print(escape("; ".join(facts)))
-    if checkpoint.recipe is not None:
-        _print_recipe(console, read_recipe(checkpoint.recipe, str(checkpoint.path)))
-
-
-def _print_recipe(console: Console, recipe: Recipe) -> None:
-    title = f"recipe: squeezed from {shown(recipe.source.file)}"
-    table = _table(title, "layer", "from", "kernel", "stride", "padding", "groups", "border")
-    for layer in recipe.layers:
-        sides = [low if low == high else [low, high] for low, high in layer.padding]
-        table.add_row(
-            Text(shown(layer.name), style="bold"),
-            ", ".join(map(shown, layer.sources)),
-            "x".join(map(str, layer.kernel_size)) or layer.kind,
-            "x".join(map(str, layer.stride)),
-            ", ".join(map(str, sides)),
-            str(layer.groups),
-            layer.border,
-        )
-    console.print(table)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", expand=False)
-    for column in columns:
-        justify: JustifyMethod = "right" if column in NUMBERS else "left"
-        table.add_column(column, justify=justify, overflow="fold", min_width=6)
-    return table
-
-
-def _error(report: LayerReport) -> str:
-    return _ratio(report.largest.error, report.largest.bound)
+def _error(report: "LayerReport") -> str:
+    return ratio_told(report.largest.error, report.largest.bound)
 
 
 def _shown(size: Sequence[int]) -> str:
     return "x".join(map(str, size)) + " samples"
 
 
-def _border_error(report: LayerReport) -> str:
+def _border_error(report: "LayerReport") -> str:
     if report.policy == "interior":
         return f"{report.border_error:.2e}\naccepted"
-    return _ratio(report.border.error, report.border.bound)
-
-
-def _ratio(error: float, bound: float) -> str:
-    return f"{error:.2e}\n/ {bound:.2e}"
-
-
-def _change(before: int, after: int) -> str:
-    return f"{_count(before)}\n-> {_count(after)}"
-
-
-def _count(number: int) -> str:
-    if number < 1_000_000:
-        return f"{number:,}"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return str(number)
-
-
-def _file(path: object) -> str:
-    return escape(str(path))
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
+    return ratio_told(report.border.error, report.border.bound)

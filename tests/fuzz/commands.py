@@ -12,9 +12,10 @@ from rich.console import Console
 from safetensors import safe_open
 
 from convsqueeze.checkpoint import Checkpoint, open_checkpoint
-from convsqueeze.cli.app import _print_json
 from convsqueeze.cli.data import inspect_data, merge_data, report_data
-from convsqueeze.cli.tables import print_inspection, print_merge, print_verify
+from convsqueeze.cli.inspection import print_inspection
+from convsqueeze.cli.output import print_json
+from convsqueeze.cli.tables import print_merge, print_verify
 from convsqueeze.errors import CheckpointError, ConvsqueezeError, ReportedTogether
 from convsqueeze.inspection import found_layers
 from convsqueeze.module import load_layers
@@ -113,7 +114,7 @@ def _exported(squeezed: Path, output: Path) -> None:
 def _inspected(checkpoint: Checkpoint) -> None:
     layers = found_layers(checkpoint)
     with _quiet() as console:
-        _print_json(inspect_data(checkpoint, layers))
+        print_json(inspect_data(checkpoint, layers))
         print_inspection(console, checkpoint, layers)
 
 
@@ -127,7 +128,7 @@ def _merged(model: Path, pairs: Path, folder: Path, options: Mapping[str, Any]) 
             raise AssertionError(f"wrote what it cannot read: {error}") from error
         raise
     with _quiet() as console:
-        _print_json(merge_data(done))
+        print_json(merge_data(done))
         print_merge(console, done)
     _verified(model, output, key)
     left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
@@ -139,7 +140,7 @@ def _verified(original: Path, squeezed: Path, key: str | None) -> None:
     report = verify_files(original, squeezed, key=key, settings=FEW)
     with _quiet() as console:
         print_verify(console, report)
-        _print_json(report_data(report))
+        print_json(report_data(report))
     report.raise_if_failed()
 
 
