@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-SUBJECTS = ("borders", "files", "inference", "growth")
+SUBJECTS = ("borders", "files", "inference", "growth", "start_up")
 
 
 def main() -> int:
