@@ -495,20 +495,20 @@ def test_names_that_look_like_markup_come_out_as_they_are(tmp_path: Path) -> Non
     folder = tmp_path / "[bold]run[red] größe"
     folder.mkdir()
     torch.save(
-        {"a[red].weight": torch.randn(4, 4, 1, 1), "b.weight": torch.randn(2, 4, 1, 1)},
-        folder / "[link].pt",
+        {"a[red]:ok:.weight": torch.randn(4, 4, 1, 1), "b.weight": torch.randn(2, 4, 1, 1)},
+        folder / "[link]:ok:.pt",
     )
     (folder / "pairs.yaml").write_text(
-        "version: 1\npairs:\n  - {first: {name: 'a[red]'}, second: {name: b}}\n"
+        "version: 1\npairs:\n  - {first: {name: 'a[red]:ok:'}, second: {name: b}}\n"
     )
-    outcome = merged(folder / "[link].pt")
-    written(outcome, folder / "[link].squeezed.pt")
-    assert "a[red]" in outcome.stdout
-    assert "[bold]run[red] größe/[link].squeezed.pt" in outcome.stdout
-    assert "a[red]" in run_here("inspect", folder / "[link].pt").stdout
-    verify = run_here("verify", folder / "[link].pt", folder / "[link].squeezed.pt")
+    outcome = merged(folder / "[link]:ok:.pt")
+    written(outcome, folder / "[link]:ok:.squeezed.pt")
+    assert "a[red]:ok:" in outcome.stdout
+    assert "[bold]run[red] größe/[link]:ok:.squeezed.pt" in outcome.stdout
+    assert "a[red]:ok:" in run_here("inspect", folder / "[link]:ok:.pt").stdout
+    verify = run_here("verify", folder / "[link]:ok:.pt", folder / "[link]:ok:.squeezed.pt")
     assert verify.status == 0
-    assert "a[red]" in verify.stdout
+    assert "a[red]:ok:" in verify.stdout
 
 
 def test_nothing_but_the_installed_command_is_needed() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
     """For the report and for everything else; with --json stdout is for data alone."""
-    errors = Console(stderr=True)
-    return errors if as_json else Console(), errors
+    errors = Console(stderr=True, emoji=False)  # names may hold what looks like one: `:ok:`
+    return errors if as_json else Console(emoji=False), errors
 
 
 def print_json(data: Any) -> None:
