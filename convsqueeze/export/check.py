@@ -14,6 +14,7 @@ from itertools import count
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, helper, numpy_helper
@@ -331,7 +332,7 @@ def _worst(error: Tensor, bound: Tensor, place: str) -> Worst:
     error = error.nan_to_num(torch.inf)
     share = (error / bound).nan_to_num(0.0, torch.inf)
     share = torch.where(error <= bound, share, share.where(share > 1.0, torch.inf))
-    index = torch.unravel_index(share.argmax(), share.shape)
+    index = np.unravel_index(int(share.argmax()), share.shape)  # torch's own imports sympy
     at = [int(i) for i in index]
     return Worst(
         float(error[index]), float(bound[index]), float(share[index]), f"{place}, output {at}"

@@ -11,6 +11,7 @@ from itertools import chain
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -317,7 +318,7 @@ def _worse(
     if not bool(mask.any()):
         return known
     masked = torch.where(mask, rank, -1.0)
-    index = torch.unravel_index(masked.argmax(), masked.shape)
+    index = np.unravel_index(int(masked.argmax()), masked.shape)  # torch's own imports sympy
     found = float(error[index]), float(bound[index])
     share = _share(*found)
     by_error = rank is error
