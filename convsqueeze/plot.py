@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from convsqueeze.checkpoint.disk import check_place
-from convsqueeze.checkpoint.names import listed, shown
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import OutputError
+from convsqueeze.names import listed, shown
 from convsqueeze.plan.wording import rows_told
 from convsqueeze.verify import DifferenceMap, Report
 

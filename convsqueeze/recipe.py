@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError
+from convsqueeze.names import shown
 
 Kind = Literal["conv", "conv_transpose", "linear"]
 Border = Literal["exact", "corrected", "interior"]

@@ -13,8 +13,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit, New
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
+from convsqueeze.names import shown
 from convsqueeze.plan import Growth, Merge, Plan
 from convsqueeze.recipe import Recipe, RecipeLayer, Source
 from convsqueeze.storage import Widened, round_to_storage

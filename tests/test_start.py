@@ -233,7 +233,7 @@ SEVERAL = {"convsqueeze.export", "convsqueeze.plot", "convsqueeze.surgery", "onn
                 "ruamel",
             },
         ),
-        ("schema", {*SEVERAL, "convsqueeze.pipeline", "convsqueeze.verify", "matplotlib"}),
+        ("schema", {*SEVERAL, "convsqueeze.checkpoint", "torch", "numpy", "safetensors"}),
     ],
 )
 def test_a_command_imports_what_it_needs_before_its_work(

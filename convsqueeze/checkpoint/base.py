@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 
 from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, unwatched
-from convsqueeze.checkpoint.names import nearest, shown
 from convsqueeze.errors import CheckpointError
+from convsqueeze.names import nearest, shown
 
 RECIPE_KEY = "convsqueeze"
 """Where the recipe travels: a key of safetensors metadata, of an index's, or of `_metadata`."""

@@ -8,8 +8,8 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.pickled import PickledTensors
+from convsqueeze.names import shown
 
 
 def kept_difference(name: str, before: Checkpoint, after: Checkpoint) -> str | None:

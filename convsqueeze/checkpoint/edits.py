@@ -12,9 +12,9 @@ import torch
 
 from convsqueeze.checkpoint.base import Checkpoint, TensorInfo
 from convsqueeze.checkpoint.disk import FileRange
-from convsqueeze.checkpoint.names import listed
 from convsqueeze.checkpoint.ranges import read_tensor
 from convsqueeze.errors import OutputError
+from convsqueeze.names import listed
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from convsqueeze.checkpoint.archive import (
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, sha256, unwatched
 from convsqueeze.checkpoint.edits import Edit, Late, New, Splice, Spooled, splice
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.pickle_scan import LARGEST_EXPANSION, Hostile, scan, scan_legacy
 from convsqueeze.checkpoint.ranges import FileMaps
@@ -51,6 +50,7 @@ from convsqueeze.checkpoint.state_dict import (
 )
 from convsqueeze.checkpoint.wrappers import KeyPath, at, find_state_dict
 from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.names import shown
 
 DAMAGED = (
     pickle.UnpicklingError,

@@ -17,7 +17,6 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
 from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, sha256, unwatched
 from convsqueeze.checkpoint.edits import Late, New, Splice, Spooled
-from convsqueeze.checkpoint.names import common_prefix, shown
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.ranges import read_tensor
 from convsqueeze.checkpoint.safetensors_header import (
@@ -30,6 +29,7 @@ from convsqueeze.checkpoint.safetensors_header import (
     stored_shape,
 )
 from convsqueeze.errors import OutputError
+from convsqueeze.names import common_prefix, shown
 
 FROM_TORCH = {"format": "pt"}
 """What the library writes beside tensors that came from torch."""

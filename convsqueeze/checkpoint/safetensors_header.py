@@ -16,9 +16,9 @@ import torch
 
 from convsqueeze.checkpoint.base import TensorInfo
 from convsqueeze.checkpoint.disk import FileRange, FileVersion, unreadable
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.checkpoint.strict_json import parse_object
 from convsqueeze.errors import CheckpointError
+from convsqueeze.names import shown
 
 METADATA = "__metadata__"
 LONGEST = 100_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from convsqueeze.checkpoint.names import shown
+from convsqueeze.names import shown
 
 
 def walk(saved: object) -> Iterator[tuple[str, object]]:

@@ -17,7 +17,6 @@ from typing import Any
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import Advance, FileVersion, unreadable, unwatched
 from convsqueeze.checkpoint.edits import Late, Splice
-from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
@@ -31,6 +30,7 @@ from convsqueeze.checkpoint.safetensors_header import Header, Stored, read_heade
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.checkpoint.strict_json import parse_object
 from convsqueeze.errors import CheckpointError
+from convsqueeze.names import listed, nearest, shown
 
 LONGEST_INDEX = 100_000_000
 SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from convsqueeze.checkpoint.disk import unreadable
-from convsqueeze.checkpoint.names import listed, nearest
 from convsqueeze.errors import CheckpointError
+from convsqueeze.names import listed, nearest
 
 Kind = Literal["zip pickle", "legacy pickle", "safetensors", "index"]
 

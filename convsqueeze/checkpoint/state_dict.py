@@ -19,8 +19,8 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
 from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion
 from convsqueeze.checkpoint.edits import Edit, New, Splice, Spooled, splice
-from convsqueeze.checkpoint.names import common_prefix, shown
 from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.names import common_prefix, shown
 
 METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""

@@ -8,7 +8,7 @@ from collections import Counter
 from math import isfinite
 from typing import Any, NoReturn
 
-from convsqueeze.checkpoint.names import shown
+from convsqueeze.names import shown
 
 LONGEST_NUMBER = 100
 """Digits of a whole number."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.errors import CheckpointError
+from convsqueeze.names import listed, nearest, shown
 
 KNOWN = (
     "state_dict",

@@ -10,13 +10,13 @@ from pathlib import Path
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import Advance, unwatched
 from convsqueeze.checkpoint.edits import Edit, Late, Splice, splice
-from convsqueeze.checkpoint.names import listed
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.pickled import left_behind, pickled_writer
 from convsqueeze.checkpoint.safetensors_file import FROM_TORCH, pieces, safetensors_writer
 from convsqueeze.checkpoint.sharded import shard_pattern, stage_shards
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.errors import OutputError
+from convsqueeze.names import listed
 
 PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
 KNOWN_SUFFIXES = (*PICKLED_SUFFIXES, ".safetensors", INDEX_SUFFIX)

@@ -5,9 +5,9 @@ from rich.markup import escape
 from rich.text import Text
 
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.cli.layout import new_table
 from convsqueeze.inspection import FoundLayer
+from convsqueeze.names import shown
 from convsqueeze.recipe import Recipe, read_recipe
 
 

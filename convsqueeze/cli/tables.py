@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.cli.data import plan_totals
 from convsqueeze.cli.layout import (
     bytes_told,
@@ -19,6 +18,7 @@ from convsqueeze.cli.layout import (
     print_notes,
     ratio_told,
 )
+from convsqueeze.names import shown
 from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all

@@ -14,7 +14,6 @@ from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
 from convsqueeze.checkpoint.disk import check_place
-from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export.check import ExportReport, check_model, fits_one_message
@@ -22,6 +21,7 @@ from convsqueeze.export.graph import build_model
 from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset
 from convsqueeze.export.runtime import open_onnx
 from convsqueeze.module import SqueezedConv, modules_of
+from convsqueeze.names import listed, nearest, shown
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
 
 SUFFIX = ".onnx"

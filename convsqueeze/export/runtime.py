@@ -17,9 +17,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore
 from torch import Tensor
 
 from convsqueeze.checkpoint.disk import unreadable
-from convsqueeze.checkpoint.names import listed, nearest, shown
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.graph import INPUT, OUTPUT
+from convsqueeze.names import listed, nearest, shown
 
 RUNTIME_ERRORS = (
     state.EPFail,

@@ -21,7 +21,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import ManifestError
 from convsqueeze.manifest.model import (
     LAYER_KINDS,
@@ -36,6 +35,7 @@ from convsqueeze.manifest.model import (
     entry_tag,
     item_tag,
 )
+from convsqueeze.names import shown
 
 KeyPath = tuple[str | int, ...]
 

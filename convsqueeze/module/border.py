@@ -22,8 +22,8 @@ from convsqueeze.algebra.border.strips import (
     shortcuts,
 )
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import GeometryError
+from convsqueeze.names import shown
 
 Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
 MOST_KEPT = 64

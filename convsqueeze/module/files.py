@@ -9,9 +9,9 @@ from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.checkpoint import TensorInfo, open_checkpoint
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.module.layer import SqueezedConv
+from convsqueeze.names import shown
 from convsqueeze.recipe import RecipeLayer, read_recipe
 
 

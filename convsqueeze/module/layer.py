@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from convsqueeze.algebra.apply import apply_operator, transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import GeometryError
 from convsqueeze.module.border import Border
+from convsqueeze.names import shown
 from convsqueeze.recipe import RecipeLayer
 
 

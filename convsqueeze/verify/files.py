@@ -12,10 +12,10 @@ from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_beside, kept_difference
-from convsqueeze.checkpoint.names import shown
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, module_of, stored_tensors
+from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeeze import is_far_larger, recipe_differences, recipe_layer
