@@ -60,7 +60,7 @@ def test_nothing_is_drawn_in_the_first_moment() -> None:
         watched.after(MOMENT_S - 0.01, "merging b", 1, 2)
         assert watched.out.getvalue() == ""
         watched.after(0.02, "merging b", 1, 2)
-        assert watched.words() == "merging b 1/2 0:00:00 -:--:--"
+        assert watched.words() == "merging b 1/2 0:00:00 0:00:00"
     assert watched.out.getvalue().endswith("\x1b[2K")
 
 
@@ -115,6 +115,14 @@ def test_a_new_phase_starts_anew(what: str, done: int, total: int, unit: str, to
         assert watched.words() == told
 
 
+def test_what_was_done_when_a_phase_began_is_not_of_its_rate() -> None:
+    watched = Watched()
+    with watched.track:
+        watched.after(1, "merging e", 4, 10)
+        watched.after(6, "merging f", 6, 10)
+        assert watched.words() == "merging f 6/10 0:00:06 0:00:12"
+
+
 def test_work_of_unknown_length_after_a_count_has_no_count() -> None:
     watched = Watched()
     with watched.track:
@@ -160,7 +168,7 @@ def test_a_phase_has_run_since_it_was_told_of_and_not_since_it_was_drawn() -> No
     with watched.track:
         watched.after(0, "merging a", 0, 2)
         watched.after(5, "merging b", 1, 2)
-        assert watched.words() == "merging b 1/2 0:00:05 -:--:--"
+        assert watched.words() == "merging b 1/2 0:00:05 0:00:05"
 
 
 def test_what_was_going_on_is_told_with_an_error() -> None:

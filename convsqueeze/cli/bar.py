@@ -1,6 +1,7 @@
 """What a progress bar looks like: columns for bytes, for counts, and for work of unknown length."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -45,7 +46,9 @@ class Bar:
         """A task of its own: one that had a total cannot be without one again."""
         self._progress.remove_task(self._task)
         self._progress.columns = _columns(phase)
-        self._task = self._progress.add_task(what, total=phase.total or None, completed=done)
+        self._task = self._progress.add_task(
+            what, total=phase.total or None, completed=done, begun=phase.begun
+        )
         self._progress.tasks[0].start_time = phase.since
         self._phase = phase
 
@@ -57,15 +60,26 @@ class _What(ProgressColumn):
         return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
+class _Remaining(ProgressColumn):
+    """By the rate of the whole phase: rich looks at single steps, of which there may be three."""
+
+    def render(self, task: Task) -> Text:
+        done, elapsed = task.completed - task.fields["begun"], task.elapsed
+        told = "-:--:--"
+        if done and elapsed is not None and task.remaining is not None:
+            told = str(timedelta(seconds=int(elapsed * task.remaining / done)))
+        return Text(told, style="progress.remaining")
+
+
 def _columns(phase: Phase) -> tuple[ProgressColumn, ...]:
     what, bar = _What(), BarColumn(bar_width=24)
-    elapsed, remaining = TimeElapsedColumn(_whole()), TimeRemainingColumn(table_column=_whole())
+    elapsed = TimeElapsedColumn(_whole())
     if not phase.total:
         return what, bar, elapsed
     if phase.unit == "bytes":
-        amount = DownloadColumn(table_column=_whole())
-        return what, bar, amount, TransferSpeedColumn(_whole()), remaining
-    return what, bar, MofNCompleteColumn(table_column=_whole()), elapsed, remaining
+        amount, speed = DownloadColumn(table_column=_whole()), TransferSpeedColumn(_whole())
+        return what, bar, amount, speed, TimeRemainingColumn(table_column=_whole())
+    return what, bar, MofNCompleteColumn(table_column=_whole()), elapsed, _Remaining(_whole())
 
 
 def _whole() -> Column:

@@ -20,10 +20,13 @@ INTERVAL_S = 0.05
 
 @dataclass(frozen=True)
 class Phase:
-    """Work that is counted through, with a rate of its own: `total` of `unit`, since a time."""
+    """Work that is counted through, with a rate of its own: `total` of `unit`, from a count and a
+    time on.
+    """
 
     total: int
     unit: str
+    begun: int
     since: float
 
     def ends(self, renamed: bool, anew: bool, total: int, unit: str) -> bool:
@@ -73,7 +76,7 @@ class DelayedProgress:
             return
         now, phase = self._clock(), self._phase
         if phase is None or phase.ends(renamed, done < self._done, total, unit):
-            phase = self._phase = Phase(total, unit, now)
+            phase = self._phase = Phase(total, unit, done, now)
         self._done = done
         if now < self._next and not (renamed and self._bar):
             return
