@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from convsqueeze import load_layers
 from convsqueeze.cli.app import app
+from convsqueeze.cli.sizes import byte_count
 
 SESR_FLAT = SESR.with_suffix(".safetensors")
 STEM = BLOCKS / "convnext_ols_stem.safetensors"
@@ -514,3 +515,33 @@ def test_names_that_look_like_markup_come_out_as_they_are(tmp_path: Path) -> Non
 def test_nothing_but_the_installed_command_is_needed() -> None:
     assert installed_command().exists(), "install the package: pip install -e ."
     assert installed_command().parent == Path(sys.executable).parent
+
+
+def test_shards_of_at_most_a_size(tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors.index.json"
+    done = run_here(
+        "merge", SESR, "--pairs", SESR_PAIRS, "-o", output, "--max-shard-size", "20kB", "-q"
+    )
+    assert (done.status, done.stderr) == (0, "")
+    shards = sorted(tmp_path.glob("out-*.safetensors"))
+    assert len(shards) == 4
+    assert all(path.stat().st_size < 22_000 for path in shards)
+    assert run_here("verify", SESR, output).status == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("500", 500), ("5GB", 5 * 10**9), ("5G", 5 * 10**9), ("1GiB", 2**30), ("1.5 MB", 1_500_000)],
+)
+def test_sizes_as_people_write_them(text: str, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "five", "-1GB", "0", "0.2", "1e999", "nan", "5 parsecs"])
+def test_what_is_no_size(text: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors.index.json"
+    arguments = ["-o", output, f"--max-shard-size={text}"]
+    done = run_here("merge", SESR, "--pairs", SESR_PAIRS, *arguments)
+    assert done.status == 2
+    assert "Invalid value for" in done.stderr
+    assert list(tmp_path.iterdir()) == []

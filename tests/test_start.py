@@ -30,7 +30,7 @@ LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
     "convsqueeze.cli",
-    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "signals")),
+    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "signals", "sizes")),
 }
 """All of this program that a run without a command's work needs."""
 COMPLETING = {"_CONVSQUEEZE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}

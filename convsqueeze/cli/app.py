@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from convsqueeze.cli.importing import importing
+from convsqueeze.cli.sizes import byte_count
 
 app = typer.Typer(
     name="convsqueeze",
@@ -43,6 +44,15 @@ Key = Annotated[
 ]
 Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-shard-size",
+        parser=byte_count,
+        metavar="SIZE",
+        help="Write shards of at most so many bytes of values, such as 5GB, and their index.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
@@ -92,6 +102,7 @@ def merge(
     widen: Annotated[
         bool, typer.Option("--widen", help="Store a tensor wider whose dtype cannot hold it.")
     ] = False,
+    max_shard_size: ShardSize = None,
     key: Key = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only, write nothing.")] = False,
     overwrite: Overwrite = False,
@@ -128,6 +139,7 @@ def merge(
             settings=Settings(trials, seed),
             dry_run=dry_run,
             overwrite=overwrite,
+            largest_shard=max_shard_size,
             beside=onnx_job or (lambda result, files: None),
             track=track,
         )
