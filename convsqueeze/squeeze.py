@@ -10,7 +10,8 @@ from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
+from convsqueeze.algebra.precision import denormals_kept, dtype_name
+from convsqueeze.algebra.threads import one_thread
 from convsqueeze.algebra.tree import fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.checkpoint.names import shown

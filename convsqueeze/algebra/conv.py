@@ -12,7 +12,6 @@ geometry, no layer kinds, files or names.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import gcd
 from typing import Any
 
@@ -30,6 +29,7 @@ from convsqueeze.algebra.geometry import (
 )
 from convsqueeze.algebra.groups import cells, joined, regrouped
 from convsqueeze.algebra.precision import round_once
+from convsqueeze.algebra.products import summed_products
 from convsqueeze.errors import GeometryError
 
 
@@ -116,19 +116,9 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
 
 
 def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tensor:
-    """The merged kernel: one batched matrix product for each tap of the outer kernel."""
+    """The merged kernel, float64."""
     first, second = cells(outer.weight, outer.groups, inner.weight, inner.groups)
-    raw = first.new_zeros(
-        (second.shape[0], second.shape[1], first.shape[2], *(m.raw_taps for m in merges))
-    )
-    inner_kernel = first.shape[3:]
-    for tap in product(*(range(axis.kernel_size) for axis in outer.axes)):
-        at_tap: tuple[Any, ...] = (..., *tap)
-        term = second[at_tap] @ first.flatten(2)
-        starts = [m.outer_step * b for m, b in zip(merges, tap, strict=True)]
-        raw[_window(starts, [m.inner_step for m in merges], inner_kernel)] += term.unflatten(
-            2, first.shape[2:]
-        )
+    raw = summed_products(second, first, merges)
     return joined(_kept(raw, merges), outer.groups, inner.groups)
 
 

@@ -129,7 +129,7 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
         _Rest.of(factors, taps) for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
     ]
     inner, inner_groups = _of_chain(before, [rest.sums for rest in rests])
-    first, second = cells(last.weight, last.groups, inner, inner_groups)
+    first, second = cells(last.weight.double(), last.groups, inner, inner_groups)
     term = first.new_zeros(
         (second.shape[0], second.shape[1], first.shape[2], *(len(one) for one in sums))
     )
