@@ -28,6 +28,7 @@ from convsqueeze.algebra.geometry import (
     merge_axes,
 )
 from convsqueeze.algebra.groups import cells, joined, regrouped
+from convsqueeze.algebra.interpolated import interpolated_products, way_for
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import summed_products
 from convsqueeze.errors import GeometryError
@@ -76,14 +77,7 @@ class Conv:
 
     def __matmul__(self, inner: "Conv") -> "Conv":
         """`self` after `inner`. Raises GeometryError where that is not one convolution."""
-        check_chain(self.geometry, inner.geometry)
-        merges = [merge_axes(o, i) for o, i in zip(self.axes, inner.axes, strict=True)]
-        return Conv(
-            weight=_composed_weight(self, inner, merges),
-            bias=_composed_bias(self, inner),
-            axes=tuple(merge.axis for merge in merges),
-            groups=gcd(self.groups, inner.groups),
-        )
+        return composed(self, inner)
 
     def __add__(self, other: "Conv") -> "Conv":
         """The sum of two branches. Raises GeometryError where their geometries do not agree."""
@@ -104,6 +98,22 @@ class Conv:
         return replace(self, weight=round_once(self.weight.double(), dtype), bias=bias)
 
 
+def composed(outer: Conv, inner: Conv, *, stored: torch.dtype | None = None) -> Conv:
+    """`outer` after `inner`, for a weight that will be rounded to `stored`.
+
+    With a dtype narrower than float64 the weight may be found with fewer multiplications: float64
+    numbers that round to `stored` as the exact weight does. Raises GeometryError as `@`.
+    """
+    check_chain(outer.geometry, inner.geometry)
+    merges = [merge_axes(o, i) for o, i in zip(outer.axes, inner.axes, strict=True)]
+    return Conv(
+        weight=_composed_weight(outer, inner, merges, stored),
+        bias=_composed_bias(outer, inner),
+        axes=tuple(merge.axis for merge in merges),
+        groups=gcd(outer.groups, inner.groups),
+    )
+
+
 def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     """`b2 + (sum of w2 over its taps) @ b1`, shape (out_channels,)."""
     if inner.bias is None:
@@ -115,10 +125,16 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     return bias if outer.bias is None else bias + outer.bias.double()
 
 
-def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tensor:
+def _composed_weight(
+    outer: Conv, inner: Conv, merges: list[AxisMerge], stored: torch.dtype | None
+) -> Tensor:
     """The merged kernel, float64."""
     first, second = cells(outer.weight, outer.groups, inner.weight, inner.groups)
-    raw = summed_products(second, first, merges)
+    way = way_for(second, first, merges, stored)
+    if way is None or stored is None:
+        raw = summed_products(second, first, merges)
+    else:
+        raw = interpolated_products(second, first, merges, way, stored)
     return joined(_kept(raw, merges), outer.groups, inner.groups)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import AxisMerge
-from convsqueeze.algebra.threads import Scratch, share
+from convsqueeze.algebra.threads import Scratch, borrowed, share
 
 LARGE = 20_000_000
 """Multiplications from which on threads share them: a millisecond for one, less of small cells."""
@@ -109,15 +109,14 @@ def _differentiable(second: Tensor, first: Tensor, merges: Sequence[AxisMerge]) 
 def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> None:
     """Each product by itself, with all inner taps of a row at once, added in place by BLAS."""
     taps = len(sizes.raw)
-    order, scratch = (0, *range(2, 2 + taps), 1), Scratch()
-    inner = raw.new_empty((sizes.cells, sizes.cell, *sizes.inner, sizes.ins))
+    order = (0, *range(2, 2 + taps), 1)
 
-    def turn(block: tuple[int, slice]) -> Iterator[None]:
+    def turn(block: tuple[int, slice], _: Scratch) -> Iterator[None]:
         group, rows = block
         inner[group, rows] = first[group, rows].permute(order)
         yield
 
-    def multiply(block: tuple[int, slice, slice]) -> Iterator[None]:
+    def multiply(block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
         group, rows, columns = block
         outer = scratch.copied("outer", second[group, rows].permute(order))
         width = columns.stop - columns.start
@@ -128,12 +127,14 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
         raw[group, rows, columns] = sums.permute(0, taps + 1, *range(1, taps + 1))
 
     groups = range(sizes.cells)
-    rows, columns = _parts(sizes.outs, _rows(sizes.outs)), _parts(sizes.ins, COLUMNS)
-    share(turn, list(product(groups, _parts(sizes.cell, ROWS))), large=sizes.is_large)
-    share(multiply, list(product(groups, rows, columns)), large=sizes.is_large)
+    rows, columns = parts(sizes.outs, rows_of(sizes.outs)), parts(sizes.ins, COLUMNS)
+    with borrowed(1) as (own,):
+        inner = own.numbers("inner", sizes.cells, sizes.cell, *sizes.inner, sizes.ins)
+        share(turn, list(product(groups, parts(sizes.cell, ROWS))), large=sizes.is_large)
+        share(multiply, list(product(groups, rows, columns)), large=sizes.is_large)
 
 
-def _rows(outs: int) -> int:
+def rows_of(outs: int) -> int:
     """Output channels of a block: few enough for several blocks, many enough for BLAS."""
     return ROWS // 2 if outs <= ROWS else min(2 * ROWS, max(ROWS, outs // 4))
 
@@ -166,9 +167,9 @@ def _is_one_run(tensor: Tensor, start: int) -> bool:
 
 def _batched(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> None:
     """Products of many cells in one call for each outer tap, then added where they belong."""
-    taps, scratch = len(sizes.raw), Scratch()
+    taps = len(sizes.raw)
 
-    def multiply(cells: slice) -> Iterator[None]:
+    def multiply(cells: slice, scratch: Scratch) -> Iterator[None]:
         outer = scratch.copied("outer", second[cells].permute(*range(3, 3 + taps), 0, 1, 2))
         inner = scratch.copied("inner", first[cells].permute(0, 1, *range(3, 3 + taps), 2))
         block = scratch.numbers("sums", len(inner), sizes.outs, *sizes.raw, sizes.ins).zero_()
@@ -180,15 +181,15 @@ def _batched(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> None:
         raw[cells] = block.permute(0, 1, 2 + taps, *range(2, 2 + taps))
 
     each = sizes.outs * sizes.ins * prod(sizes.raw)
-    share(multiply, _parts(sizes.cells, max(1, SCRATCH // each)), large=sizes.is_large)
+    share(multiply, parts(sizes.cells, max(1, SCRATCH // each)), large=sizes.is_large)
 
 
 def _elementwise(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> None:
     """Cells of one or two channels: multiplied number by number, many cells side by side."""
-    taps, scratch = len(sizes.raw), Scratch()
+    taps = len(sizes.raw)
     spread: tuple[Any, ...] = (EVERY, None, *(None,) * taps)
 
-    def multiply(block: tuple[slice, slice, slice]) -> Iterator[None]:
+    def multiply(block: tuple[slice, slice, slice], scratch: Scratch) -> Iterator[None]:
         cells, rows, columns = block
         order = range(3, 3 + taps)
         outer = scratch.copied("outer", second[cells, rows].permute(2, *order, 1, 0))
@@ -202,14 +203,14 @@ def _elementwise(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> N
             yield
         raw[cells, rows, columns] = sums.permute(taps + 2, *range(taps + 2))
 
-    side = _parts(sizes.cells, 128)
+    side = parts(sizes.cells, 128)
     each = prod(sizes.raw) * (side[0].stop - side[0].start)
-    columns = _parts(sizes.ins, max(1, SCRATCH // each))
+    columns = parts(sizes.ins, max(1, SCRATCH // each))
     each *= columns[0].stop - columns[0].start
-    rows = _parts(sizes.outs, max(1, SCRATCH // each))
+    rows = parts(sizes.outs, max(1, SCRATCH // each))
     share(multiply, list(product(side, rows, columns)), large=sizes.is_large)
 
 
-def _parts(count: int, size: int) -> list[slice]:
+def parts(count: int, size: int) -> list[slice]:
     """Slices of `size`, the last one shorter, of `count` in all."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

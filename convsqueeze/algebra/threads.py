@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 Block = TypeVar("Block")
+Work = Callable[[Block, "Scratch"], Iterator[None]]
 
+KEPT = 1 << 26
+"""Bytes of a scratch, at most, that is kept for the next work: 64 MiB."""
 _at_hand: ContextVar[int] = ContextVar("threads that torch had before it was given one", default=0)
+_spare: "list[Scratch]" = []
 
 
 @contextmanager
@@ -36,7 +40,7 @@ def one_thread() -> Iterator[None]:
         _at_hand.reset(token)
 
 
-def share(work: Callable[[Block], Iterator[None]], blocks: Sequence[Block], *, large: bool) -> None:
+def share(work: Work[Block], blocks: Sequence[Block], *, large: bool) -> None:
     """Does the work of every block, on all threads where it is `large`.
 
     `work` yields now and then: an exception in one thread (in the calling one a signal can raise
@@ -44,20 +48,28 @@ def share(work: Callable[[Block], Iterator[None]], blocks: Sequence[Block], *, l
     """
     with one_thread():
         helpers = min(_at_hand.get(), len(blocks)) - 1 if large else 0
-        _Shared(work, blocks).run(helpers)
+        with borrowed(1 + max(helpers, 0)) as scratches:
+            _Shared(work, blocks).run(scratches)
 
 
-class Scratch(threading.local):
-    """Memory that each thread uses again for one block after another: new memory costs far more
-    than filling it.
+class Scratch:
+    """Memory that is used again for one block after another: the first touch of new memory costs
+    far more than filling it.
     """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    @property
+    def bytes(self) -> int:
+        return 8 * sum(held.numel() for held in self._held.values())
 
     def numbers(self, name: str, *shape: int) -> Tensor:
         """Uninitialised float64 of a shape, in the place of what had this name before."""
         count = prod(shape)
-        held: Tensor | None = self.__dict__.get(name)
+        held = self._held.get(name)
         if held is None or held.numel() < count:
-            held = self.__dict__[name] = torch.empty(count, dtype=torch.float64)
+            held = self._held[name] = torch.empty(count, dtype=torch.float64)
         return held[:count].view(shape)
 
     def copied(self, name: str, values: Tensor) -> Tensor:
@@ -65,23 +77,32 @@ class Scratch(threading.local):
         return self.numbers(name, *values.shape).copy_(values)
 
 
-class _Shared:
+@contextmanager
+def borrowed(count: int) -> Iterator[list[Scratch]]:
+    """Scratches for nobody else until this ends; after an exception a thread may still use them."""
+    mine = [_spare.pop() if _spare else Scratch() for _ in range(count)]
+    yield mine
+    _spare.extend(one for one in reversed(mine) if one.bytes <= KEPT)
+
+
+class _Shared(Generic[Block]):
     """Blocks that threads take one after the other until none is left or one of them fails."""
 
-    def __init__(self, work: Callable[[Block], Iterator[None]], blocks: Sequence[Block]) -> None:
+    def __init__(self, work: Work[Block], blocks: Sequence[Block]) -> None:
         self._work, self._blocks = work, iter(blocks)
         self._lock, self._stopped = threading.Lock(), False
         self._failure: BaseException | None = None
 
-    def run(self, helpers: int) -> None:
+    def run(self, scratches: Sequence[Scratch]) -> None:
+        """The calling thread has the first scratch, new threads the others."""
         inference = torch.is_inference_mode_enabled()
         started: list[threading.Thread] = []
         try:
-            for _ in range(helpers):
-                thread = threading.Thread(target=self._help, args=(inference,))
+            for scratch in scratches[1:]:
+                thread = threading.Thread(target=self._help, args=(scratch, inference))
                 thread.start()
                 started.append(thread)
-            self._take_blocks()
+            self._take_blocks(scratches[0])
         except BaseException:
             self._stopped = True
             raise
@@ -91,21 +112,21 @@ class _Shared:
         if self._failure is not None:
             raise self._failure
 
-    def _help(self, inference: bool) -> None:
+    def _help(self, scratch: Scratch, inference: bool) -> None:
         """The work of a new thread, which has the processor's modes, but not torch's."""
         torch.set_num_threads(1)
         try:
             with torch.no_grad(), torch.inference_mode(inference):
-                self._take_blocks()
+                self._take_blocks(scratch)
         except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
             self._failure, self._stopped = failure, True
 
-    def _take_blocks(self) -> None:
+    def _take_blocks(self, scratch: Scratch) -> None:
         while not self._stopped:
             with self._lock:
                 block = next(self._blocks, None)
             if block is None:
                 return
-            for _ in self._work(block):
+            for _ in self._work(block, scratch):
                 if self._stopped:
                     return

@@ -154,11 +154,15 @@ class Largest(TorchDispatchMode):
     ],
 )
 def test_no_tensor_is_larger_than_the_result_or_an_operand(
-    first: tuple[int, ...], second: tuple[int, ...], groups: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    groups: tuple[int, int],
 ) -> None:
     """And groups are not padded to a dense kernel."""
     inner = layers.convolution(torch.randn(first), groups=groups[0])
     outer = layers.convolution(torch.randn(second), groups=groups[1])
+    monkeypatch.setattr(threads, "_spare", [])
     with Largest() as largest:
         merged = outer @ inner
     allowed = max(merged.weight.numel(), inner.weight.numel(), outer.weight.numel())
@@ -170,7 +174,7 @@ def test_what_one_thread_raises_stops_all(fails_at: int) -> None:
     """At their next step, and is raised where the work was asked for."""
     stepped = [0] * 30
 
-    def work(block: int) -> Iterator[None]:
+    def work(block: int, _: threads.Scratch) -> Iterator[None]:
         if block == fails_at:
             raise KeyboardInterrupt
         for _ in range(1000):
@@ -190,7 +194,7 @@ def test_what_one_thread_raises_stops_all(fails_at: int) -> None:
 def test_every_block_is_done_once() -> None:
     done: list[int] = []
 
-    def work(block: int) -> Iterator[None]:
+    def work(block: int, _: threads.Scratch) -> Iterator[None]:
         yield
         done.append(block)
 
