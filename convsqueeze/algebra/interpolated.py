@@ -33,7 +33,7 @@ from convsqueeze.algebra.geometry import AxisMerge, Geometry
 from convsqueeze.algebra.points import Matrix, Scheme, schemes
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import LARGE, parts, rows_of, summed_products
-from convsqueeze.algebra.threads import Scratch, borrowed, share
+from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
 
 DEPTH = 64
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
@@ -240,7 +240,7 @@ def interpolated_products(
     """The raw kernel of `products.summed_products`, each number of which rounds to `dtype` as the
     exact sum does, or is summed directly.
     """
-    with borrowed(1) as (own,):
+    with one_thread(), borrowed(1) as (own,):
         return _Interpolated(second, first, merges, way, dtype, own).run()
 
 
