@@ -22,7 +22,7 @@ again).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 from math import lcm, prod
 
@@ -43,6 +43,8 @@ SMALLEST = 32
 """Channels of either kind from which on interpolation is thought of."""
 MOST_MIDDLE = 4
 """Channels in between for each of the others, at most: what is evaluated is as large as that."""
+ONE_MATRIX = 1 << 9
+"""Numbers of a matrix that evaluates all axes at once, at most."""
 PIECE = 1 << 13
 """Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds."""
 SUMMED_AT_ONCE = 1 << 18
@@ -56,8 +58,8 @@ MOST_ZEROS = 0.25
 MOST_DOUBTED = 1 / 64
 """Share of a block's numbers that may be summed one by one; with more the block is done anew."""
 UNIT = 2.0**-53
-UNDERFLOW = 2.0**-900
-"""More than all underflow of a sum can come to, less than any number of a narrower dtype."""
+UNDERFLOW = 2.0**-400
+"""Added to sums of squares, so that no bound is below all that underflow of a sum can come to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ class Way:
     """A scheme for each axis, as matrices in float64; rows and slots of all axes are numbered in a
     row, the last axis fastest.
 
-    `inner`, `outer` and `combine` as in `Scheme`, and `slots` of all axes. `inner_weights` (raw
+    `inner`, `outer` (for all axes at once where that is small) and `combine` as in `Scheme`, and
+    `slots` of all axes. `inner_weights` (raw
     taps, rows of the inner kernel) of an axis are the sums of `|combine|` over the slots in which a
     row stands; `outer_weights` alike. `partners` (outer taps, raw taps) is the inner tap that makes
     a raw tap with an outer one, -1 where none does.
@@ -181,8 +184,8 @@ def way_by_points(
 
 def _way(axes: Sequence[Scheme], partners: Tensor) -> Way:
     return Way(
-        inner=tuple(_matrix(one.inner) for one in axes),
-        outer=tuple(_matrix(one.outer) for one in axes),
+        inner=_evaluation([_matrix(one.inner) for one in axes]),
+        outer=_evaluation([_matrix(one.outer) for one in axes]),
         combine=tuple(_matrix(one.combine) for one in axes),
         inner_weights=tuple(_weights(one, 1) for one in axes),
         outer_weights=tuple(_weights(one, 0) for one in axes),
@@ -202,6 +205,13 @@ def _partners(direct: Sequence[Scheme]) -> Tensor:
 
 def _matrix(rows: Matrix) -> Tensor:
     return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
+
+
+def _evaluation(axes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One matrix for all axes where that is small: one product is faster than one for each axis."""
+    if prod(matrix.numel() for matrix in axes) > ONE_MATRIX:
+        return tuple(axes)
+    return (reduce(torch.kron, axes),)
 
 
 def _weights(axis: Scheme, side: int) -> Tensor:
@@ -381,7 +391,7 @@ class _Interpolated:
             for sign in (-1, 1):
                 end = scratch.numbers("end", *here.shape)
                 torch.addcmul(here, *factors, value=sign, out=end)
-                ends.append(round_once(end.add_(sign * UNDERFLOW), self.dtype))
+                ends.append(round_once(end, self.dtype))
             places = torch.ne(*ends).nonzero()
             places[:, 0] += tap
             found.append(places)
@@ -433,5 +443,5 @@ def _applied(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
 
 
 def _root(squares: Tensor) -> Tensor:
-    """Norms from sums of squares, which lose up to 2^-1074 each to underflow; a bit too large."""
-    return (squares + 2.0**-1000).sqrt_().mul_(1.001)
+    """Norms from sums of squares, a bit too large."""
+    return (squares + UNDERFLOW).sqrt_().mul_(1.001)

@@ -18,8 +18,8 @@ from torch import Tensor
 Block = TypeVar("Block")
 Work = Callable[[Block, "Scratch"], Iterator[None]]
 
-KEPT = 1 << 26
-"""Bytes of a scratch, at most, that is kept for the next work: 64 MiB."""
+KEPT = 1 << 27
+"""Bytes of a scratch, at most, that is kept for the next work: 128 MiB."""
 _at_hand: ContextVar[int] = ContextVar("threads that torch had before it was given one", default=0)
 _spare: "list[Scratch]" = []
 

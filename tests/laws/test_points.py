@@ -11,7 +11,7 @@ from math import frexp
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -197,6 +197,7 @@ def test_the_contract_in_fractions(
     if seed % 2:
         weights = tuple(weight.to(dtype) for weight in weights)
     outer, inner = (layers.convolution(weight, **extra) for weight in weights)
+    assume(bool(round_once((_absolute(outer) @ _absolute(inner)).weight, dtype).isfinite().all()))
     assert_contract(outer, inner, dtype)
 
 
@@ -283,7 +284,7 @@ def test_larger_kernels_against_the_direct_sum(taps: tuple[int, ...], dtype: tor
 
 
 def _absolute(conv: Conv) -> Conv:
-    return Conv(conv.weight.double().abs(), None, conv.axes)
+    return Conv(conv.weight.double().abs(), None, conv.axes, conv.groups)
 
 
 def test_bits_do_not_depend_on_threads() -> None:
