@@ -35,7 +35,7 @@ from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import LARGE, parts, rows_of, summed_products
 from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
 
-DEPTH = 64
+DEPTH = 32
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
 COLUMNS = 512
 """Input channels of a block, at most."""

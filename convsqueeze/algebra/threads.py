@@ -103,10 +103,10 @@ class _Shared(Generic[Block]):
                 thread.start()
                 started.append(thread)
             self._take_blocks(scratches[0])
-        except BaseException:
-            self._stopped = True
-            raise
+            for thread in started:
+                thread.join()
         finally:
+            self._stopped = True
             for thread in started:
                 thread.join()
         if self._failure is not None:

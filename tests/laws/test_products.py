@@ -1,5 +1,6 @@
 """The sum of products by BLAS is the sum by its definition, and its bits are always the same."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -189,6 +190,34 @@ def test_what_one_thread_raises_stops_all(fails_at: int) -> None:
     torch.set_num_threads(1)
     assert threading.active_count() == before
     assert max(stepped) < 1000
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
+@pytest.mark.parametrize("own", [0, 10_000], ids=["while it waits", "while it works"])
+def test_a_signal_ends_the_work_of_all_threads(own: int) -> None:
+    """Also where the calling thread has done its part and waits for the others."""
+    caller = threading.get_ident()
+
+    def work(_: int, __: threads.Scratch) -> Iterator[None]:
+        steps = own if threading.get_ident() == caller else 10_000
+        for _ in range(steps):
+            time.sleep(0.001)
+            yield
+
+    def handler(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before, kept = threading.active_count(), signal.signal(signal.SIGALRM, handler)
+    torch.set_num_threads(2)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            threads.share(work, range(2), large=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+        torch.set_num_threads(1)
+    assert threading.active_count() == before
 
 
 def test_every_block_is_done_once() -> None:
