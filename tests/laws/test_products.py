@@ -193,7 +193,7 @@ def test_what_one_thread_raises_stops_all(fails_at: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX timers")
-@pytest.mark.parametrize("own", [0, 10_000], ids=["while it waits", "while it works"])
+@pytest.mark.parametrize("own", [50, 10_000], ids=["while it waits", "while it works"])
 def test_a_signal_ends_the_work_of_all_threads(own: int) -> None:
     """Also where the calling thread has done its part and waits for the others."""
     caller = threading.get_ident()
