@@ -96,23 +96,25 @@ class _Shared(Generic[Block]):
     def run(self, scratches: Sequence[Scratch]) -> None:
         """The calling thread has the first scratch, new threads the others."""
         inference = torch.is_inference_mode_enabled()
-        started: list[threading.Thread] = []
+        started: list[tuple[threading.Thread, threading.Event]] = []
         try:
             for scratch in scratches[1:]:
-                thread = threading.Thread(target=self._help, args=(scratch, inference))
+                ended = threading.Event()
+                thread = threading.Thread(target=self._help, args=(scratch, inference, ended))
                 thread.start()
-                started.append(thread)
+                started.append((thread, ended))
             self._take_blocks(scratches[0])
-            for thread in started:
-                thread.join()
+            for _, ended in started:
+                ended.wait()
         finally:
             self._stopped = True
-            for thread in started:
+            for thread, ended in started:
+                ended.wait()  # a join that a signal interrupts takes the thread for ended: bpo-45274
                 thread.join()
         if self._failure is not None:
             raise self._failure
 
-    def _help(self, scratch: Scratch, inference: bool) -> None:
+    def _help(self, scratch: Scratch, inference: bool, ended: threading.Event) -> None:
         """The work of a new thread, which has the processor's modes, but not torch's."""
         torch.set_num_threads(1)
         try:
@@ -120,6 +122,8 @@ class _Shared(Generic[Block]):
                 self._take_blocks(scratch)
         except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
             self._failure, self._stopped = failure, True
+        finally:
+            ended.set()
 
     def _take_blocks(self, scratch: Scratch) -> None:
         while not self._stopped:
