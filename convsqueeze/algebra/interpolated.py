@@ -53,6 +53,8 @@ EVALUATE, INTERPOLATE = 60, 300
 """What evaluating one number and finishing one takes, in multiplications of a large product."""
 MOST_SLOTS = 4
 """Slots for each merged tap at most, on all axes: what a block holds until it is interpolated."""
+MOST_IN_ALL = 600
+"""Slots at most, so that a block stays small beside memory; longer kernels are summed directly."""
 MOST_ZEROS = 0.25
 """Share of zeros among the weights from which on exact zeros are likely among the merged ones."""
 MOST_DOUBTED = 1 / 64
@@ -68,10 +70,9 @@ class Way:
     row, the last axis fastest.
 
     `inner`, `outer` (for all axes at once where that is small) and `combine` as in `Scheme`, and
-    `slots` of all axes. `inner_weights` (raw
-    taps, rows of the inner kernel) of an axis are the sums of `|combine|` over the slots in which a
-    row stands; `outer_weights` alike. `partners` (outer taps, raw taps) is the inner tap that makes
-    a raw tap with an outer one, -1 where none does.
+    `slots` of all axes. `inner_weights` (raw taps, rows of the inner kernel) of an axis are the
+    sums of `|combine|` over the slots in which a row stands; `outer_weights` alike. `partners`
+    (outer taps, raw taps) is the inner tap that makes a raw tap with an outer one, -1 where none.
     """
 
     inner: tuple[Tensor, ...]
@@ -170,11 +171,11 @@ def way_by_points(
     """The way with the fewest products in which an axis is interpolated, if there is one."""
     axes = [list(schemes(*axis)) for axis in zip(merges, outer_taps, inner_taps, strict=True)]
     direct = [options[0] for options in axes]
-    slots = prod(len(one.slots) for one in direct)
+    most = min(MOST_IN_ALL, MOST_SLOTS * prod(len(one.slots) for one in direct))
     choices = [
         choice
         for choice in product(*axes)
-        if list(choice) != direct and prod(len(one.slots) for one in choice) <= MOST_SLOTS * slots
+        if list(choice) != direct and prod(len(one.slots) for one in choice) <= most
     ]
     if not choices:
         return None

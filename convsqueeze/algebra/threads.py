@@ -109,7 +109,7 @@ class _Shared(Generic[Block]):
         finally:
             self._stopped = True
             for thread, ended in started:
-                ended.wait()  # a join that a signal interrupts takes the thread for ended: bpo-45274
+                ended.wait()  # a join that a signal interrupts takes a thread for ended: bpo-45274
                 thread.join()
         if self._failure is not None:
             raise self._failure

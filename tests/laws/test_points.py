@@ -94,6 +94,13 @@ def test_one_tap_or_steps_have_no_points() -> None:
     assert len(list(points.schemes(merge_axes(*alike), 3, 3))) == 2
 
 
+@pytest.mark.parametrize("taps", [(31, 31), (9, 9, 9)])
+def test_kernels_with_too_many_slots_are_summed_directly(taps: tuple[int, ...]) -> None:
+    """No block may outgrow memory; and no time goes into numbering them."""
+    merges = tuple(merge_axes(Axis(n), Axis(n)) for n in taps)
+    assert interpolated.way_by_points(merges, taps, taps) is None
+
+
 def exactly(outer: Conv, inner: Conv) -> tuple[list[Fraction], list[Fraction], int]:
     """The merged weight in fractions, flat, the sums of absolute products, and most terms."""
     merged = outer @ inner  # for its shape alone
