@@ -3,15 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import add
 
+import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
+from convsqueeze.algebra.chains import composed_chain
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
-from convsqueeze.algebra.tree import fold, mapped
+from convsqueeze.algebra.precision import denormals_kept, dtype_name
+from convsqueeze.algebra.threads import one_thread
+from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit, New
 from convsqueeze.manifest import Border
 from convsqueeze.names import shown
@@ -60,19 +64,13 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
 def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
-    whole: Conv = fold(
-        convs,
-        lambda leaf: leaf,
-        lambda links: reduce(lambda inner, outer: outer @ inner, links),
-        lambda branches: reduce(lambda left, right: left + right, branches),
-    )
-    exact = {"weight": whole.weight.double()}
-    if whole.bias is not None:
-        exact["bias"] = whole.bias.double()
+    terms = {}
     if merge.corrections is not None:
-        terms = border_terms(convs, merge.corrections, merge.border_taps)
-        exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
-    rounded, widened = round_to_storage(merge, exact, widen=widen)
+        found = border_terms(convs, merge.corrections, merge.border_taps)
+        terms = {f"{BORDER}.{name}": value for name, value in found.items()}
+    rounded, widened = round_to_storage(merge, _exact(convs, merge.dtype) | terms, widen=widen)
+    if rounded["weight"].dtype != merge.dtype:
+        rounded, widened = round_to_storage(merge, _exact(convs, None) | terms, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
@@ -84,6 +82,26 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
     notes += [one.note(merge.into) for one in widened]
     return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
+
+
+def _exact(convs: Tree[Conv], stored: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors of the whole merge in float64, where its weight will be rounded to `stored`."""
+    whole = _composed(convs, stored)
+    exact = {"weight": whole.weight.double()}
+    if whole.bias is not None:
+        exact["bias"] = whole.bias.double()
+    return exact
+
+
+def _composed(convs: Tree[Conv], stored: torch.dtype | None) -> Conv:
+    """One operator of a tree of them. Only what is rounded itself may be known by its rounding:
+    what is composed or summed on the way is exact but for float64.
+    """
+    if isinstance(convs, Chain):
+        return composed_chain([_composed(link, None) for link in convs.links], stored=stored)
+    if isinstance(convs, Sum):
+        return reduce(add, (_composed(branch, None) for branch in convs.branches))
+    return convs
 
 
 def edit_of(

@@ -12,7 +12,6 @@ geometry, no layer kinds, files or names.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import gcd
 from typing import Any
 
@@ -29,7 +28,9 @@ from convsqueeze.algebra.geometry import (
     merge_axes,
 )
 from convsqueeze.algebra.groups import cells, joined, regrouped
+from convsqueeze.algebra.interpolated import interpolated_products, way_for
 from convsqueeze.algebra.precision import round_once
+from convsqueeze.algebra.products import summed_products
 from convsqueeze.errors import GeometryError
 
 
@@ -76,14 +77,7 @@ class Conv:
 
     def __matmul__(self, inner: "Conv") -> "Conv":
         """`self` after `inner`. Raises GeometryError where that is not one convolution."""
-        check_chain(self.geometry, inner.geometry)
-        merges = [merge_axes(o, i) for o, i in zip(self.axes, inner.axes, strict=True)]
-        return Conv(
-            weight=_composed_weight(self, inner, merges),
-            bias=_composed_bias(self, inner),
-            axes=tuple(merge.axis for merge in merges),
-            groups=gcd(self.groups, inner.groups),
-        )
+        return composed(self, inner)
 
     def __add__(self, other: "Conv") -> "Conv":
         """The sum of two branches. Raises GeometryError where their geometries do not agree."""
@@ -104,6 +98,22 @@ class Conv:
         return replace(self, weight=round_once(self.weight.double(), dtype), bias=bias)
 
 
+def composed(outer: Conv, inner: Conv, *, stored: torch.dtype | None = None) -> Conv:
+    """`outer` after `inner`, for a weight that will be rounded to `stored`.
+
+    With a dtype narrower than float64 the weight may be found with fewer multiplications: float64
+    numbers that round to `stored` as the exact weight does. Raises GeometryError as `@`.
+    """
+    check_chain(outer.geometry, inner.geometry)
+    merges = [merge_axes(o, i) for o, i in zip(outer.axes, inner.axes, strict=True)]
+    return Conv(
+        weight=_composed_weight(outer, inner, merges, stored),
+        bias=_composed_bias(outer, inner),
+        axes=tuple(merge.axis for merge in merges),
+        groups=gcd(outer.groups, inner.groups),
+    )
+
+
 def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     """`b2 + (sum of w2 over its taps) @ b1`, shape (out_channels,)."""
     if inner.bias is None:
@@ -115,20 +125,16 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     return bias if outer.bias is None else bias + outer.bias.double()
 
 
-def _composed_weight(outer: Conv, inner: Conv, merges: list[AxisMerge]) -> Tensor:
-    """The merged kernel: one batched matrix product for each tap of the outer kernel."""
+def _composed_weight(
+    outer: Conv, inner: Conv, merges: list[AxisMerge], stored: torch.dtype | None
+) -> Tensor:
+    """The merged kernel, float64."""
     first, second = cells(outer.weight, outer.groups, inner.weight, inner.groups)
-    raw = first.new_zeros(
-        (second.shape[0], second.shape[1], first.shape[2], *(m.raw_taps for m in merges))
-    )
-    inner_kernel = first.shape[3:]
-    for tap in product(*(range(axis.kernel_size) for axis in outer.axes)):
-        at_tap: tuple[Any, ...] = (..., *tap)
-        term = second[at_tap] @ first.flatten(2)
-        starts = [m.outer_step * b for m, b in zip(merges, tap, strict=True)]
-        raw[_window(starts, [m.inner_step for m in merges], inner_kernel)] += term.unflatten(
-            2, first.shape[2:]
-        )
+    way = way_for(second, first, merges, stored)
+    if way is None or stored is None:
+        raw = summed_products(second, first, merges)
+    else:
+        raw = interpolated_products(second, first, merges, way, stored)
     return joined(_kept(raw, merges), outer.groups, inner.groups)
 
 

@@ -15,12 +15,12 @@ def cells(outer: Tensor, outer_groups: int, inner: Tensor, inner_groups: int) ->
     Within each of the `gcd(g1, g2)` merged groups the inner layer has `a = g1/gcd` blocks and the
     outer `b = g2/gcd`: `a*b` cells of channels, each in one block of either, so nothing is ever
     multiplied by a structural zero. The inner's, (gcd * a*b, cell, in, *k1), then the outer's,
-    (gcd * a*b, out, cell, *k2), float64.
+    (gcd * a*b, out, cell, *k2), as they are stored.
     """
     common = gcd(outer_groups, inner_groups)
     blocks_in, blocks_out = inner_groups // common, outer_groups // common
-    first = inner.double().unflatten(0, (common * blocks_in * blocks_out, -1))
-    second = outer.double().unflatten(0, (common * blocks_out, -1))
+    first = inner.unflatten(0, (common * blocks_in * blocks_out, -1))
+    second = outer.unflatten(0, (common * blocks_out, -1))
     second = second.unflatten(2, (blocks_in, -1)).movedim(2, 1).flatten(0, 1)
     return first, second
 

@@ -41,20 +41,6 @@ def denormals_kept() -> Iterator[None]:
             torch.set_flush_denormal(True)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What runs inside gives the same bits on every run, however many threads torch has.
-
-    A long sum that threads share is added up in another order for each number of them.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 `values` rounded to the nearest `dtype`, ties to even, in a single rounding.
 

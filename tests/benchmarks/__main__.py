@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-SUBJECTS = ("borders", "files", "inference", "growth", "start_up")
+SUBJECTS = ("start_up", "merging", "files", "growth", "borders", "inference")
 
 
 def main() -> int:

@@ -23,7 +23,9 @@ from convsqueeze.algebra.border.taps import AxisTaps
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.groups import cells, joined, regrouped
+from convsqueeze.algebra.products import LARGE, ROWS, parts
 from convsqueeze.algebra.sizes import merged
+from convsqueeze.algebra.threads import Scratch, share
 from convsqueeze.algebra.tree import Step, Tree, mapped, paths
 
 Sums = Sequence[Tensor]
@@ -129,16 +131,24 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
         _Rest.of(factors, taps) for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
     ]
     inner, inner_groups = _of_chain(before, [rest.sums for rest in rests])
-    first, second = cells(last.weight, last.groups, inner, inner_groups)
+    first, second = cells(last.weight.double(), last.groups, inner, inner_groups)
     term = first.new_zeros(
         (second.shape[0], second.shape[1], first.shape[2], *(len(one) for one in sums))
     )
-    for tap in product(*(range(taps) for taps in last.weight.shape[2:])):
-        at_tap: tuple[Any, ...] = (..., *tap)
-        chosen = [rest.behind(index) for rest, index in zip(rests, tap, strict=True)]
-        picked = first[_grid([rest for _, rest in chosen])]
-        found = second[at_tap] @ picked.flatten(2)
-        term[_grid([whole for whole, _ in chosen])] += found.unflatten(2, picked.shape[2:])
+
+    def add_taps(rows: slice, _: Scratch) -> Iterator[None]:
+        for tap in product(*(range(taps) for taps in last.weight.shape[2:])):
+            at_tap: tuple[Any, ...] = (..., *tap)
+            chosen = [rest.behind(index) for rest, index in zip(rests, tap, strict=True)]
+            picked = first[_grid([rest for _, rest in chosen])]
+            found = second[:, rows][at_tap] @ picked.flatten(2)
+            term[:, rows][_grid([whole for whole, _ in chosen])] += found.unflatten(
+                2, picked.shape[2:]
+            )
+            yield
+
+    large = term.numel() * second.shape[2] * last.weight[0, 0].numel() >= LARGE
+    share(add_taps, parts(term.shape[1], ROWS), large=large)
     return joined(term, last.groups, inner_groups), gcd(last.groups, inner_groups)
 
 
