@@ -27,7 +27,8 @@ class Squeezed:
     """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
 
     `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
-    `notes` tell of them and of strange values in the layers.
+    `notes` tell of them and of strange values in the layers. `exact` are the values that were
+    rounded, as `exact_values` gives them: for verification, to be dropped once that has seen them.
     """
 
     merge: Merge
@@ -36,6 +37,7 @@ class Squeezed:
     border: Mapping[str, Tensor] = field(default_factory=dict)
     widened: tuple[Widened, ...] = ()
     notes: tuple[str, ...] = ()
+    exact: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """By full name; correction tensors under `<into>.border.`."""
@@ -55,10 +57,10 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
-@denormals_kept()
-@one_thread()
-def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
-    """One merge of a plan; see `squeeze`."""
+def exact_values(merge: Merge, load: Load) -> dict[str, Tensor]:
+    """What a merge stores before it is rounded, by name within the layer: float64, weights in the
+    layout of `Geometry`. Raises TensorDataError for layers that make no operator.
+    """
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
     whole: Conv = fold(
         convs,
@@ -72,6 +74,14 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     if merge.corrections is not None:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
         exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
+    return exact
+
+
+@denormals_kept()
+@one_thread()
+def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
+    """One merge of a plan; see `squeeze`."""
+    exact = exact_values(merge, load)
     rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
@@ -83,7 +93,8 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     }
     notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
     notes += [one.note(merge.into) for one in widened]
-    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
+    bias = rounded.get("bias")
+    return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
 
 
 def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:
