@@ -11,7 +11,7 @@ from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
-from convsqueeze.algebra.tree import fold, mapped
+from convsqueeze.algebra.tree import Tree, fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
@@ -62,12 +62,7 @@ def exact_values(merge: Merge, load: Load) -> dict[str, Tensor]:
     layout of `Geometry`. Raises TensorDataError for layers that make no operator.
     """
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
-    whole: Conv = fold(
-        convs,
-        lambda leaf: leaf,
-        lambda links: reduce(lambda inner, outer: outer @ inner, links),
-        lambda branches: reduce(lambda left, right: left + right, branches),
-    )
+    whole = composed(convs)
     exact = {"weight": whole.weight.double()}
     if whole.bias is not None:
         exact["bias"] = whole.bias.double()
@@ -75,6 +70,16 @@ def exact_values(merge: Merge, load: Load) -> dict[str, Tensor]:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
         exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
     return exact
+
+
+def composed(tree: Tree[Conv]) -> Conv:
+    """The one operator that a tree of them makes."""
+    return fold(
+        tree,
+        lambda leaf: leaf,
+        lambda links: reduce(lambda inner, outer: outer @ inner, links),
+        lambda branches: reduce(lambda left, right: left + right, branches),
+    )
 
 
 @denormals_kept()

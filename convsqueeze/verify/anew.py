@@ -201,7 +201,7 @@ class _Look:
             yield Probe("impulse", iter(batches), both, self.cut.channels)
 
     def _most(self, part: Part, channels: Sequence[int]) -> Tensor:
-        """What float64 can lose where a channel is one, (channels, out_channels), or where none is."""
+        """What float64 can lose where a channel is one, or none: (channels, out_channels)."""
         x = torch.zeros(max(len(channels), 1), self.cut.geometry.in_channels, dtype=torch.float64)
         for index, channel in enumerate(channels):
             x[index, channel :: self.cut.per_group] = 1.0

@@ -26,6 +26,8 @@ LEAST_GROUPS = 8
 """So many groups are run at least."""
 _READ = 16
 """What reading a weight takes, for each image, in multiplications: small images wait for memory."""
+_RUN = 1_000_000
+"""What calling torch takes, whatever the image."""
 _GROUP = 200_000
 """What a group takes beside its multiplications: torch convolves one after the other."""
 
@@ -67,7 +69,7 @@ def original_work(merge: Merge, size: Size) -> Work:
     macs, _ = layer_macs(merge.tree, size)
     convolved = (x for x in merge.layers if isinstance(x.layer, ConvLayer | ConvTransposeLayer))
     groups = sum(leaf.geometry.groups for leaf in convolved)
-    return Work(macs + _READ * merge.weights_before, _GROUP * groups)
+    return Work(macs + _READ * merge.weights_before, _RUN + _GROUP * groups)
 
 
 def squeezed_work(merge: Merge, size: Size) -> Work:
@@ -77,7 +79,7 @@ def squeezed_work(merge: Merge, size: Size) -> Work:
     if merge.corrections is not None:
         macs += merge.corrections.macs(geometry, size)
         runs += sum(2 ** len(subset) for subset in merge.corrections.subsets)  # ends of each axis
-    return Work(macs + _READ * merge.weights_after, _GROUP * geometry.groups * runs)
+    return Work(macs + _READ * merge.weights_after, (_RUN + _GROUP * geometry.groups) * runs)
 
 
 def both(merge: Merge, size: Size) -> Work:

@@ -15,9 +15,13 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.precision import SMALLEST
+from convsqueeze.algebra.tree import mapped
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
+from convsqueeze.squeeze import composed
 from convsqueeze.verify.amplitude import amplitude
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF
 from convsqueeze.verify.outcome import LayerReport, Worst, judged
@@ -140,8 +144,10 @@ class _Slack:
         if name.endswith("bias"):
             return self.noise * factor * self._constant[out_channels] + self.floor
         distinct, where = (flat // prod(shape[2:]) % shape[1]).unique(return_inverse=True)
-        sizes = self._by_input(distinct.tolist(), single=name == "weight")
-        return self.noise * factor * sizes[where, out_channels] + self.floor
+        sizes = self._by_input(distinct.tolist(), single=name == "weight")[where, out_channels]
+        if name == "weight":
+            sizes = sizes * self._adds_up[flat % prod(shape[2:])]
+        return self.noise * factor * sizes + self.floor * (sizes > 0)
 
     def _by_input(self, channels: Sequence[int], *, single: bool) -> Tensor:
         """What goes into a weight of these input channels of every group: (channels, out)."""
@@ -152,6 +158,16 @@ class _Slack:
         found = amplitude(self.merge.tree, self.load, "linear", x.double().flatten(1))
         self._known |= zip(missing, zip(found.single, found.every, strict=True), strict=True)
         return torch.stack([self._known[channel][0 if single else 1] for channel in channels])
+
+    @cached_property
+    def _adds_up(self) -> Tensor:
+        """Which taps of the merged kernel add up any product: dilation and strides leave gaps."""
+
+        def of_ones(geometry: Geometry) -> Conv:
+            return Conv(torch.ones(1, 1, *geometry.kernel_size), None, geometry.axes)
+
+        counts = composed(mapped(self.merge.geometry_tree, of_ones))
+        return (counts.weight > 0).flatten()
 
     @cached_property
     def _constant(self) -> Tensor:
