@@ -19,7 +19,6 @@ from convsqueeze.checkpoint import (
     New,
     Spool,
     Spooled,
-    TensorInfo,
     bytes_to_write,
     check_destination,
     default_destination,
@@ -119,20 +118,6 @@ class Result:
         return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Tensors in memory, seen as verification sees a checkpoint."""
-
-    held: Mapping[str, Tensor]
-
-    @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self.held.items()}
-
-    def load(self, name: str) -> Tensor:
-        return self.held[name]
-
-
 def squeeze_checkpoint(
     plan: Plan,
     checkpoint: Checkpoint,
@@ -165,12 +150,13 @@ def squeeze_checkpoint(
         layers.append(recipe_layer(merge, squeezed.widened))
         if settings is not None:
             track(f"verifying {merge.into}", done, len(plan.merges))
-            made = _Held(squeezed.tensors())
-            reports.append(verify_merge(merge, layers[-1], checkpoint, made, settings))
+            made = squeezed.tensors(), squeezed.exact
+            reports.append(verify_merge(merge, layers[-1], checkpoint, *made, settings))
         edits.append(edit_of(squeezed, names, keep))
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
+        del squeezed  # before the next merge takes its memory
     report = None
     if settings is not None:
         report = Report(tuple(reports), settings=settings)

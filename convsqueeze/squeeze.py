@@ -31,7 +31,8 @@ class Squeezed:
     """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
 
     `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
-    `notes` tell of them and of strange values in the layers.
+    `notes` tell of them and of strange values in the layers. `exact` are the values that were
+    rounded, as `exact_values` gives them: for verification, to be dropped once that has seen them.
     """
 
     merge: Merge
@@ -40,6 +41,7 @@ class Squeezed:
     border: Mapping[str, Tensor] = field(default_factory=dict)
     widened: tuple[Widened, ...] = ()
     notes: tuple[str, ...] = ()
+    exact: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """By full name; correction tensors under `<into>.border.`."""
@@ -59,18 +61,30 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
+def exact_values(merge: Merge, load: Load, stored: torch.dtype | None) -> dict[str, Tensor]:
+    """What a merge stores before it is rounded, by name within the layer: float64, weights in the
+    layout of `Geometry`. Raises TensorDataError for layers that make no operator.
+
+    `stored` is what the kernel will be rounded to, if it is known: it may then be exact only as far
+    as that takes.
+    """
+    convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
+    exact = _exact(convs, stored)
+    if merge.corrections is not None:
+        terms = border_terms(convs, merge.corrections, merge.border_taps)
+        exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
+    return exact
+
+
 @denormals_kept()
 @one_thread()
 def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     """One merge of a plan; see `squeeze`."""
-    convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
-    terms = {}
-    if merge.corrections is not None:
-        found = border_terms(convs, merge.corrections, merge.border_taps)
-        terms = {f"{BORDER}.{name}": value for name, value in found.items()}
-    rounded, widened = round_to_storage(merge, _exact(convs, merge.dtype) | terms, widen=widen)
+    exact = exact_values(merge, load, merge.dtype)
+    rounded, widened = round_to_storage(merge, exact, widen=widen)
     if rounded["weight"].dtype != merge.dtype:
-        rounded, widened = round_to_storage(merge, _exact(convs, None) | terms, widen=widen)
+        exact = exact_values(merge, load, None)
+        rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
@@ -81,26 +95,27 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     }
     notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
     notes += [one.note(merge.into) for one in widened]
-    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
+    bias = rounded.get("bias")
+    return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
 
 
 def _exact(convs: Tree[Conv], stored: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors of the whole merge in float64, where its weight will be rounded to `stored`."""
-    whole = _composed(convs, stored)
+    whole = composed(convs, stored)
     exact = {"weight": whole.weight.double()}
     if whole.bias is not None:
         exact["bias"] = whole.bias.double()
     return exact
 
 
-def _composed(convs: Tree[Conv], stored: torch.dtype | None) -> Conv:
+def composed(convs: Tree[Conv], stored: torch.dtype | None = None) -> Conv:
     """One operator of a tree of them. Only what is rounded itself may be known by its rounding:
     what is composed or summed on the way is exact but for float64.
     """
     if isinstance(convs, Chain):
-        return composed_chain([_composed(link, None) for link in convs.links], stored=stored)
+        return composed_chain([composed(link, None) for link in convs.links], stored=stored)
     if isinstance(convs, Sum):
-        return reduce(add, (_composed(branch, None) for branch in convs.branches))
+        return reduce(add, (composed(branch, None) for branch in convs.branches))
     return convs
 
 

@@ -4,6 +4,7 @@ beside their state dict.
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from convsqueeze.checkpoint import memory
@@ -46,7 +47,7 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
 
 
 def _differs(byte: int, shape: Sequence[int], itemsize: int) -> str:
-    place = torch.unravel_index(torch.tensor(byte // itemsize), tuple(shape))
+    place = np.unravel_index(byte // itemsize, tuple(shape))  # torch's own imports sympy
     return f"differs from the original at {[int(i) for i in place]}"
 
 

@@ -19,8 +19,9 @@ from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeeze import is_far_larger, recipe_differences, recipe_layer
-from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
+from convsqueeze.verify.outcome import LayerReport, Worst
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,22 @@ def _reports(
         layer = layers.get(merge.into)
         if layer is None:
             continue
-        yield verify_merge(merge, layer, original, squeezed, settings)
+        stored = stored_tensors(layer, squeezed)
+        yield verify_merge(merge, layer, original, stored, None, settings)
 
 
 def verify_merge(
-    merge: Merge, layer: RecipeLayer, original: Source, squeezed: Source, settings: Settings
+    merge: Merge,
+    layer: RecipeLayer,
+    original: Source,
+    stored: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor] | None,
+    settings: Settings,
 ) -> LayerReport:
-    """One merge of a plan, run from the two sets of tensors with the recipe's geometry."""
-    stored = stored_tensors(layer, squeezed)
+    """One merge, run with a recipe's geometry from its `stored` tensors by full name.
+
+    `exact` are the values that these were rounded from, where they are known.
+    """
     problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
         return _unrunnable(merge, problem)
@@ -116,6 +125,7 @@ def verify_merge(
         trials=settings.trials,
         seed=settings.seed,
         exhaustive=settings.exhaustive,
+        exact=exact,
     )
 
 

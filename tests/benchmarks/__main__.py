@@ -7,7 +7,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-SUBJECTS = ("start_up", "merging", "files", "growth", "borders", "inference")
+SUBJECTS = (
+    "start_up",
+    "merging",
+    "verification",
+    "files",
+    "growth",
+    "borders",
+    "inference",
+)
 
 
 def main() -> int:
