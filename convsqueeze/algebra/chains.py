@@ -12,7 +12,7 @@ import torch
 
 from convsqueeze.algebra.conv import Conv, composed
 from convsqueeze.algebra.geometry import Geometry, compose, merge_axes
-from convsqueeze.algebra.interpolated import Sizes
+from convsqueeze.algebra.ways import Sizes
 from convsqueeze.errors import GeometryError
 
 LONGEST = 24

@@ -28,9 +28,10 @@ from convsqueeze.algebra.geometry import (
     merge_axes,
 )
 from convsqueeze.algebra.groups import cells, joined, regrouped
-from convsqueeze.algebra.interpolated import interpolated_products, way_for
+from convsqueeze.algebra.interpolated import interpolated_products
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import summed_products
+from convsqueeze.algebra.ways import way_for
 from convsqueeze.errors import GeometryError
 
 

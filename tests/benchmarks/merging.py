@@ -30,6 +30,8 @@ LEAST_RATE, LEAST_RATE_BOTH = 0.75, 1.0
 """Share of the rate of `torch.mm` on large cases, and where both kernels have 3x3 taps."""
 LARGE = 1e9
 """Multiplications of a large case."""
+REST = 0.02
+"""Seconds before each, as threads of a product that has ended keep a core busy for a while."""
 LONG = 0.5
 """Seconds of a round from which on a case has only three rounds."""
 
@@ -151,6 +153,7 @@ def measure(case: Case, rounds: int) -> Measured:
     while len(taken) < (3 if taken and sum(taken[0]) > LONG else rounds):
         taken.append([])
         for way in ways:
+            time.sleep(REST)
             start = time.perf_counter()
             way()
             taken[-1].append(time.perf_counter() - start)

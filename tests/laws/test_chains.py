@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import chains, interpolated, layers
+from convsqueeze.algebra import chains, layers, ways
 from convsqueeze.algebra.chains import cheapest_order, composed_chain
 from convsqueeze.algebra.geometry import GeometryError
 from convsqueeze.pipeline import merge_state_dict
@@ -86,7 +86,7 @@ def test_a_merge_uses_points_and_passes_its_verification(
     merged = {}
     for least in (0, 1 << 60):
         for name, value in (("LARGE", least), ("EVALUATE", 0), ("INTERPOLATE", 0)):
-            monkeypatch.setattr(interpolated, name, value)
+            monkeypatch.setattr(ways, name, value)
         cheapest_order.cache_clear()
         found, report = merge_state_dict(tensors, pairs, growth="allow", widen=widen)
         assert report.verification is not None

@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsqueeze.algebra import Conv, interpolated, layers, points, products
+from convsqueeze.algebra import Conv, interpolated, layers, points, products, ways
 from convsqueeze.algebra.conv import composed
 from convsqueeze.algebra.geometry import Axis, merge_axes
 from convsqueeze.algebra.precision import half_ulp, round_once
@@ -30,9 +30,9 @@ UNIT = Fraction(1, 1 << 53)
 def always_points(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small layers too, in several blocks."""
     for name, value in (("LARGE", 0), ("SMALLEST", 1), ("MOST_MIDDLE", 1 << 30)):
-        monkeypatch.setattr(interpolated, name, value)
+        monkeypatch.setattr(ways, name, value)
     for name, value in (("EVALUATE", 0), ("INTERPOLATE", 0), ("MOST_ZEROS", 2.0)):
-        monkeypatch.setattr(interpolated, name, value)
+        monkeypatch.setattr(ways, name, value)
     for name, value in (("COLUMNS", 3), ("PIECE", 4), ("DEPTH", 2)):
         monkeypatch.setattr(interpolated, name, value)
     monkeypatch.setattr(products, "ROWS", 2)
@@ -98,7 +98,7 @@ def test_one_tap_or_steps_have_no_points() -> None:
 def test_kernels_with_too_many_slots_are_summed_directly(taps: tuple[int, ...]) -> None:
     """No block may outgrow memory; and no time goes into numbering them."""
     merges = tuple(merge_axes(Axis(n), Axis(n)) for n in taps)
-    assert interpolated.way_by_points(merges, taps, taps) is None
+    assert ways.way_by_points(merges, taps, taps) is None
 
 
 def exactly(outer: Conv, inner: Conv) -> tuple[list[Fraction], list[Fraction], int]:
@@ -310,7 +310,7 @@ class TestPlanted:
     @pytest.mark.parametrize("place", [(0, 0), (1, 3), (2, 1), (4, 4)])
     def test_a_wrong_factor(self, monkeypatch: pytest.MonkeyPatch, place: tuple[int, int]) -> None:
         outer, inner = pair(channels=4, taps=(3,))
-        original = interpolated._matrix
+        original = ways._matrix
 
         def wrong(rows: points.Matrix) -> Tensor:
             matrix = original(rows)
@@ -318,13 +318,13 @@ class TestPlanted:
                 matrix[place] += 1e-7
             return matrix
 
-        monkeypatch.setattr(interpolated, "_matrix", wrong)
-        interpolated.way_by_points.cache_clear()
+        monkeypatch.setattr(ways, "_matrix", wrong)
+        ways.way_by_points.cache_clear()
         try:
             with pytest.raises(AssertionError):
                 assert_contract(outer, inner, torch.float32)
         finally:
-            interpolated.way_by_points.cache_clear()
+            ways.way_by_points.cache_clear()
 
     @pytest.mark.parametrize("factor", [0.0, 1e-12])
     def test_no_guard(self, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
