@@ -5,17 +5,14 @@ state dict in memory; nothing is written until verification has held.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from convsqueeze.checkpoint import (
     PICKLED_SUFFIXES,
     Checkpoint,
     Edit,
-    TensorInfo,
     check_destination,
     default_destination,
     edited_state_dict,
@@ -29,10 +26,10 @@ from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
-from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.squeeze import edit_of, recipe_of, squeeze_one
+from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
+from convsqueeze.squeeze import edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
-from convsqueeze.verify import Report, Settings, verify_checkpoints, verify_plan
+from convsqueeze.verify import LayerReport, Report, Settings, verify_checkpoints, verify_merge
 
 Track = Callable[[str, int, int], None]
 """Told what is being done, how much is done and of how many."""
@@ -90,20 +87,6 @@ class Result:
         return {layer.name: module_of(layer, tensors) for layer in self.recipe.layers}
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Tensors in memory, seen as verification sees a checkpoint."""
-
-    held: Mapping[str, Tensor]
-
-    @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in self.held.items()}
-
-    def load(self, name: str) -> Tensor:
-        return self.held[name]
-
-
 def squeeze_checkpoint(
     plan: Plan,
     checkpoint: Checkpoint,
@@ -124,6 +107,8 @@ def squeeze_checkpoint(
     edits = []
     widened: dict[str, tuple[Widened, ...]] = {}
     notes: list[str] = []
+    reports: list[LayerReport] = []
+    held: list[RecipeLayer] = []
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
         squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
@@ -131,20 +116,22 @@ def squeeze_checkpoint(
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
+        if settings is not None:
+            track(f"verifying {merge.into}", done, len(plan.merges))
+            held.append(recipe_layer(merge, squeezed.widened))
+            tensors, exact = squeezed.tensors(), squeezed.exact
+            reports.append(verify_merge(merge, held[-1], checkpoint, tensors, settings, exact))
+        del squeezed  # with the exact values, before the next merge takes its memory
     recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
     report = None
     if settings is not None:
-        new = _Held({name: tensor for edit in edits for name, tensor in edit.insert.items()})
-        order = {merge.into: index for index, merge in enumerate(plan.merges)}
-        layers = verify_plan(
-            plan,
-            checkpoint,
-            new,
-            {layer.name: layer for layer in recipe.layers},
-            settings,
-            lambda name: track(f"verifying {name}", order[name], len(order)),
-        )
-        report = Report(layers, settings=settings)
+        pairs = zip(recipe.layers, held, strict=True)
+        strays = [
+            f"{one.name}: its recipe is not that of the layer that was verified."
+            for one, other in pairs
+            if one != other
+        ]
+        report = Report(tuple(reports), tuple(strays), settings=settings)
         report.raise_if_failed()
     return Result(tuple(edits), recipe, report, widened, tuple(notes))
 

@@ -11,7 +11,7 @@ from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.precision import denormals_kept, dtype_name, one_thread
-from convsqueeze.algebra.tree import fold, mapped
+from convsqueeze.algebra.tree import Tree, fold, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit
 from convsqueeze.checkpoint.names import shown
 from convsqueeze.manifest import Border
@@ -27,7 +27,8 @@ class Squeezed:
     """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
 
     `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
-    `notes` tell of them and of strange values in the layers.
+    `notes` tell of them and of strange values in the layers. `exact` are the values that were
+    rounded, as `exact_values` gives them: for verification, to be dropped once that has seen them.
     """
 
     merge: Merge
@@ -36,6 +37,7 @@ class Squeezed:
     border: Mapping[str, Tensor] = field(default_factory=dict)
     widened: tuple[Widened, ...] = ()
     notes: tuple[str, ...] = ()
+    exact: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
         """By full name; correction tensors under `<into>.border.`."""
@@ -55,23 +57,36 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
-@denormals_kept()
-@one_thread()
-def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
-    """One merge of a plan; see `squeeze`."""
+def exact_values(merge: Merge, load: Load) -> dict[str, Tensor]:
+    """What a merge stores before it is rounded, by name within the layer: float64, weights in the
+    layout of `Geometry`. Raises TensorDataError for layers that make no operator.
+    """
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
-    whole: Conv = fold(
-        convs,
-        lambda leaf: leaf,
-        lambda links: reduce(lambda inner, outer: outer @ inner, links),
-        lambda branches: reduce(lambda left, right: left + right, branches),
-    )
+    whole = composed(convs)
     exact = {"weight": whole.weight.double()}
     if whole.bias is not None:
         exact["bias"] = whole.bias.double()
     if merge.corrections is not None:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
         exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
+    return exact
+
+
+def composed(tree: Tree[Conv]) -> Conv:
+    """The one operator that a tree of them makes."""
+    return fold(
+        tree,
+        lambda leaf: leaf,
+        lambda links: reduce(lambda inner, outer: outer @ inner, links),
+        lambda branches: reduce(lambda left, right: left + right, branches),
+    )
+
+
+@denormals_kept()
+@one_thread()
+def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
+    """One merge of a plan; see `squeeze`."""
+    exact = exact_values(merge, load)
     rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
@@ -83,7 +98,8 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     }
     notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
     notes += [one.note(merge.into) for one in widened]
-    return Squeezed(merge, weight.contiguous(), rounded.get("bias"), border, widened, tuple(notes))
+    bias = rounded.get("bias")
+    return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
 
 
 def edit_of(squeezed: Squeezed, names: Sequence[str]) -> Edit:

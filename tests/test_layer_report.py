@@ -24,8 +24,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeeze import recipe_layer, squeeze_one
-from convsqueeze.verify import Settings, verify_plan
-from convsqueeze.verify import layer as layer_module
+from convsqueeze.verify import Settings, outcome, verify_plan
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer, comparison
 from convsqueeze.verify.probes import every_impulse, kernel_impulses, random_image, sizes
 from convsqueeze.verify.reference import reference, term_count
@@ -397,7 +396,7 @@ def test_nothing_that_could_be_held_to_the_bound_is_no_pass(
     merge, module, load = twice()
     assert check_layer(merge, module, load, trials=1, seed=0).ok
     everything = lambda merge, size, output: torch.ones(tuple(output), dtype=torch.bool)  # noqa: E731
-    monkeypatch.setattr(layer_module, "_border_mask", everything)
+    monkeypatch.setattr(outcome, "_border_mask", everything)
     report = check_layer(merge, module, load, trials=1, seed=0)
     assert report.problem == "no output of any input could be held to the bound"
 

@@ -1,8 +1,9 @@
 """Verification that can fail: original layers against squeezed ones, from the stored tensors."""
 
-from convsqueeze.verify.files import Report, Settings, verify_checkpoints, verify_plan
-from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+from convsqueeze.verify.files import Report, Settings, verify_checkpoints, verify_merge, verify_plan
+from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap
+from convsqueeze.verify.outcome import LayerReport, Worst
 
 __all__ = [
     "DifferenceMap",
@@ -12,5 +13,6 @@ __all__ = [
     "Worst",
     "check_layer",
     "verify_checkpoints",
+    "verify_merge",
     "verify_plan",
 ]

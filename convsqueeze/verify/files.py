@@ -19,8 +19,9 @@ from convsqueeze.module import Source, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeeze import is_far_larger, recipe_differences, recipe_layer
-from convsqueeze.verify.layer import LayerReport, Worst, check_layer
+from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
+from convsqueeze.verify.outcome import LayerReport, Worst
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,21 @@ def _reports(
         layer = layers.get(merge.into)
         if layer is None:
             continue
-        yield _layer_report(merge, layer, original, stored_tensors(layer, squeezed), settings)
+        yield verify_merge(merge, layer, original, stored_tensors(layer, squeezed), settings)
 
 
-def _layer_report(
+def verify_merge(
     merge: Merge,
     layer: RecipeLayer,
     original: Source,
     stored: Mapping[str, Tensor],
     settings: Settings,
+    exact: Mapping[str, Tensor] | None = None,
 ) -> LayerReport:
+    """One merge, run with a recipe's geometry from its `stored` tensors by full name.
+
+    `exact` are the values that these were rounded from, where they are known.
+    """
     problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
         return _unrunnable(merge, problem)
@@ -118,6 +124,7 @@ def _layer_report(
         trials=settings.trials,
         seed=settings.seed,
         exhaustive=settings.exhaustive,
+        exact=exact,
     )
 
 

@@ -13,7 +13,7 @@ from convsqueeze.algebra.border.leaks import Leak, leaks, wrong_rows
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import kernel, part_name
-from convsqueeze.verify.layer import comparison
+from convsqueeze.verify.comparison import comparison
 from convsqueeze.verify.probes import Size, random_image, telling_size
 
 

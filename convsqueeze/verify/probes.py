@@ -100,6 +100,47 @@ def random_image(geometry: Geometry, size: Size, generator: torch.Generator, bat
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+def bounded_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
+    """Values of either sign between a half and one in size, float64, as `random_image`.
+
+    None is so small that it could hide a weight, none above one, which bounds what is added up, and
+    no two are alike, so that weights which are exchanged do not cancel.
+    """
+    shape = (batch, geometry.in_channels, *size)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
+    return values + values.sign() / 2
+
+
+def showing_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
+    """A size, hardly larger than the smallest, at which every tap of the merged kernel reads some
+    sample for an output that the border does not spoil.
+
+    With a `fixed` input the size that stands for it, whatever that shows.
+    """
+    axes = range(len(merged(tree).axes))
+    if fixed is not None:
+        return tuple(_equivalent(tree, axis, fixed[axis]) for axis in axes)
+    return tuple(_showing(tree, axis) for axis in axes)
+
+
+def _showing(tree: Tree[Geometry], axis: int) -> int:
+    whole, first = merged(tree).axes[axis], smallest_size(tree, axis)
+
+    def shows(size: int) -> bool:
+        if output_size(tree, axis, size) is None:
+            return False
+        return _shows_every_tap(whole, size, 0, size, wrong_rows(tree, axis, size))
+
+    last = 2 * reach(tree, axis) + 2 * whole.stride
+    steps = [first, *(first + 2**k for k in range(last.bit_length() + 1))]
+    enough = next((size for size in steps if shows(size)), steps[-1])
+    known = max((size for size in steps if size < enough), default=enough - 1)
+    while enough - known > 1:  # halving: what shows at one size mostly does at the next
+        middle = (known + enough) // 2
+        known, enough = (known, middle) if shows(middle) else (middle, enough)
+    return enough
+
+
 def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
     """A small image and positions whose impulses show every tap of the kernel in outputs that
     the border does not spoil.
@@ -249,8 +290,15 @@ def impulse_batches(tree: Tree[Geometry], impulses: Impulses) -> Iterator[Tensor
     batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(impulses.size), 1)))
     for begin in range(0, len(wanted), batch):
         chunk = wanted[begin : begin + batch]
-        x = torch.zeros(len(chunk), geometry.in_channels, *impulses.size, dtype=torch.float64)
-        for index, (channel, position) in enumerate(chunk):
-            place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
-            x[place] = 1.0
-        yield x
+        yield impulse_images(chunk, geometry.groups, per_group, impulses.size)
+
+
+def impulse_images(
+    wanted: Sequence[tuple[int, tuple[int, ...]]], groups: int, per_group: int, size: Size
+) -> Tensor:
+    """One image for each channel (of every group) and position: zeros, and ones there."""
+    x = torch.zeros(len(wanted), groups * per_group, *size, dtype=torch.float64)
+    for index, (channel, position) in enumerate(wanted):
+        place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
+        x[place] = 1.0
+    return x

@@ -46,7 +46,8 @@ def reference(
     """The layers of `tree` as one function of a float64 input (batch, channels, *size).
 
     `part`: the whole `affine` function, or its `linear` part (no biases, no means). `magnitude`:
-    the same sums over absolute values, which bounds what rounding can do to them.
+    the same sums over absolute values, which bounds what rounding can do to them. Each layer loads
+    its tensors when it runs, so that one at a time is there in float64.
     """
 
     def chain(links: Sequence[Run]) -> Run:
@@ -60,44 +61,53 @@ def reference(
     def add(branches: Sequence[Run]) -> Run:
         return lambda x: sum((branch(x) for branch in branches[1:]), branches[0](x))
 
-    return fold(tree, lambda leaf: _layer(leaf, load, part, magnitude), chain, add)
+    def leaf(resolved: ResolvedLayer) -> Run:
+        return lambda x: _applied(resolved, x, parameters_of(resolved, load, part), magnitude)
+
+    return fold(tree, leaf, chain, add)
 
 
-def _layer(
-    resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part, magnitude: bool
-) -> Run:
-    layer, rank = resolved.layer, resolved.rank
+def parameters_of(
+    resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part
+) -> dict[str, Tensor]:
+    """A layer's tensors in float64 by torch's names; of its linear part without what it adds."""
     tensors = {role: _stored(p.keys, load) for role, p in resolved.parameters.items()}
     if part == "linear":
         for role in ("bias", "running_mean"):
             if role in tensors:
                 tensors[role] = torch.zeros_like(tensors[role])
+    return tensors
+
+
+def _applied(
+    resolved: ResolvedLayer, x: Tensor, tensors: Mapping[str, Tensor], magnitude: bool
+) -> Tensor:
+    layer, rank = resolved.layer, resolved.rank
     if magnitude:
         tensors = {role: t if role == "running_var" else t.abs() for role, t in tensors.items()}
     weight, bias = tensors.get("weight"), tensors.get("bias")
     match layer:
         case ConvLayer():
-            return lambda x: _conv(layer, rank, x, tensors["weight"], bias)
+            return _conv(layer, rank, x, tensors["weight"], bias)
         case ConvTransposeLayer():
-            return lambda x: _conv_transpose(layer, rank, x, tensors["weight"], bias)
+            return _conv_transpose(layer, rank, x, tensors["weight"], bias)
         case LinearLayer():
-            return lambda x: F.linear(x.movedim(1, -1), tensors["weight"], bias).movedim(-1, 1)
+            return F.linear(x.movedim(1, -1), tensors["weight"], bias).movedim(-1, 1)
         case BatchNormLayer():
             mean = -tensors["running_mean"] if magnitude else tensors["running_mean"]
-            return lambda x: F.batch_norm(
+            return F.batch_norm(
                 x, mean, tensors["running_var"], weight, bias, training=False, eps=layer.eps
             )
         case ScaleLayer():
             factor = abs(layer.factor) if magnitude else layer.factor
-            return lambda x: _scale(x, factor, weight, bias)
+            return _scale(x, factor, weight, bias)
         case AvgPoolLayer():
-            return lambda x: _AVG_POOL[rank](
-                _pad(x, layer.padding, rank, "zeros"), layer.kernel_size, layer.stride
-            )
+            padded = _pad(x, layer.padding, rank, "zeros")
+            return _AVG_POOL[rank](padded, layer.kernel_size, layer.stride)
         case IdentityLayer():
-            return lambda x: x
+            return x
         case PadLayer():
-            return lambda x: _pad(x, layer.padding, rank, layer.padding_mode)
+            return _pad(x, layer.padding, rank, layer.padding_mode)
 
 
 def _stored(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
