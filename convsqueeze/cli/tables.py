@@ -131,7 +131,7 @@ def _print_verdict(console: Console, report: Report) -> None:
         console.print("[bold red]not verified[/]")
         return
     settings = report.settings
-    how = "random inputs and an impulse for every weight"
+    how = "random inputs and every single weight"
     if settings is not None and settings.exhaustive:
         how = "random inputs and impulses at every position"
     excused = [one for one in report.layers if one.policy == "interior"]

@@ -101,7 +101,7 @@ class Merge:
         """Every form that there is: apart, plain, and one that is exact where that is not."""
         plain = self.geometry.weights, self.geometry.macs(self.size)
         forms = [
-            Form("apart", True, self.weights_before, layer_macs(self.tree, self.size)[0]),
+            Form("apart", True, self.weights_before, _macs(self.tree, self.size)[0]),
             Form("plain", not self.leaks, *plain),
         ]
         if self.exact_by is not None:
@@ -158,15 +158,15 @@ def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
     return mapped(tree, lambda leaf: leaf.geometry)
 
 
-def layer_macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """Multiplications of the original layers on one image of `size`, and the output size."""
     if isinstance(tree, Chain):
         total = 0
         for link in tree.links:
-            macs, size = layer_macs(link, size)
+            macs, size = _macs(link, size)
             total += macs
         return total, size
     if isinstance(tree, Sum):
-        parts = [layer_macs(branch, size) for branch in tree.branches]
+        parts = [_macs(branch, size) for branch in tree.branches]
         return sum(macs for macs, _ in parts), parts[0][1]
     return tree.geometry.macs(size) if tree.parameters else 0, tree.geometry.output_size(size)

@@ -13,6 +13,7 @@ Rounding is a small share of either. Knows the original layers, not the squeezed
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from convsqueeze.manifest import (
     ScaleLayer,
 )
 from convsqueeze.plan import ResolvedLayer
-from convsqueeze.verify.reference import Part, parameters_of
+from convsqueeze.verify.reference import Part, stored_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,73 +38,94 @@ class Amplitude:
     single: Tensor
 
 
-def amplitude(
-    tree: Tree[ResolvedLayer], load: Callable[[str], Tensor], part: Part, x: Tensor
-) -> Amplitude:
-    """Behind the layers, for inputs that are at most `x` (batch, in_channels) in each channel.
-
-    `single` is for the linear part alone.
-    """
-
-    def leaf(resolved: ResolvedLayer) -> Callable[[Amplitude], Amplitude]:
-        return lambda found: _behind(resolved, load, part, found)
-
-    def chain(links: Sequence[Callable[[Amplitude], Amplitude]]) -> Callable[..., Amplitude]:
-        def run(found: Amplitude) -> Amplitude:
-            for link in links:
-                found = link(found)
-            return found
-
-        return run
-
-    def add(branches: Sequence[Callable[[Amplitude], Amplitude]]) -> Callable[..., Amplitude]:
-        def run(found: Amplitude) -> Amplitude:
-            first, *rest = (branch(found) for branch in branches)
-            return Amplitude(
-                sum((one.every for one in rest), first.every),
-                sum((one.single for one in rest), first.single),
-            )
-
-        return run
-
-    return fold(tree, leaf, chain, add)(Amplitude(x, x))
+Step = Callable[[Amplitude], Amplitude]
+Norms = tuple[Tensor, Tensor]
 
 
-def _behind(
-    resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part, found: Amplitude
-) -> Amplitude:
+class Amplitudes:
+    """Of the layers of a tree, whose norms are taken once."""
+
+    def __init__(self, tree: Tree[ResolvedLayer], load: Callable[[str], Tensor]) -> None:
+        self.tree, self.load = tree, load
+        self._kept: dict[tuple[str, ...], Norms] = {}
+
+    def of(self, x: Tensor, part: Part = "linear") -> Amplitude:
+        """Behind the layers, for inputs that are at most `x` (batch, in_channels) in each channel.
+
+        `single` is for the linear part alone.
+        """
+
+        def leaf(resolved: ResolvedLayer) -> Step:
+            return lambda found: self._behind(resolved, part, found)
+
+        return fold(self.tree, leaf, _chain, _add)(Amplitude(x, x))
+
+    def _behind(self, resolved: ResolvedLayer, part: Part, found: Amplitude) -> Amplitude:
+        layer = resolved.layer
+        if isinstance(layer, ConvLayer | ConvTransposeLayer | LinearLayer):
+            every, single = self._convolved(resolved, found)
+        else:
+            scale, shift = _diagonal(resolved, self.load)
+            every, single = found.every * scale, found.single * scale
+            if part == "affine":
+                every = every + shift
+        if part == "affine" and "bias" in resolved.parameters:
+            every = every + stored_values(resolved.parameters["bias"].keys, self.load).abs()
+        return Amplitude(every, single)
+
+    def _convolved(self, resolved: ResolvedLayer, found: Amplitude) -> tuple[Tensor, Tensor]:
+        keys, groups = resolved.parameters["weight"].keys, resolved.geometry.groups
+        if keys not in self._kept:
+            weight = stored_values(keys, self.load)
+            if isinstance(resolved.layer, ConvTransposeLayer):
+                weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            self._kept[keys] = _norms(weight)
+        total, largest = self._kept[keys]
+        single = torch.minimum(
+            _grouped(total, groups, found.single), _grouped(largest, groups, found.every)
+        )
+        return _grouped(total, groups, found.every), single
+
+
+def _chain(links: Sequence[Step]) -> Step:
+    return lambda found: reduce(lambda so_far, link: link(so_far), links, found)
+
+
+def _add(branches: Sequence[Step]) -> Step:
+    def run(found: Amplitude) -> Amplitude:
+        first, *rest = (branch(found) for branch in branches)
+        return Amplitude(
+            sum((one.every for one in rest), first.every),
+            sum((one.single for one in rest), first.single),
+        )
+
+    return run
+
+
+def _diagonal(
+    resolved: ResolvedLayer, load: Callable[[str], Tensor]
+) -> tuple[Tensor | float, Tensor | float]:
+    """What a layer that keeps channels apart multiplies by and adds, but for a bias."""
     layer = resolved.layer
-    tensors = parameters_of(resolved, load, part)
-    bias = tensors["bias"].abs() if "bias" in tensors else 0.0
-    match layer:
-        case ConvLayer():
-            return _through(tensors["weight"], layer.groups, bias, found)
-        case ConvTransposeLayer():
-            turned = tensors["weight"].unflatten(0, (layer.groups, -1)).transpose(1, 2)
-            return _through(turned.flatten(0, 1), layer.groups, bias, found)
-        case LinearLayer():
-            return _through(tensors["weight"], 1, bias, found)
-        case BatchNormLayer():
-            scale = (tensors["running_var"] + layer.eps).rsqrt()
-            if "weight" in tensors:
-                scale = scale * tensors["weight"].abs()
-            every = (found.every + tensors["running_mean"].abs()) * scale + bias
-            return Amplitude(every, found.single * scale)
-        case ScaleLayer():
-            scale = abs(layer.factor) * tensors.get("weight", torch.ones(1)).double().abs()
-            return Amplitude(found.every * scale + bias, found.single * scale)
-        case _:  # pads and pools, whose taps add up to one, and identities
-            return found
+    values = {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
+    weight = values["weight"].abs() if "weight" in values else 1.0
+    if isinstance(layer, BatchNormLayer):
+        scale = (values["running_var"] + layer.eps).rsqrt() * weight
+        return scale, values["running_mean"].abs() * scale
+    if isinstance(layer, ScaleLayer):
+        return abs(layer.factor) * weight, 0.0
+    return 1.0, 0.0  # pads, identities, and pools, whose taps add up to one
 
 
-def _through(weight: Tensor, groups: int, bias: Tensor | float, found: Amplitude) -> Amplitude:
-    """`weight` (out_channels, in_channels / groups, *taps)."""
-    taps = weight.flatten(2) if weight.ndim > 2 else weight.unsqueeze(2)
-    total, largest = (torch.linalg.vector_norm(taps, order, dim=2) for order in (1, torch.inf))
-    single = torch.minimum(
-        _grouped(total, groups, found.single), _grouped(largest, groups, found.every)
+def _norms(weight: Tensor) -> Norms:
+    """Sum and largest of the absolute values of (out_channels, in_channels / groups, *taps)."""
+    if weight[0, 0].numel() == 1:
+        matrix = weight.flatten(1).abs()
+        return matrix, matrix
+    taps = weight.flatten(2)
+    return torch.linalg.vector_norm(taps, 1, dim=2), torch.linalg.vector_norm(
+        taps, torch.inf, dim=2
     )
-    return Amplitude(_grouped(total, groups, found.every) + bias, single)
 
 
 def _grouped(matrix: Tensor, groups: int, x: Tensor) -> Tensor:

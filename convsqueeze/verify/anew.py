@@ -12,7 +12,7 @@ directly, on zeros and on impulses in some input channels.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
 import torch
@@ -25,7 +25,7 @@ from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeeze import exact_values
-from convsqueeze.verify.amplitude import amplitude
+from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.comparison import Comparison, noise_of, run_of
 from convsqueeze.verify.effort import allowance, groups_for, images_for, single_work
 from convsqueeze.verify.numbers import misfit, numbers_checked
@@ -79,7 +79,8 @@ def checked_anew(
     generator = torch.Generator().manual_seed(seed)
     needed, allowed = _needed(merge, report.sizes, impulses), allowance(merge, trials)
     count = groups_for(merge, needed, impulses, allowed)
-    look = _Look(merge, _cut(merge, module, load, count, generator))
+    wide = cache(lambda name: load(name).detach().double())  # each of them once
+    look = _Look(merge, _cut(merge, module, wide, count, generator))
     counts = images_for(merge, needed, report.sizes, trials, allowed // 2)
     report = replace(report, sizes=tuple(counts))
     report = checked(report, merge, look.of_images(module, values, counts, generator))
@@ -132,6 +133,10 @@ class _Look:
     cut: Cut
 
     @cached_property
+    def amplitudes(self) -> Amplitudes:
+        return Amplitudes(self.cut.tree, self.cut.load)
+
+    @cached_property
     def noise(self) -> tuple[float, float]:
         return noise_of(self.merge)
 
@@ -150,7 +155,7 @@ class _Look:
         layer, tensors = cut.cut(module.layer, laid_out)
         own = layer_of(layer, tensors)
         ones = torch.ones(1, cut.geometry.in_channels, dtype=torch.float64)
-        most = amplitude(cut.tree, cut.load, "affine", ones).every
+        most = self.amplitudes.of(ones, "affine").every
         added = None  # a plain operator adds up no more than the layers do
         if own.border is not None:
             added = layer_of(layer, summed_inputs(layer, tensors), signs=False)
@@ -206,7 +211,7 @@ class _Look:
         for index, channel in enumerate(channels):
             x[index, channel :: self.cut.per_group] = 1.0
         noise, floor = self.noise
-        return noise * amplitude(self.cut.tree, self.cut.load, part, x).every + floor
+        return noise * self.amplitudes.of(x, part).every + floor
 
     def _of_input(self, module: SqueezedConv, channel: int, part: Part, most: Tensor) -> Comparison:
         """For inputs (batch, groups, *size): this channel of every group."""

@@ -10,10 +10,9 @@ from functools import reduce
 from math import prod
 
 from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.tree import fold
+from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
 from convsqueeze.manifest import ConvLayer, ConvTransposeLayer
 from convsqueeze.plan import Merge
-from convsqueeze.plan.model import layer_macs
 from convsqueeze.verify.probes import Impulses, Size
 
 MOMENT = 500_000_000
@@ -26,6 +25,8 @@ LEAST_GROUPS = 8
 """So many groups are run at least."""
 _READ = 16
 """What reading a weight takes, for each image, in multiplications: small images wait for memory."""
+_LAID_OUT = 8
+"""What it takes to write and read an input in the order in which it is multiplied."""
 _RUN = 1_000_000
 """What calling torch takes, whatever the image."""
 _GROUP = 200_000
@@ -66,16 +67,35 @@ class Work:
 
 def original_work(merge: Merge, size: Size) -> Work:
     """The original layers on an image of this size."""
-    macs, _ = layer_macs(merge.tree, size)
+    macs, _ = _through(merge.geometry_tree, size)
     convolved = (x for x in merge.layers if isinstance(x.layer, ConvLayer | ConvTransposeLayer))
     groups = sum(leaf.geometry.groups for leaf in convolved)
     return Work(macs + _READ * merge.weights_before, _RUN + _GROUP * groups)
 
 
+def _through(tree: Tree[Geometry], size: Size) -> tuple[int, Size]:
+    """What an image takes in all layers, and its size behind them."""
+    if isinstance(tree, Chain):
+        total = 0
+        for link in tree.links:
+            work, size = _through(link, size)
+            total += work
+        return total, size
+    if isinstance(tree, Sum):
+        parts = [_through(branch, size) for branch in tree.branches]
+        return sum(work for work, _ in parts), parts[0][1]
+    return _convolving(tree, size), tree.output_size(size)
+
+
+def _convolving(geometry: Geometry, size: Size) -> int:
+    """Multiplications, and laying out their inputs, once for all outputs of a group."""
+    return geometry.macs(size) * (_LAID_OUT * geometry.groups // geometry.out_channels + 1)
+
+
 def squeezed_work(merge: Merge, size: Size) -> Work:
     """The squeezed layer, with its border."""
     geometry = merge.geometry
-    macs, runs = geometry.macs(size), 1
+    macs, runs = _convolving(geometry, size), 1
     if merge.corrections is not None:
         macs += merge.corrections.macs(geometry, size)
         runs += sum(2 ** len(subset) for subset in merge.corrections.subsets)  # ends of each axis

@@ -22,7 +22,7 @@ from convsqueeze.algebra.tree import mapped
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeeze import composed
-from convsqueeze.verify.amplitude import amplitude
+from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF
 from convsqueeze.verify.outcome import LayerReport, Worst, judged
 from convsqueeze.verify.reference import term_count
@@ -131,7 +131,7 @@ class _Slack:
     """
 
     def __init__(self, merge: Merge, load: Callable[[str], Tensor]) -> None:
-        self.merge, self.load = merge, load
+        self.merge, self.amplitudes = merge, Amplitudes(merge.tree, load)
         terms = term_count(merge.tree)
         self.noise = 2 * min(terms, _LIKELY * sqrt(terms)) * UNIT_ROUNDOFF
         self.floor = terms * SMALLEST
@@ -155,7 +155,7 @@ class _Slack:
         missing = [channel for channel in channels if channel not in self._known]
         x = torch.zeros(len(missing), geometry.groups, geometry.in_channels // geometry.groups)
         x[range(len(missing)), :, missing] = 1.0
-        found = amplitude(self.merge.tree, self.load, "linear", x.double().flatten(1))
+        found = self.amplitudes.of(x.double().flatten(1))
         self._known |= zip(missing, zip(found.single, found.every, strict=True), strict=True)
         return torch.stack([self._known[channel][0 if single else 1] for channel in channels])
 
@@ -173,7 +173,7 @@ class _Slack:
     def _constant(self) -> Tensor:
         """What goes into a bias: (out,)."""
         nothing = torch.zeros(1, self.merge.geometry.in_channels, dtype=torch.float64)
-        return amplitude(self.merge.tree, self.load, "affine", nothing).every[0]
+        return self.amplitudes.of(nothing, "affine").every[0]
 
     @cached_property
     def _factor(self) -> float:

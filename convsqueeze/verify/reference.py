@@ -62,27 +62,20 @@ def reference(
         return lambda x: sum((branch(x) for branch in branches[1:]), branches[0](x))
 
     def leaf(resolved: ResolvedLayer) -> Run:
-        return lambda x: _applied(resolved, x, parameters_of(resolved, load, part), magnitude)
+        return lambda x: _applied(resolved, x, load, part, magnitude)
 
     return fold(tree, leaf, chain, add)
 
 
-def parameters_of(
-    resolved: ResolvedLayer, load: Callable[[str], Tensor], part: Part
-) -> dict[str, Tensor]:
-    """A layer's tensors in float64 by torch's names; of its linear part without what it adds."""
-    tensors = {role: _stored(p.keys, load) for role, p in resolved.parameters.items()}
+def _applied(
+    resolved: ResolvedLayer, x: Tensor, load: Callable[[str], Tensor], part: Part, magnitude: bool
+) -> Tensor:
+    layer, rank = resolved.layer, resolved.rank
+    tensors = {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
     if part == "linear":
         for role in ("bias", "running_mean"):
             if role in tensors:
                 tensors[role] = torch.zeros_like(tensors[role])
-    return tensors
-
-
-def _applied(
-    resolved: ResolvedLayer, x: Tensor, tensors: Mapping[str, Tensor], magnitude: bool
-) -> Tensor:
-    layer, rank = resolved.layer, resolved.rank
     if magnitude:
         tensors = {role: t if role == "running_var" else t.abs() for role, t in tensors.items()}
     weight, bias = tensors.get("weight"), tensors.get("bias")
@@ -110,7 +103,7 @@ def _applied(
             return _pad(x, layer.padding, rank, layer.padding_mode)
 
 
-def _stored(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
+def stored_values(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
     """A parameter in float64; two keys are weight norm's length and direction."""
     values = [load(key).detach().double() for key in keys]
     if len(values) == 1:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from rich.console import Console
 
-SUBJECTS = ("borders",)
+SUBJECTS = ("borders", "verification")
 
 
 def main() -> int:

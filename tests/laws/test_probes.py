@@ -21,11 +21,13 @@ from convsqueeze.verify import probes
 from convsqueeze.verify.probes import (
     Impulses,
     border_impulses,
+    bounded_image,
     every_impulse,
     every_kind,
     impulse_batches,
     kernel_impulses,
     random_image,
+    showing_size,
     sizes,
     telling_size,
 )
@@ -181,6 +183,33 @@ def test_kernel_impulses_show_every_tap() -> None:
     each()
     assert answers[True] > 20
     assert answers[False]
+
+
+def test_a_showing_size_is_hardly_larger_than_it_must_be() -> None:
+    """Every tap reads a sample for an output that the border leaves alone, where any size does."""
+    answers: Counter[bool] = Counter()
+
+    @law(100)
+    @given(st.data(), st.sampled_from((1, 1, 2)))
+    def each(data: st.DataObject, rank: int) -> None:
+        tree = data.draw(shapes(rank))
+        for axis, size in enumerate(showing_size(tree, None)):
+            assert output_size(tree, axis, size) is not None
+            shown = seen(tree, axis, size, tuple(range(size)))
+            answers[shown] += 1
+            first = smallest_size(tree, axis)
+            smaller = [n for n in range(first, size) if output_size(tree, axis, n) is not None]
+            before = smaller[-1:]  # halving finds a size whose neighbour does not show them
+            assert not any(seen(tree, axis, n, tuple(range(n))) for n in before)
+
+    each()
+    assert answers[True] > 50
+
+
+def test_a_showing_size_of_a_wide_kernel_with_padding_is_half_of_it() -> None:
+    tree = Chain((layers.convolution(whole(1, 1, 1, 31, 5), padding=(15, 0)).geometry,))
+    assert showing_size(tree, None) == (16, 5)
+    assert showing_size(tree, (40, 9)) == sizes(tree, (40, 9))[0]
 
 
 def test_an_impulse_stands_in_the_middle_of_a_small_image() -> None:
@@ -351,3 +380,19 @@ def test_a_random_image_is_normal_and_depends_on_its_generator() -> None:
     assert not torch.equal(first, other)
     assert abs(float(first.mean())) < 5 / prod(first.shape) ** 0.5
     assert abs(float(first.var()) - 1) < 0.1
+
+
+def test_a_bounded_image_has_no_small_values_and_no_large_ones() -> None:
+    geometry = layers.convolution(whole(1, 2, 3, 1, 1)).geometry
+    first, same, other = (
+        bounded_image(geometry, (40, 50), torch.Generator().manual_seed(seed), 2)
+        for seed in (1, 1, 2)
+    )
+    assert first.shape == (2, 3, 40, 50)
+    assert first.dtype == torch.float64
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert 0.5 <= float(first.abs().min()) < 0.51
+    assert 0.99 < float(first.abs().max()) <= 1
+    assert abs(float(first.sign().mean())) < 5 / prod(first.shape) ** 0.5
+    assert len(first.unique()) == prod(first.shape)
