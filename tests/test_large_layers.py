@@ -165,7 +165,7 @@ def test_honest_layer(name: str, dtype: str) -> None:
         assert 0.9 < report.worst.share <= 1 or dtype == "float64"
         assert report.inputs > 0
         assert report.sizes
-        assert 0 < report.largest.error < 1e-2
+        assert 0 < report.largest.error < 0.1
 
 
 def spots(tensor: Tensor) -> list[tuple[int, ...]]:

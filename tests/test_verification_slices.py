@@ -14,10 +14,12 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.squeeze import recipe_layer
 from convsqueeze.verify import check_layer, effort
 from convsqueeze.verify.effort import (
-    LEAST_GROUPS,
+    GROUPS_OF_IMAGES,
+    GROUPS_OF_SINGLES,
     MOMENT,
     allowance,
-    groups_for,
+    groups_of_images,
+    groups_of_singles,
     images_for,
     merge_work,
 )
@@ -132,14 +134,20 @@ def test_what_is_needed_is_run_whatever_it_takes() -> None:
     assert len(known) == 4
 
 
-def test_as_many_groups_are_run_as_are_allowed() -> None:
+@pytest.mark.parametrize("kind", ["images", "singles"])
+def test_as_many_groups_are_run_as_are_allowed(kind: str) -> None:
     merge = made("many groups").merge
-    impulses = _impulses(merge)
-    counts = [groups_for(merge, [(5, 5)], impulses, 10**power) for power in range(4, 13)]
-    assert counts[0] == LEAST_GROUPS
+
+    def count(allowed: int) -> int:
+        if kind == "images":
+            return groups_of_images(merge, [(5, 5)], allowed)
+        return groups_of_singles(merge, [(5, 5)], _impulses(merge), allowed)
+
+    counts = [count(10**power) for power in range(4, 13)]
+    assert counts[0] == {"images": GROUPS_OF_IMAGES, "singles": GROUPS_OF_SINGLES}[kind]
     assert counts[-1] == 400
     assert counts == sorted(counts)
-    assert any(LEAST_GROUPS < count < 400 for count in counts)
+    assert any(counts[0] < some < 400 for some in counts)
 
 
 def test_more_trials_are_more_images_in_a_large_layer() -> None:

@@ -27,7 +27,13 @@ from convsqueeze.plan import Merge
 from convsqueeze.squeeze import exact_values
 from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.comparison import Comparison, noise_of, run_of
-from convsqueeze.verify.effort import allowance, groups_for, images_for, single_work
+from convsqueeze.verify.effort import (
+    allowance,
+    groups_of_images,
+    groups_of_singles,
+    images_for,
+    single_work,
+)
 from convsqueeze.verify.numbers import misfit, numbers_checked
 from convsqueeze.verify.outcome import LayerReport, Probe, checked
 from convsqueeze.verify.probes import (
@@ -77,11 +83,13 @@ def checked_anew(
     if problem is not None:
         return replace(report, problem=problem)
     generator = torch.Generator().manual_seed(seed)
-    needed, allowed = _needed(merge, report.sizes, impulses), allowance(merge, trials)
-    count = groups_for(merge, needed, impulses, allowed)
+    if merge.corrections is not None:
+        impulses = impulses[1:]  # those at the border show the kernel's taps too
+    needed, allowed = _needed(merge, report.sizes, impulses), allowance(merge, trials) // 2
     wide = cache(lambda name: load(name).detach().double())  # each of them once
-    look = _Look(merge, _cut(merge, module, wide, count, generator))
-    counts = images_for(merge, needed, report.sizes, trials, allowed // 2)
+    groups = groups_of_images(merge, needed, allowed)
+    look = _Look(merge, _cut(merge, module, wide, groups, generator))
+    counts = images_for(merge, needed, report.sizes, trials, allowed)
     report = replace(report, sizes=tuple(counts))
     report = checked(report, merge, look.of_images(module, values, counts, generator))
     if not report.ok:
@@ -90,7 +98,9 @@ def checked_anew(
         return replace(report, problem="no output of any input could be held to the bound")
     report = numbers_checked(report, merge, module, values, load, anew=anew)
     del values
-    singles = look.of_inputs(module, needed, impulses, allowed // 2, generator)
+    groups = groups_of_singles(merge, needed, impulses, allowed)
+    look = _Look(merge, _cut(merge, module, wide, groups, generator))
+    singles = look.of_inputs(module, needed, impulses, allowed, generator)
     while report.ok and (probe := next(singles, None)) is not None:
         report = checked(report, merge, probe)
     return report
@@ -116,12 +126,14 @@ def _needed(merge: Merge, sizes: Sequence[Size], impulses: Sequence[Impulses]) -
     tree = merge.geometry_tree
     fixed = None if merge.border == "interior" else merge.input_size
     shown = showing_size(tree, fixed)
-    needed = [sizes[0], shown]
+    needed = [sizes[0]]
+    if merge.corrections is not None:
+        needed += [one.size for one in impulses]
+        needed += every_kind(merge.corrections)
+    if not any(all(a >= b for a, b in zip(size, shown, strict=True)) for size in needed):
+        needed.append(shown)
     if fixed is None and any(period(tree, axis) > 1 for axis in range(len(shown))):
         needed.append(tuple(size + 1 for size in shown))
-    if merge.corrections is not None:
-        needed += [one.size for one in impulses[1:]]
-        needed += every_kind(merge.corrections)
     return list(dict.fromkeys(needed))
 
 

@@ -21,8 +21,9 @@ SHARE = 4
 """Of a merge's own work, one in so many is spent beyond that."""
 TRIALS = 3
 """Random images a size for which this is meant; more of them are worth more."""
-LEAST_GROUPS = 8
-"""So many groups are run at least."""
+GROUPS_OF_IMAGES = 64
+GROUPS_OF_SINGLES = 8
+"""So many groups of a merged layer are run at least, on images or on zeros and impulses."""
 _READ = 16
 """What reading a weight takes, for each image, in multiplications: small images wait for memory."""
 _LAID_OUT = 8
@@ -126,14 +127,24 @@ def single_work(merge: Merge, size: Size) -> Work:
     return Work(one.image + 2 * other.image // per_group, one.run + 2 * other.run)
 
 
-def groups_for(
-    merge: Merge, needed: Sequence[Size], impulses: Sequence[Impulses], allowed: int
+def groups_of_images(merge: Merge, sizes: Sequence[Size], allowed: int) -> int:
+    """How many groups of a merged layer meet random images: all, if one of each size is allowed."""
+    work = sum(both(merge, size).of(1) + squeezed_work(merge, size).run for size in sizes)
+    return _share(merge, allowed, work, GROUPS_OF_IMAGES)
+
+
+def groups_of_singles(
+    merge: Merge, zeros: Sequence[Size], impulses: Sequence[Impulses], allowed: int
 ) -> int:
-    """How many groups of a merged layer are run: all, if one run of each kind is allowed."""
-    work = sum(both(merge, size).of(1) + single_work(merge, size).of(1) for size in needed)
-    work += sum(single_work(merge, one.size).of(1) for one in impulses)
+    """How many groups meet zeros and impulses: all, if one of each is allowed."""
+    sizes = (*zeros, *(one.size for one in impulses))
+    work = sum(single_work(merge, size).of(1) for size in sizes)
+    return _share(merge, allowed, work, GROUPS_OF_SINGLES)
+
+
+def _share(merge: Merge, allowed: int, work: int, least: int) -> int:
     groups = merge.geometry.groups
-    return min(groups, max(LEAST_GROUPS, groups * allowed // work))
+    return min(groups, max(least, groups * allowed // work))
 
 
 def images_for(
