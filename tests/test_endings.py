@@ -223,7 +223,7 @@ def test_a_signal_before_the_work_begins(model: Path, number: signal.Signals) ->
     assert listing(model.parent) == [model.name, "pairs.yaml"]
 
 
-@pytest.mark.parametrize("when", ["squeeze_one", "verify_plan", "write_checkpoint"])
+@pytest.mark.parametrize("when", ["squeeze_one", "verify_merge", "write_checkpoint"])
 @pytest.mark.parametrize("change", ["cut", "rewritten", "removed", "replaced"])
 def test_an_input_that_changes_under_the_run(
     model: Path, when: str, change: str, monkeypatch: pytest.MonkeyPatch

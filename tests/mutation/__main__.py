@@ -31,6 +31,8 @@ MODULES = (
     *(f"algebra/border/{name}.py" for name in ("leaks", "strips")),
     "squeeze.py",
     *(f"verify/{name}.py" for name in ("layer", "probes", "reference", "files", "maps")),
+    *(f"verify/{name}.py" for name in ("anew", "amplitude", "comparison", "effort")),
+    *(f"verify/{name}.py" for name in ("numbers", "outcome", "slices")),
     *(f"module/{name}.py" for name in ("layer", "border")),
 )
 
