@@ -118,9 +118,11 @@ def squeeze_checkpoint(
             widened[merge.into] = squeezed.widened
         if settings is not None:
             track(f"verifying {merge.into}", done, len(plan.merges))
-            held.append(recipe_layer(merge, squeezed.widened))
-            tensors, exact = squeezed.tensors(), squeezed.exact
-            reports.append(verify_merge(merge, held[-1], checkpoint, tensors, settings, exact))
+            layer = recipe_layer(merge, squeezed.widened)
+            held.append(layer)
+            reports.append(
+                verify_merge(merge, layer, checkpoint, squeezed.tensors(), settings, squeezed.exact)
+            )
         del squeezed  # with the exact values, before the next merge takes its memory
     recipe = recipe_of(plan, checkpoint, border=border, growth=growth, widened=widened)
     report = None

@@ -3,6 +3,7 @@
 Every check is also watched alone: with the others taken away it still finds what it is there for.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,12 +16,14 @@ from planted import DTYPES, NARROW
 from squeezed_files import moved_by_ulps
 from torch import Tensor
 
+from convsqueeze import merge_file
 from convsqueeze.algebra import Conv
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import module_of
+from convsqueeze.pipeline import verify_files
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeeze import recipe_layer, squeeze_one
 from convsqueeze.verify import anew, check_layer
@@ -431,3 +434,65 @@ def test_the_images_are_needed_for_the_algebra(monkeypatch: pytest.MonkeyPatch) 
     assert one.report(known=True).problem == "no output of any input could be held to the bound"
     monkeypatch.setattr(anew._Look, "of_images", images)
     assert_told(one.report(known=True), "random input of")
+
+
+# In the pipeline
+
+
+def manifest_of_two(folder: Any) -> tuple[Any, dict[str, Any]]:
+    """A file of two large layers, and its manifest."""
+    entry, _ = CASES["plain"]
+    tensors = drawn("plain", torch.float32)
+    pairs = []
+    for number in "12":
+        chain = [{**one, "name": f"{one['name']}{number}"} for one in entry["chain"]]
+        pairs.append({"into": f"c{number}", "chain": chain})
+    whole = {
+        f"{key[0]}{n}{key[1:]}": tensor.clone() for n in "12" for key, tensor in tensors.items()
+    }
+    torch.save(whole, folder / "model.pt")
+    return folder / "model.pt", {"version": 1, "pairs": pairs}
+
+
+def test_a_merge_hands_its_values_over_and_drops_them(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is computed anew, and the values of one merge are gone before the next begins."""
+    path, manifest = manifest_of_two(tmp_path)
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        assert all(one() is None for one in seen)
+        made = squeeze_one(*arguments, **options)
+        seen.append(weakref.ref(made.exact["weight"]))
+        return made
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("values are computed anew")
+
+    monkeypatch.setattr("convsqueeze.pipeline.squeeze_one", watched)
+    monkeypatch.setattr(anew, "exact_values", never)
+    result = merge_file(path, manifest_from_data(manifest), growth="allow")
+    assert len(seen) == 2
+    assert result.verification is not None
+    assert result.verification.ok
+    assert [one.name for one in result.verification.layers] == ["c1", "c2"]
+    assert result.output is not None
+    with pytest.raises(AssertionError, match="anew"):
+        verify_files(path, result.output)
+    monkeypatch.undo()
+    assert verify_files(path, result.output).ok
+
+
+def test_layers_that_cannot_be_merged_anew_are_told(tmp_path: Any) -> None:
+    path, manifest = manifest_of_two(tmp_path)
+    output = merge_file(path, manifest_from_data(manifest), growth="allow").output
+    assert output is not None
+    tensors = torch.load(path)
+    tensors["a2.weight"][3, 2, 1, 0] = torch.nan
+    torch.save(tensors, tmp_path / "other.pt")
+    failures = verify_files(tmp_path / "other.pt", output).failures
+    assert any(
+        one.startswith("c2: cannot be merged anew: a2.weight: holds nan") for one in failures
+    ), failures
+    assert not any(one.startswith("c1: ") for one in failures)
