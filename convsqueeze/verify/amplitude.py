@@ -38,6 +38,8 @@ class Amplitude:
     single: Tensor
 
 
+_CHUNK = 1 << 17
+"""Numbers that are looked at together: they stay in the processor's cache."""
 Step = Callable[[Amplitude], Amplitude]
 Norms = tuple[Tensor, Tensor]
 
@@ -119,13 +121,13 @@ def _diagonal(
 
 def _norms(weight: Tensor) -> Norms:
     """Sum and largest of the absolute values of (out_channels, in_channels / groups, *taps)."""
-    if weight[0, 0].numel() == 1:
-        matrix = weight.flatten(1).abs()
-        return matrix, matrix
-    taps = weight.flatten(2)
-    return torch.linalg.vector_norm(taps, 1, dim=2), torch.linalg.vector_norm(
-        taps, torch.inf, dim=2
-    )
+    rows = max(1, _CHUNK // weight[0].numel())
+    found: list[Norms] = []
+    for part in weight.split(rows):
+        sizes = part.abs().reshape(*part.shape[:2], -1)
+        found.append((sizes.sum(2), sizes.amax(2)))
+    total, largest = (torch.cat(norms) for norms in zip(*found, strict=True))
+    return total, largest
 
 
 def _grouped(matrix: Tensor, groups: int, x: Tensor) -> Tensor:

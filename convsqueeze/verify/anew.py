@@ -98,8 +98,9 @@ def checked_anew(
         return replace(report, problem="no output of any input could be held to the bound")
     report = numbers_checked(report, merge, module, values, load, anew=anew)
     del values
-    groups = groups_of_singles(merge, needed, impulses, allowed)
-    look = _Look(merge, _cut(merge, module, wide, groups, generator))
+    fewer = groups_of_singles(merge, needed, impulses, allowed)
+    if fewer < groups:
+        look = _Look(merge, _cut(merge, module, wide, fewer, generator))
     singles = look.of_inputs(module, needed, impulses, allowed, generator)
     while report.ok and (probe := next(singles, None)) is not None:
         report = checked(report, merge, probe)
