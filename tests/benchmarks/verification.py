@@ -5,6 +5,8 @@ a round each is run once, in turn, and the median is told. Memory is the peak of
 that does one of them, beyond what it held before, and beside the float64 size of what is merged.
 """
 
+import ctypes
+import gc
 import multiprocessing
 import time
 from argparse import Namespace
@@ -27,7 +29,7 @@ from convsqueeze.squeeze import exact_values, recipe_layer, squeeze_one
 from convsqueeze.verify import LayerReport, check_layer
 
 TITLE = "time and memory of verifying a layer, beside merging it"
-MOMENT = 0.15
+MOMENT = 0.1
 """Seconds that verification may take beyond the merge."""
 ONCE = 1.0
 """Seconds of a merge beyond which a case is run in few rounds."""
@@ -197,12 +199,15 @@ def _peak(case: Case, what: str) -> float:
         squeeze_one(merge, load)
     else:
         module = module_of(recipe_layer(merge), squeeze_one(merge, load).tensors())
+        gc.collect()
         before = _reset_peak()
         check_layer(merge, module, load, trials=3, seed=0)
     return _resident("VmHWM") - before
 
 
 def _reset_peak() -> float:
+    """What the process holds, from where the peak is counted; what was freed is given back."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _resident("VmRSS")
 
