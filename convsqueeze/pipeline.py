@@ -35,7 +35,7 @@ from convsqueeze.manifest import Border, Manifest, load_manifest, manifest_from_
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer, read_recipe
-from convsqueeze.squeeze import edit_of, recipe_layer, recipe_of, squeeze_one
+from convsqueeze.squeeze import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.verify import LayerReport, Report, Settings, verify_checkpoints, verify_merge
 
@@ -150,8 +150,7 @@ def squeeze_checkpoint(
         layers.append(recipe_layer(merge, squeezed.widened))
         if settings is not None:
             track(f"verifying {merge.into}", done, len(plan.merges))
-            made = squeezed.tensors(), squeezed.exact
-            reports.append(verify_merge(merge, layers[-1], checkpoint, *made, settings))
+            reports.append(_verified(squeezed, layers[-1], checkpoint, settings))
         edits.append(edit_of(squeezed, names, keep))
         notes += squeezed.notes
         if squeezed.widened:
@@ -164,6 +163,13 @@ def squeeze_checkpoint(
     draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
     given = checkpoint.sha256 if sha256 is None else sha256
     return Result(tuple(edits), draft, given, report, widened, tuple(notes))
+
+
+def _verified(
+    squeezed: Squeezed, layer: RecipeLayer, checkpoint: Checkpoint, settings: Settings
+) -> LayerReport:
+    stored, exact = squeezed.tensors(), squeezed.exact
+    return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings)
 
 
 def merge_file(
