@@ -37,8 +37,10 @@ DEPTH = 32
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
 COLUMNS = 512
 """Input channels of a block, at most."""
-PIECE = 1 << 13
-"""Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds."""
+PIECE = 1 << 15
+"""Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds,
+and enough that threads seldom wait for the interpreter.
+"""
 SUMMED_AT_ONCE = 1 << 18
 """Products that are summed one by one at once: 2 MiB."""
 MOST_DOUBTED = 1 / 64

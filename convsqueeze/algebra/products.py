@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import AxisMerge
-from convsqueeze.algebra.threads import Scratch, borrowed, share
+from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
 
 LARGE = 20_000_000
 """Multiplications from which on threads share them: a millisecond for one, less of small cells."""
+SMALL = 3_000_000
+"""Multiplications up to which few operations count for more than where numbers lie."""
 SMALL_PRODUCT = 1 << 16
 """Multiplications of one product of matrices below which calling BLAS costs more than a copy."""
 EVERY: Any = slice(None)
@@ -33,9 +35,14 @@ SCRATCH = 1 << 17
 
 def summed_products(second: Tensor, first: Tensor, merges: Sequence[AxisMerge]) -> Tensor:
     """The raw kernel (cells, out, in, *raw_taps), float64; see the module."""
-    if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
-        return _differentiable(second, first, merges)
     sizes = _Sizes.of(second, first, merges)
+    if torch.is_grad_enabled() and (first.requires_grad or second.requires_grad):
+        return _tap_by_tap(second, first, sizes)
+    if first.device.type != "cpu":
+        return _tap_by_tap(second, first, sizes)
+    if sizes.cells == 1 and sizes.multiplications <= SMALL:
+        with one_thread():
+            return _tap_by_tap(second, first, sizes)
     raw = torch.empty(
         (sizes.cells, sizes.outs, sizes.ins, *sizes.raw), dtype=torch.float64, device=first.device
     )
@@ -80,9 +87,13 @@ class _Sizes:
         )
 
     @property
-    def is_large(self) -> bool:
+    def multiplications(self) -> int:
         taps = prod(self.outer) * prod(self.inner)
-        return self.cells * self.outs * self.cell * self.ins * taps >= LARGE
+        return self.cells * self.outs * self.cell * self.ins * taps
+
+    @property
+    def is_large(self) -> bool:
+        return self.multiplications >= LARGE
 
     def outer_taps(self) -> Iterator[tuple[int, ...]]:
         return product(*map(range, self.outer))
@@ -93,15 +104,16 @@ class _Sizes:
         return tuple(slice(b * s, b * s + t * (k - 1) + 1, t) for b, s, t, k in places)
 
 
-def _differentiable(second: Tensor, first: Tensor, merges: Sequence[AxisMerge]) -> Tensor:
-    """The same sum by operations that autograd follows."""
-    sizes = _Sizes.of(second, first, merges)
-    raw = torch.zeros(
-        (sizes.cells, sizes.outs, sizes.ins, *sizes.raw), dtype=torch.float64, device=first.device
-    )
+def _tap_by_tap(second: Tensor, first: Tensor, sizes: _Sizes) -> Tensor:
+    """One product for each outer tap, on any device, by few operations that autograd follows."""
+    inner = first.double()
+    if prod(sizes.outer) == 1 and sizes.inner == sizes.raw:
+        term = second.double().flatten(2) @ inner.flatten(2)
+        return term.unflatten(2, first.shape[2:])
+    raw = inner.new_zeros((sizes.cells, sizes.outs, sizes.ins, *sizes.raw))
     for tap in sizes.outer_taps():
         here: tuple[Any, ...] = (..., *tap)
-        term = second[here].double() @ first.double().flatten(2)
+        term = second[here].double() @ inner.flatten(2)
         raw[(..., *sizes.window(tap))] += term.unflatten(2, first.shape[2:])
     return raw
 
@@ -135,8 +147,8 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
 
 
 def rows_of(outs: int) -> int:
-    """Output channels of a block: few enough for several blocks, many enough for BLAS."""
-    return ROWS // 2 if outs <= ROWS else min(2 * ROWS, max(ROWS, outs // 4))
+    """Output channels of a block: few enough for two blocks, many enough for BLAS."""
+    return min(2 * ROWS, max(ROWS // 2, -(-outs // 2)))
 
 
 def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]:
