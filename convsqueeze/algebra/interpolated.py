@@ -35,8 +35,8 @@ from convsqueeze.algebra.ways import Way, rows_of_all, terms
 
 DEPTH = 32
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
-COLUMNS = 512
-"""Input channels of a block, at most."""
+ROWS, COLUMNS = 128, 512
+"""Output and input channels of a block, at most: it holds every slot."""
 PIECE = 1 << 15
 """Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds,
 and enough that threads seldom wait for the interpreter.
@@ -92,7 +92,7 @@ class _Interpolated:
         cells, outs, ins = self.raw.shape[:3]
         share(self._evaluate, list(product(range(cells), range(len(self.depths)))), large=True)
         self.inner_bounds = [self._inner_bound(group) for group in range(cells)]
-        blocks = product(range(cells), parts(outs, rows_of(outs)), parts(ins, COLUMNS))
+        blocks = product(range(cells), parts(outs, min(ROWS, rows_of(outs))), parts(ins, COLUMNS))
         share(self._make, list(blocks), large=True)
         return self.raw
 

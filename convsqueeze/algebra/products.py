@@ -132,13 +132,16 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
         group, rows, columns = block
         outer = scratch.copied("outer", second[group, rows].permute(order))
         width = columns.stop - columns.start
-        sums = scratch.numbers("sums", len(outer), *sizes.raw, width).zero_()
+        sums = scratch.numbers("sums", len(outer), *sizes.raw, width)
+        beta = 0 if alone else 1
+        if beta:
+            sums.zero_()
         for tap in sizes.outer_taps():
             window: Tensor = sums[EVERY, *sizes.window(tap)]
-            yield from _add_product(window, outer[EVERY, *tap], inner[group][..., columns])
+            yield from _add_product(window, outer[EVERY, *tap], inner[group][..., columns], beta)
         raw[group, rows, columns] = sums.permute(0, taps + 1, *range(1, taps + 1))
 
-    groups = range(sizes.cells)
+    groups, alone = range(sizes.cells), prod(sizes.inner) == 1 and sizes.raw == sizes.outer
     rows, columns = parts(sizes.outs, rows_of(sizes.outs)), parts(sizes.ins, COLUMNS)
     with borrowed(1) as (own,):
         inner = own.numbers("inner", sizes.cells, sizes.cell, *sizes.inner, sizes.ins)
@@ -148,12 +151,12 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
 
 def rows_of(outs: int) -> int:
     """Output channels of a block: few enough for two blocks, many enough for BLAS."""
-    return min(2 * ROWS, max(ROWS // 2, -(-outs // 2)))
+    return min(4 * ROWS, max(ROWS // 2, -(-outs // 2)))
 
 
-def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]:
-    """`window` (out, *taps, in) plus `outer` (out, cell) @ `inner` (cell, *taps, in), where taps
-    that lie next to each other in both are columns of one product.
+def _add_product(window: Tensor, outer: Tensor, inner: Tensor, beta: int) -> Iterator[None]:
+    """`beta` times `window` (out, *taps, in) plus `outer` (out, cell) @ `inner` (cell, *taps, in),
+    where taps that lie next to each other in both are columns of one product.
     """
     folded = window.ndim - 1
     while folded > 1 and _is_one_run(window, folded - 1) and _is_one_run(inner, folded - 1):
@@ -161,7 +164,7 @@ def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]
     window, inner = window.flatten(folded), inner.flatten(folded)
     for tap in product(*map(range, window.shape[1:-1])):
         here: tuple[Any, ...] = (EVERY, *tap)
-        torch.addmm(window[here], outer, inner[here], out=window[here])
+        torch.addmm(window[here], outer, inner[here], beta=beta, out=window[here])
         yield
 
 
