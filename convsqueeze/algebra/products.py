@@ -132,21 +132,32 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
         group, rows, columns = block
         outer = scratch.copied("outer", second[group, rows].permute(order))
         width = columns.stop - columns.start
-        sums = scratch.numbers("sums", len(outer), *sizes.raw, width)
-        beta = 0 if alone else 1
-        if beta:
-            sums.zero_()
+        sums = scratch.numbers("sums", len(outer), *sizes.raw, width).zero_()
         for tap in sizes.outer_taps():
             window: Tensor = sums[EVERY, *sizes.window(tap)]
-            yield from _add_product(window, outer[EVERY, *tap], inner[group][..., columns], beta)
+            yield from _add_product(window, outer[EVERY, *tap], inner[group][..., columns])
         raw[group, rows, columns] = sums.permute(0, taps + 1, *range(1, taps + 1))
 
-    groups, alone = range(sizes.cells), prod(sizes.inner) == 1 and sizes.raw == sizes.outer
+    def multiply_alone(block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
+        """Where the inner kernel has one tap each product is a tap of the result, by itself."""
+        group, rows, columns = block
+        stored = second[group, rows].permute(*range(2, 2 + taps), 0, 1)
+        outer = scratch.copied("outer", stored).view(-1, *stored.shape[-2:])
+        pointwise = inner[group].flatten(1)[:, columns]
+        sums = scratch.numbers("sums", len(outer), outer.shape[1], pointwise.shape[1])
+        for left, product_of_tap in zip(outer, sums, strict=True):
+            torch.mm(left, pointwise, out=product_of_tap)
+            yield
+        raw[group, rows, columns] = sums.permute(1, 2, 0).unflatten(2, sizes.raw)
+
+    alone = prod(sizes.inner) == 1 and sizes.raw == sizes.outer
+    groups = range(sizes.cells)
     rows, columns = parts(sizes.outs, rows_of(sizes.outs)), parts(sizes.ins, COLUMNS)
     with borrowed(1) as (own,):
         inner = own.numbers("inner", sizes.cells, sizes.cell, *sizes.inner, sizes.ins)
         share(turn, list(product(groups, parts(sizes.cell, ROWS))), large=sizes.is_large)
-        share(multiply, list(product(groups, rows, columns)), large=sizes.is_large)
+        work = multiply_alone if alone else multiply
+        share(work, list(product(groups, rows, columns)), large=sizes.is_large)
 
 
 def rows_of(outs: int) -> int:
@@ -154,9 +165,9 @@ def rows_of(outs: int) -> int:
     return min(4 * ROWS, max(ROWS // 2, -(-outs // 2)))
 
 
-def _add_product(window: Tensor, outer: Tensor, inner: Tensor, beta: int) -> Iterator[None]:
-    """`beta` times `window` (out, *taps, in) plus `outer` (out, cell) @ `inner` (cell, *taps, in),
-    where taps that lie next to each other in both are columns of one product.
+def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]:
+    """`window` (out, *taps, in) plus `outer` (out, cell) @ `inner` (cell, *taps, in), where taps
+    that lie next to each other in both are columns of one product.
     """
     folded = window.ndim - 1
     while folded > 1 and _is_one_run(window, folded - 1) and _is_one_run(inner, folded - 1):
@@ -164,7 +175,7 @@ def _add_product(window: Tensor, outer: Tensor, inner: Tensor, beta: int) -> Ite
     window, inner = window.flatten(folded), inner.flatten(folded)
     for tap in product(*map(range, window.shape[1:-1])):
         here: tuple[Any, ...] = (EVERY, *tap)
-        torch.addmm(window[here], outer, inner[here], beta=beta, out=window[here])
+        torch.addmm(window[here], outer, inner[here], out=window[here])
         yield
 
 
