@@ -148,7 +148,7 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
         for left, product_of_tap in zip(outer, sums, strict=True):
             torch.mm(left, pointwise, out=product_of_tap)
             yield
-        raw[group, rows, columns] = sums.permute(1, 2, 0).unflatten(2, sizes.raw)
+        raw.view(*raw.shape[:3], -1)[group, rows, columns] = sums.permute(1, 2, 0)
 
     alone = prod(sizes.inner) == 1 and sizes.raw == sizes.outer
     groups = range(sizes.cells)
