@@ -5,7 +5,7 @@ state dict in memory; nothing is written until verification has held.
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -212,12 +212,12 @@ def merge_file(
             widen=widen,
             settings=settings or Settings(),
             keep=Spool(files, output).keep,
-            sha256=lambda: hashing.result(
-                partial(track, f"hashing {path.name}", total=checkpoint.nbytes, unit="bytes")
-            ),
+            sha256=lambda: hashing.result(_hashing(checkpoint, track)),
             track=track,
         )
         beside(result, files)
+        total = bytes_to_write(checkpoint, result.edits)
+        track(f"writing {output.name}", 0, total, unit="bytes")
         notes = write_checkpoint(
             checkpoint,
             output,
@@ -226,7 +226,7 @@ def merge_file(
             overwrite=overwrite,
             files=files,
             largest_shard=largest_shard,
-            advance=_writing(output, bytes_to_write(checkpoint, result.edits), track),
+            advance=_in_bytes(f"writing {output.name}", total, track),
         )
     track(f"reporting on {output.name}, which is complete", 0, 0)
     written = _open_like(checkpoint, output).nbytes
@@ -243,16 +243,21 @@ def merge_file(
     )
 
 
-def _writing(output: Path, total: int, track: Track) -> Callable[[int], None]:
-    """Tells how far the writing of an output is."""
+def _hashing(checkpoint: Checkpoint, track: Track) -> Callable[[int], None]:
+    """Tells how far the hash of a checkpoint's files is."""
+    what, total = f"hashing {checkpoint.path.name}", checkpoint.nbytes
+    return lambda done: track(what, done, total, unit="bytes")
+
+
+def _in_bytes(what: str, total: int, track: Track) -> Callable[[int], None]:
+    """Tells how far something is that goes byte by byte."""
     done = 0
 
     def advance(nbytes: int) -> None:
         nonlocal done
         done += nbytes
-        track(f"writing {output.name}", done, total, unit="bytes")
+        track(what, done, total, unit="bytes")
 
-    advance(0)
     return advance
 
 
@@ -342,9 +347,18 @@ def verify_files(
         track(f"verifying {name}", done, len(recipe.layers))
         done += 1
 
-    report = verify_checkpoints(
-        before, after, recipe, settings or Settings(), manifest=manifest, track=advance
-    )
+    kept = sum(info.nbytes for name, info in before.tensors.items() if name in after.tensors)
+    with Hashing(before) as hashing:
+        report = verify_checkpoints(
+            before,
+            after,
+            recipe,
+            settings or Settings(),
+            manifest=manifest,
+            sha256=lambda: hashing.result(_hashing(before, track)),
+            track=advance,
+            advance=_in_bytes(f"comparing {squeezed.name}", kept, track),
+        )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()
     return report

@@ -9,18 +9,21 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
+from convsqueeze.checkpoint.disk import Advance, unwatched
 from convsqueeze.checkpoint.pickled import PickledTensors
 from convsqueeze.names import shown
 
 
-def kept_difference(name: str, before: Checkpoint, after: Checkpoint) -> str | None:
+def kept_difference(
+    name: str, before: Checkpoint, after: Checkpoint, advance: Advance = unwatched
+) -> str | None:
     """Where a tensor of both checkpoints differs, as `tensor_difference`; values that lie in order
-    in files are compared there.
+    in files are compared there, and `advance` is told of the bytes.
     """
     info, places = before.tensors[name], (before.file_range(name), after.file_range(name))
     if info != after.tensors[name] or places[0] is None or places[1] is None:
         return tensor_difference(before.load(name), after.load(name))
-    byte = places[0].first_difference(places[1])
+    byte = places[0].first_difference(places[1], advance)
     return None if byte is None else _differs(byte, info.shape, info.dtype.itemsize)
 
 

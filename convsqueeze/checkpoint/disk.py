@@ -75,13 +75,14 @@ class FileRange:
                 yield block
                 left -= len(block)
 
-    def first_difference(self, other: "FileRange") -> int | None:
+    def first_difference(self, other: "FileRange", advance: Advance = unwatched) -> int | None:
         """The offset of the first byte that is another one in `other`, which is as long."""
         done = 0
         for one, two in zip(self.blocks(), other.blocks(), strict=True):
             if one.tobytes() != two.tobytes():  # views compare element by element
                 return done + next(i for i in range(len(one)) if one[i] != two[i])
             done += len(one)
+            advance(len(one))
         return None
 
     def cut(self) -> CheckpointError:

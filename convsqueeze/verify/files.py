@@ -6,12 +6,14 @@ original's headers, and the recipe is held against it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_beside, kept_difference
+from convsqueeze.checkpoint.disk import Advance, unwatched
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, module_of, stored_tensors
@@ -189,16 +191,21 @@ def verify_checkpoints(
     settings: Settings,
     *,
     manifest: Manifest | None = None,
+    sha256: Callable[[], str] | None = None,
     track: Track = lambda name: None,
+    advance: Advance = unwatched,
 ) -> Report:
     """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
 
     A layer that its recipe makes far larger than planned is a problem as it is, and not run.
+    `sha256` gives the original's hash where it is computed already; it is asked for last. `track`
+    is told of each layer, `advance` of the bytes of untouched tensors.
 
     Raises PlanError where the given manifest does not fit the original, CheckpointError where the
     recipe's cannot be read.
     """
-    problems = list(_source_problems(original, recipe))
+    hashed = cache(original.sha256 if sha256 is None else sha256)
+    problems: list[str] = []
     carried = manifest_from_data(recipe.manifest, f"{squeezed.path} recipe")
     if manifest is not None and manifest.to_data() != carried.to_data():
         problems.append(
@@ -208,6 +215,7 @@ def verify_checkpoints(
         border = recipe.border if manifest is None else None  # the given one says what it accepts
         plan = make_plan(manifest or carried, original, border=border, growth=recipe.growth)
     except PlanError as error:
+        problems = [*_source_problems(original, recipe, hashed()), *problems]
         if manifest is None or problems:  # the recipe's own manifest once fitted this original
             return Report((), (*problems, *error.problems))
         raise
@@ -215,7 +223,7 @@ def verify_checkpoints(
     problems += _name_problems(plan, original, squeezed)
     untouched = [name for name in _kept(plan, original) if name in squeezed.tensors]
     for name in untouched:
-        problems += _changed(name, original, squeezed)
+        problems += _changed(name, original, squeezed, advance)
     problems += differences_beside(original, squeezed)
     planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
     layers = {
@@ -228,11 +236,12 @@ def verify_checkpoints(
     if settings.maps:
         maps = tuple(_maps(plan, original, squeezed, layers, reports, settings))
         reports = _with_strays(reports, maps)
+    problems = [*_source_problems(original, recipe, hashed()), *problems]
     return Report(reports, tuple(problems), len(untouched), settings, plan, maps)
 
 
-def _source_problems(original: Checkpoint, recipe: Recipe) -> Iterator[str]:
-    if original.sha256() != recipe.source.sha256:
+def _source_problems(original: Checkpoint, recipe: Recipe, sha256: str) -> Iterator[str]:
+    if sha256 != recipe.source.sha256:
         yield (
             f"{original.path}: is not the file that was squeezed "
             f"({recipe.source.file}, sha256 {recipe.source.sha256[:12]}...)."
@@ -255,8 +264,10 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
         yield f"{squeezed.path}: {shown(name)} is in neither the original nor the merge."
 
 
-def _changed(name: str, original: Checkpoint, squeezed: Checkpoint) -> Iterator[str]:
+def _changed(
+    name: str, original: Checkpoint, squeezed: Checkpoint, advance: Advance
+) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
-    difference = kept_difference(name, original, squeezed)
+    difference = kept_difference(name, original, squeezed, advance)
     if difference is not None:
         yield f"{shown(name)}: was not merged, but {difference}."
