@@ -359,7 +359,7 @@ def test_untouched_values_are_compared_in_their_files(
     save_file(named, output, recipe)
     report = pipeline.verify_files(path, output)
     assert report.problems == ("kept: was not merged, but differs from the original at [2, 345].",)
-    monkeypatch.setattr(FileRange, "first_difference", lambda self, other: None)
+    monkeypatch.setattr(FileRange, "first_difference", lambda *_: None)
     assert pipeline.verify_files(path, output).ok, "by this comparison alone it is found"
 
 

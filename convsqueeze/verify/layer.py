@@ -55,14 +55,13 @@ def check_layer(
     images, which proves equality for every input of those sizes, both sides being affine. The
     outcome is the report; nothing is raised.
     """
-    load = cache(load)
     tried, impulses = _sizes(merge), _impulses(merge)
     report = LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, tuple(tried), 0)
     if not exhaustive and work_in_full(merge, tried, impulses, trials) > MOMENT:
         return checked_anew(
             report, merge, module, load, exact, impulses=impulses, trials=trials, seed=seed
         )
-    for probe in _in_full(merge, module, load, tried, impulses, trials, seed, exhaustive):
+    for probe in _in_full(merge, module, cache(load), tried, impulses, trials, seed, exhaustive):
         report = checked(report, merge, probe)
         if not report.ok:
             return report
