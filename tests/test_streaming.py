@@ -4,6 +4,7 @@ import errno
 import gc
 import hashlib
 import json
+import os
 import sys
 import threading
 import weakref
@@ -426,3 +427,54 @@ def test_maps_of_a_file_that_is_gone(tmp_path: Path) -> None:
         ranges.FileMaps().tensor(
             FileRange(tmp_path / "gone", 0, 4), from_state_dict({"a": torch.ones(1)}).tensors["a"]
         )
+
+
+# copying
+
+
+@pytest.mark.parametrize("refused", [None, errno.EXDEV, errno.EOPNOTSUPP, "nothing", "absent"])
+@pytest.mark.parametrize("nbytes", [0, 100, BLOCK, 3 * BLOCK + 17])
+def test_bytes_are_copied_by_the_system_or_by_hand(
+    tmp_path: Path, refused: Any, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it copies a part and then says that it cannot."""
+    data = bytes(range(256)) * (nbytes // 256 + 2)
+    (tmp_path / "in").write_bytes(data)
+    copy, calls = os.copy_file_range, []
+
+    def sometimes(*arguments: Any) -> int:
+        calls.append(arguments)
+        if refused is not None and len(calls) > 1:
+            if refused == "nothing":
+                return 0
+            raise OSError(refused, "no")
+        return copy(*arguments)
+
+    if refused == "absent":
+        monkeypatch.delattr(os, "copy_file_range")
+    else:
+        monkeypatch.setattr(os, "copy_file_range", sometimes)
+    monkeypatch.setattr("convsqueeze.checkpoint.disk.PIECE", BLOCK)
+    with (tmp_path / "out").open("wb") as file:
+        file.write(b"before")
+        told = list(FileRange(tmp_path / "in", 7, nbytes).copy_to(file))
+        file.write(b"after")
+    assert sum(told) == nbytes
+    assert (tmp_path / "out").read_bytes() == b"before" + data[7 : 7 + nbytes] + b"after"
+    assert bool(calls) == (nbytes >= BLOCK and refused != "absent")
+
+
+def test_a_full_disk_and_a_cut_file_are_told_while_the_system_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").write_bytes(bytes(2 * BLOCK))
+    with (tmp_path / "out").open("wb") as file:
+        with pytest.raises(CheckpointError, match="ends within"):
+            list(FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file))
+
+        def full(*_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "copy_file_range", full)
+        with pytest.raises(OSError, match="No space left"):
+            list(FileRange(tmp_path / "in", 0, 2 * BLOCK).copy_to(file))

@@ -89,14 +89,18 @@ def described_stored(
     )
 
 
+Copy = Callable[[BinaryIO], Iterator[int]]
+"""Writes where a file stands; yields how many bytes, piece by piece."""
+
+
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: what the header says of it, and its bytes, block by block."""
+    """A tensor to be written: what the header says of it, and how its bytes get into a file."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    blocks: Callable[[], Iterator[memoryview]] = field(repr=False)
+    copy_to: Copy = field(repr=False)
 
 
 def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
@@ -113,24 +117,25 @@ def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
 def kept_piece(source: Checkpoint, name: str) -> Piece:
     if isinstance(source.contents, StoredTensors):
         stored = source.contents.tensors[source.prefix + name]
-        return Piece(stored.dtype, stored.shape, stored.place.nbytes, stored.place.blocks)
+        return Piece(stored.dtype, stored.shape, stored.place.nbytes, stored.place.copy_to)
     place = source.file_range(name)
-    blocks = place.blocks if place is not None else lambda: _values(source.load(name))
-    return _piece(name, source.tensors[name], blocks)
+    if place is not None:
+        return _piece(name, source.tensors[name], place.copy_to)
+    return _piece(name, source.tensors[name], lambda file: _write(source.load(name), file))
 
 
 def new_piece(name: str, new: New) -> Piece:
     if isinstance(new, Spooled):
-        return _piece(name, new.info, new.place.blocks)
+        return _piece(name, new.info, new.place.copy_to)
     info = TensorInfo(tuple(new.shape), new.dtype, new.layout)
-    return _piece(name, info, lambda: _values(new))
+    return _piece(name, info, lambda file: _write(new, file))
 
 
-def _values(tensor: torch.Tensor) -> Iterator[memoryview]:
-    yield memory.raw_bytes(tensor)
+def _write(tensor: torch.Tensor, file: BinaryIO) -> Iterator[int]:
+    yield file.write(memory.raw_bytes(tensor))
 
 
-def _piece(name: str, info: TensorInfo, blocks: Callable[[], Iterator[memoryview]]) -> Piece:
+def _piece(name: str, info: TensorInfo, copy_to: Copy) -> Piece:
     dtype = STORED_NAMES.get(info.dtype)
     if dtype is None or info.layout != torch.strided:
         what = info.dtype if dtype is None else info.layout
@@ -138,7 +143,7 @@ def _piece(name: str, info: TensorInfo, blocks: Callable[[], Iterator[memoryview
             f"{shown(name)}: {what}, which a .safetensors file cannot hold; it holds "
             f"{', '.join(DTYPES)}. Write a .pt file instead."
         )
-    return Piece(dtype, stored_shape(dtype, info.shape), info.nbytes, blocks)
+    return Piece(dtype, stored_shape(dtype, info.shape), info.nbytes, copy_to)
 
 
 def safetensors_writer(
@@ -155,9 +160,8 @@ def safetensors_writer(
     def write(file: BinaryIO) -> None:
         file.write(draft)
         for name in by_width:
-            for block in parts[name].blocks():
-                file.write(block)
-                advance(len(block))
+            for nbytes in parts[name].copy_to(file):
+                advance(nbytes)
         header = _header(parts, by_width, {key: text.final() for key, text in texts.items()})
         if len(header) != len(draft):
             raise ValueError(f"a header of {len(header)} bytes, its draft had {len(draft)}")

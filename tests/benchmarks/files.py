@@ -1,12 +1,15 @@
 """Merging large files: time beside `cp`, memory beside `import torch`.
 
-Every round runs, in turn, `cp` of the file, the merge of the large file and of one that has only a
-small pair (the start-up); ratios are medians over the rounds. `cp` leaves its copy to the kernel's
-cache, a merge flushes it to the disk, so `cp` and `sync` is shown as well.
+Every round runs the merge of a file that has only a small pair (the start-up), then `cp` of the
+large file and its merge, every other round the other way round; ratios are medians over the rounds.
+`cp` leaves its copy to the kernel's cache, a merge flushes it to the disk, so `cp` and `sync` is
+shown as well. Memory that a virtual machine has given back costs time when it is used again, so
+each of the two begins a few seconds after the last copy was removed.
 """
 
 import shutil
 import tempfile
+import time
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,9 @@ ALLOWANCE = 300e6
 OF_MERGE = 1.3
 """What it may hold, in a `.pt`, of the tensors of its largest merge beside that."""
 PAIRS = Pairs()
+SETTLE_S = 4
+ROUNDS = 6
+"""At most: files are large, but how soon a system has free memory for them differs much."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def run(console: Console, options: Namespace) -> list[str]:
     found = []
     for name, nbytes in ((".safetensors", total), ("shards", total), (".pt", total // 2)):
         with tempfile.TemporaryDirectory(prefix="convsqueeze-") as folder:
-            found.append(_measured(name, Path(folder), nbytes, max(1, min(options.rounds, 3))))
+            found.append(_measured(name, Path(folder), nbytes, max(1, min(options.rounds, ROUNDS))))
     console.print(_table(found))
     return [claim for one in found for claim in one.broken]
 
@@ -88,17 +94,21 @@ def _measured(name: str, folder: Path, nbytes: int, rounds: int) -> Measured:
     start = convsqueeze("merge", small / "in.safetensors", "--pairs", tiny, "-q")
     files = [path for path in large.iterdir() if path != manifest]
     taken = []
-    for _ in range(rounds):
+    for number in range(rounds):
         copy, output = folder / "copy", folder / "output"
         for place in (copy, output):
             place.mkdir()
         one = {"import torch": ran(python("import torch"))}
-        one["cp"] = ran(["cp", *files, copy])
-        one["sync"] = ran(["sync", *copy.iterdir()])
-        shutil.rmtree(copy)
-        one["merge"] = ran([*merge, "-o", output / f"out{suffix}"])
         one["start-up"] = ran([*start, "-o", output / "small.safetensors"])
-        shutil.rmtree(output)
+        for what in ("cp", "merge") if number % 2 == 0 else ("merge", "cp"):
+            time.sleep(SETTLE_S)
+            if what == "merge":
+                one["merge"] = ran([*merge, "-o", output / f"out{suffix}"])
+                shutil.rmtree(output)
+                continue
+            one["cp"] = ran(["cp", *files, copy])
+            one["sync"] = ran(["sync", *copy.iterdir()])
+            shutil.rmtree(copy)
         taken.append(one)
     return Measured(name, sum(path.stat().st_size for path in files), taken)
 
