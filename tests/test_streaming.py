@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 import weakref
@@ -231,6 +232,36 @@ def test_a_hash_that_fails_is_told_where_it_is_wanted(tmp_path: Path) -> None:
     path.unlink()
     with Hashing(checkpoint) as hashing, pytest.raises(CheckpointError, match="cannot be read"):
         hashing.result(lambda done: None)
+
+
+def test_a_signal_does_not_end_the_hash_before_it_is_there(tmp_path: Path) -> None:
+    """An interrupted join would take the running thread for ended."""
+    path = checkpoint_of(tmp_path, ".safetensors")
+    checkpoint = open_checkpoint(path)
+    go_on = threading.Event()
+    real = checkpoint.contents.sha256
+
+    def slowly(advance: Any) -> str:
+        go_on.wait()
+        return real(advance)
+
+    object.__setattr__(checkpoint.contents, "sha256", slowly)
+    with Hashing(checkpoint) as hashing:
+
+        def interrupt(done: int) -> None:
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            hashing.result(interrupt)
+        previous = signal.signal(signal.SIGALRM, lambda *_: interrupt(0))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(InterruptedError):
+                hashing.result(lambda done: None)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        go_on.set()
+        assert hashing.result(lambda done: None) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # texts that are known last

@@ -7,6 +7,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 Leaf = TypeVar("Leaf")
 Result = TypeVar("Result")
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,26 @@ def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
             yield from leaves(branch)
     else:
         yield tree
+
+
+def counted(
+    tree: Tree[Leaf], state: State, step: Callable[[Leaf, State], tuple[int, State]]
+) -> tuple[int, State]:
+    """What `step` counts at all leaves together, and the state behind the tree.
+
+    `step` is given a leaf and the state in front of it; branches of a sum all begin with the same
+    and end with the same.
+    """
+    if isinstance(tree, Chain):
+        total = 0
+        for link in tree.links:
+            count, state = counted(link, state, step)
+            total += count
+        return total, state
+    if isinstance(tree, Sum):
+        parts = [counted(branch, state, step) for branch in tree.branches]
+        return sum(count for count, _ in parts), parts[0][1]
+    return step(tree, state)
 
 
 Step: TypeAlias = tuple[Leaf, bool]

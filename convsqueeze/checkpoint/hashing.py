@@ -19,7 +19,7 @@ class Hashing:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._done = 0
-        self._left = threading.Event()
+        self._left, self._ended = threading.Event(), threading.Event()
         self._sha256 = ""
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
@@ -35,16 +35,16 @@ class Hashing:
         trace: TracebackType | None,
     ) -> None:
         self._left.set()
-        self._thread.join()
+        self._ended.wait()
 
     def result(self, watch: Callable[[int], None]) -> str:
         """The hash; until it is there `watch` is told now and then how many bytes are done.
 
         Raises what `Checkpoint.sha256` raises.
         """
-        while self._thread.is_alive():
+        # not by join: one that a signal interrupts takes a running thread for ended (bpo-45274)
+        while not self._ended.wait(WATCH_S):
             watch(self._done)
-            self._thread.join(WATCH_S)
         if self._error is not None:
             raise self._error
         return self._sha256
@@ -56,6 +56,8 @@ class Hashing:
             pass
         except Exception as error:  # noqa: BLE001  it is raised again where the result is wanted
             self._error = error
+        finally:
+            self._ended.set()
 
     def _advance(self, nbytes: int) -> None:
         if self._left.is_set():

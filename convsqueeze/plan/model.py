@@ -10,7 +10,7 @@ from convsqueeze.algebra.border.corrections import BORDER, Corrections
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.algebra.border.taps import AxisTaps, axis_taps
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
+from convsqueeze.algebra.tree import Tree, counted, leaves, mapped
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.plan.resolve import ResolvedLayer
 
@@ -101,7 +101,7 @@ class Merge:
         """Every form that there is: apart, plain, and one that is exact where that is not."""
         plain = self.geometry.weights, self.geometry.macs(self.size)
         forms = [
-            Form("apart", True, self.weights_before, _macs(self.tree, self.size)[0]),
+            Form("apart", True, self.weights_before, _macs(self.tree, self.size)),
             Form("plain", not self.leaks, *plain),
         ]
         if self.exact_by is not None:
@@ -158,15 +158,11 @@ def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
     return mapped(tree, lambda leaf: leaf.geometry)
 
 
-def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Multiplications of the original layers on one image of `size`, and the output size."""
-    if isinstance(tree, Chain):
-        total = 0
-        for link in tree.links:
-            macs, size = _macs(link, size)
-            total += macs
-        return total, size
-    if isinstance(tree, Sum):
-        parts = [_macs(branch, size) for branch in tree.branches]
-        return sum(macs for macs, _ in parts), parts[0][1]
-    return tree.geometry.macs(size) if tree.parameters else 0, tree.geometry.output_size(size)
+def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> int:
+    """Multiplications of the original layers on one image of `size`."""
+
+    def step(leaf: ResolvedLayer, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        macs = leaf.geometry.macs(size) if leaf.parameters else 0
+        return macs, leaf.geometry.output_size(size)
+
+    return counted(tree, size, step)[0]

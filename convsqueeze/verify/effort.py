@@ -10,7 +10,7 @@ from functools import reduce
 from math import prod
 
 from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
+from convsqueeze.algebra.tree import counted, fold
 from convsqueeze.manifest import ConvLayer, ConvTransposeLayer
 from convsqueeze.plan import Merge
 from convsqueeze.verify.probes import Impulses, Size
@@ -68,24 +68,11 @@ class Work:
 
 def original_work(merge: Merge, size: Size) -> Work:
     """The original layers on an image of this size."""
-    macs, _ = _through(merge.geometry_tree, size)
+    tree = merge.geometry_tree
+    macs, _ = counted(tree, size, lambda leaf, n: (_convolving(leaf, n), leaf.output_size(n)))
     convolved = (x for x in merge.layers if isinstance(x.layer, ConvLayer | ConvTransposeLayer))
     groups = sum(leaf.geometry.groups for leaf in convolved)
     return Work(macs + _READ * merge.weights_before, _RUN + _GROUP * groups)
-
-
-def _through(tree: Tree[Geometry], size: Size) -> tuple[int, Size]:
-    """What an image takes in all layers, and its size behind them."""
-    if isinstance(tree, Chain):
-        total = 0
-        for link in tree.links:
-            work, size = _through(link, size)
-            total += work
-        return total, size
-    if isinstance(tree, Sum):
-        parts = [_through(branch, size) for branch in tree.branches]
-        return sum(work for work, _ in parts), parts[0][1]
-    return _convolving(tree, size), tree.output_size(size)
 
 
 def _convolving(geometry: Geometry, size: Size) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from convsqueeze.algebra import Axis, Chain, Geometry, Sum, layers
 from convsqueeze.algebra.geometry import add, carries_padding, common_axis, compose, merge_axes
-from convsqueeze.algebra.tree import fold, leaves, mapped, paths
+from convsqueeze.algebra.tree import counted, fold, leaves, mapped, paths
 from convsqueeze.errors import GeometryError
 
 from .drawn import whole
@@ -242,3 +242,17 @@ def test_trees_are_folded_from_their_leaves() -> None:
     assert "".join(leaves(NESTED)) == "abcdefg"
     assert mapped(NESTED, ord).links[0] == ord("a")
     assert "".join(map(chr, leaves(mapped(NESTED, ord)))) == "abcdefg"
+
+
+def test_what_is_counted_along_a_tree() -> None:
+    """Links one after the other; branches side by side, the state from the first of them."""
+    tree = Chain((2, Sum((3, Chain((5, 7)))), 11))
+    seen: list[tuple[int, int]] = []
+
+    def step(leaf: int, state: int) -> tuple[int, int]:
+        seen.append((leaf, state))
+        return leaf * state, state + 1
+
+    assert counted(tree, 1, step) == (2 * 1 + 3 * 2 + 5 * 2 + 7 * 3 + 11 * 3, 4)
+    assert seen == [(2, 1), (3, 2), (5, 2), (7, 3), (11, 3)]
+    assert counted(13, 4, step) == (52, 5)
