@@ -20,6 +20,7 @@ from torch import Tensor
 
 from convsqueeze import pipeline
 from convsqueeze.cli import main as entry
+from convsqueeze.pipeline import files, merging
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -158,7 +159,7 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
         time.sleep(1)
         raise AssertionError("not stopped")
 
-    monkeypatch.setattr(pipeline, "squeeze_one", signalled)
+    monkeypatch.setattr(merging, "squeeze_one", signalled)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
     assert ended == [number]
     assert done.errors == [
@@ -171,7 +172,7 @@ def test_a_signal_stops_a_run_and_leaves_nothing(
 def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
     model: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.squeeze_one
+    real = merging.squeeze_one
 
     def swallowed(*arguments: Any, **options: Any) -> Any:
         with contextlib.suppress(BaseException):
@@ -179,7 +180,7 @@ def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same(
             time.sleep(1)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, "squeeze_one", swallowed)
+    monkeypatch.setattr(merging, "squeeze_one", swallowed)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
     assert ended == [signal.SIGTERM]
     assert "stopped by SIGTERM, while verifying body.0" in done.errors[0]
@@ -195,7 +196,7 @@ def test_an_error_that_a_lost_signal_led_to_is_not_told_as_one(
             time.sleep(1)
         raise AttributeError("half of a module")
 
-    monkeypatch.setattr(pipeline, "squeeze_one", broken)
+    monkeypatch.setattr(merging, "squeeze_one", broken)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
     assert ended == [signal.SIGTERM]
     assert [error[:18] for error in done.errors] == ["stopped by SIGTERM"]
@@ -228,7 +229,8 @@ def test_an_input_that_changes_under_the_run(
     model: Path, when: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = model.read_bytes()
-    real = getattr(pipeline, when)
+    place = files if when == "write_checkpoint" else merging
+    real = getattr(place, when)
 
     def changed(*arguments: Any, **options: Any) -> Any:
         match change:
@@ -243,7 +245,7 @@ def test_an_input_that_changes_under_the_run(
                 model.write_bytes(data)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(pipeline, when, changed)
+    monkeypatch.setattr(place, when, changed)
     done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
     assert done.status == 2, done
     assert len(done.errors) == 1
@@ -260,14 +262,14 @@ def test_an_input_that_changes_under_a_verification(
     pairs = model.parent / "pairs.yaml"
     assert run_here("merge", model, "--pairs", pairs, "-o", squeezed).status == 0
     assert run_here("verify", model, squeezed).status == 0
-    real = pipeline.verify_checkpoints
+    real = files.verify_checkpoints
 
     def touched(*arguments: Any, **options: Any) -> Any:
         report = real(*arguments, **options)
         squeezed.write_bytes(squeezed.read_bytes())
         return report
 
-    monkeypatch.setattr(pipeline, "verify_checkpoints", touched)
+    monkeypatch.setattr(files, "verify_checkpoints", touched)
     done = run_here("verify", model, squeezed)
     assert (done.status, len(done.errors)) == (2, 1)
     assert f"{squeezed}: changed while it was being read" in done.errors[0]

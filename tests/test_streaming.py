@@ -40,6 +40,7 @@ from convsqueeze.checkpoint.ranges import FileMaps
 from convsqueeze.checkpoint.safetensors_file import new_piece, safetensors_writer
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.manifest import manifest_from_data
+from convsqueeze.pipeline import merging
 
 SUFFIXES = (".safetensors", ".pt", ".safetensors.index.json")
 PAIRS = 4
@@ -145,7 +146,7 @@ def _alive(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> list[s
     """Before each merge, of which earlier ones some tensor is still there."""
     references: list[tuple[int, weakref.ref[Tensor]]] = []
     alive: list[set[int]] = []
-    squeeze_one, load = pipeline.squeeze_one, Checkpoint.load
+    squeeze_one, load = merging.squeeze_one, Checkpoint.load
 
     def spy(*arguments: Any, **options: Any) -> Any:
         gc.collect()
@@ -160,7 +161,7 @@ def _alive(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> list[s
         return tensor
 
     path = checkpoint_of(folder, suffix)
-    monkeypatch.setattr(pipeline, "squeeze_one", spy)
+    monkeypatch.setattr(merging, "squeeze_one", spy)
     monkeypatch.setattr(Checkpoint, "load", spy_load)
     merge_file(path, manifest_from_data(MANIFEST), folder / f"out{suffix}")
     assert len(alive) == PAIRS

@@ -1,0 +1,155 @@
+"""From file to file: nothing is written until verification has held."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convsqueeze.checkpoint import (
+    PICKLED_SUFFIXES,
+    Checkpoint,
+    Late,
+    Spool,
+    bytes_to_write,
+    check_destination,
+    default_destination,
+    open_checkpoint,
+    suffix_of,
+    write_checkpoint,
+)
+from convsqueeze.checkpoint.hashing import Hashing
+from convsqueeze.checkpoint.new_files import NewFiles
+from convsqueeze.manifest import Border, Manifest
+from convsqueeze.pipeline.merging import MergeReport, Result, planned, squeeze_checkpoint
+from convsqueeze.pipeline.tracking import Track, hashed, in_bytes, untracked
+from convsqueeze.plan import Growth
+from convsqueeze.recipe import read_recipe
+from convsqueeze.verify import Report, Settings, verify_checkpoints
+
+
+@dataclass(frozen=True)
+class MergedFile(MergeReport):
+    """A merge of a file: where it went and how large both are; no output on a dry run."""
+
+    source: Path = Path()
+    output: Path | None = None
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+def merge_file(
+    path: Path,
+    manifest: Manifest | Path,
+    destination: Path | None = None,
+    *,
+    key: str | None = None,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    widen: bool = False,
+    settings: Settings | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    largest_shard: int | None = None,
+    beside: Callable[[Result, NewFiles], None] = lambda result, files: None,
+    track: Track = untracked,
+) -> MergedFile:
+    """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
+
+    `largest_shard` are the bytes of values that a shard of an output in shards may hold. `beside`
+    may write more files of the verified result, which then appear with it or, where it raises, not
+    at all.
+    Raises ConvsqueezeError of the kind that tells what was wrong.
+    """
+    track(f"opening {path.name}", 0, 0)
+    checkpoint = open_checkpoint(path, key=key)
+    output = destination or default_destination(path, split=largest_shard is not None)
+    if not dry_run:
+        check_destination(checkpoint, output, overwrite=overwrite, largest_shard=largest_shard)
+    plan = planned(manifest, checkpoint, border, growth)
+    if dry_run:
+        return MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, 0)
+    with Hashing(checkpoint) as hashing, NewFiles(overwrite=overwrite) as files:
+        result = squeeze_checkpoint(
+            plan,
+            checkpoint,
+            border=border,
+            growth=growth,
+            widen=widen,
+            settings=settings or Settings(),
+            keep=Spool(files, output).keep,
+            sha256=lambda: hashing.result(hashed(checkpoint, track)),
+            track=track,
+        )
+        beside(result, files)
+        total = bytes_to_write(checkpoint, result.edits)
+        track(f"writing {output.name}", 0, total, unit="bytes")
+        notes = write_checkpoint(
+            checkpoint,
+            output,
+            result.edits,
+            Late(result.draft.to_json(), lambda: result.recipe.to_json()),
+            overwrite=overwrite,
+            files=files,
+            largest_shard=largest_shard,
+            advance=in_bytes(f"writing {output.name}", total, track),
+        )
+    track(f"reporting on {output.name}, which is complete", 0, 0)
+    written = _open_like(checkpoint, output).nbytes
+    notes = (*plan.notes, *result.notes, *notes)
+    return MergedFile(
+        plan,
+        result.verification,
+        notes,
+        path,
+        output,
+        checkpoint.nbytes,
+        written,
+        widened=result.widened,
+    )
+
+
+def verify_files(
+    original: Path,
+    squeezed: Path,
+    *,
+    manifest: Manifest | None = None,
+    key: str | None = None,
+    settings: Settings | None = None,
+    track: Track = untracked,
+) -> Report:
+    """The squeezed file against the original, by the manifest in its recipe or the one given.
+
+    `key` names the state dict inside both, where they are pickles. What fails is in the report;
+    raises CheckpointError, ManifestError or PlanError where there is nothing to compare.
+    """
+    track(f"opening {original.name}", 0, 0)
+    before = open_checkpoint(original, key=key)
+    after = _open_like(before, squeezed)
+    recipe = read_recipe(after.recipe, str(squeezed))
+    done = 0
+
+    def advance(name: str) -> None:
+        nonlocal done
+        track(f"verifying {name}", done, len(recipe.layers))
+        done += 1
+
+    kept = sum(info.nbytes for name, info in before.tensors.items() if name in after.tensors)
+    with Hashing(before) as hashing:
+        report = verify_checkpoints(
+            before,
+            after,
+            recipe,
+            settings or Settings(),
+            manifest=manifest,
+            sha256=lambda: hashing.result(hashed(before, track)),
+            track=advance,
+            advance=in_bytes(f"comparing {squeezed.name}", kept, track),
+        )
+    for checkpoint in (before, after):
+        checkpoint.check_unchanged()
+    return report
+
+
+def _open_like(original: Checkpoint, squeezed: Path) -> Checkpoint:
+    """The squeezed file, with the original's wrapper where its format has one."""
+    wrapper = original.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
+    return open_checkpoint(squeezed, key=wrapper or None)

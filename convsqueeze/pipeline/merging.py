@@ -1,0 +1,156 @@
+"""Plan, squeeze, verify: a checkpoint as a value, from wherever it comes. Writes nothing."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from convsqueeze.checkpoint import (
+    Checkpoint,
+    Edit,
+    New,
+    Spooled,
+)
+from convsqueeze.errors import ManifestError, PlanError
+from convsqueeze.manifest import Border, Manifest, load_manifest
+from convsqueeze.module import SqueezedConv, module_of
+from convsqueeze.pipeline.tracking import Track, untracked
+from convsqueeze.plan import Growth, Plan, check_memory, make_plan
+from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer
+from convsqueeze.squeeze import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
+from convsqueeze.storage import Widened
+from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
+
+Keep = Callable[[Tensor], New]
+"""Puts a new tensor where it is to wait."""
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging did: the plan, what verification saw, and what is good to know.
+
+    `verification` is None where none was asked for (or only a plan was). `widened` are, by layer,
+    the tensors that are stored in a wider dtype than their layers were, if that was allowed.
+    """
+
+    plan: Plan
+    verification: Report | None
+    notes: tuple[str, ...] = ()
+    widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def weights_before(self) -> int:
+        return self.plan.weights_before
+
+    @property
+    def weights_after(self) -> int:
+        return self.plan.weights_after
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
+
+    The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
+    """
+
+    edits: tuple[Edit, ...]
+    draft: Recipe
+    sha256: Callable[[], str]
+    verification: Report | None
+    widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.draft.of_source(self.sha256())
+
+    def modules(self) -> dict[str, SqueezedConv]:
+        """Each squeezed layer by name, ready to call."""
+        tensors = {
+            name: new.load() if isinstance(new, Spooled) else new
+            for edit in self.edits
+            for name, new in edit.insert.items()
+        }
+        return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
+
+
+def squeeze_checkpoint(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    widen: bool = False,
+    settings: Settings | None = None,
+    keep: Keep = _in_memory,
+    sha256: Callable[[], str] | None = None,
+    track: Track = untracked,
+) -> Result:
+    """Do what a plan says, merge by merge, each verified at once unless `settings` is None.
+
+    With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
+    Beside what `keep` keeps, only one merge's tensors are in memory at a time. `sha256` gives the
+    hash of the source where it is computed already.
+    Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
+    values that cannot be merged.
+    """
+    names = list(checkpoint.tensors)
+    edits: list[Edit] = []
+    widened: dict[str, tuple[Widened, ...]] = {}
+    notes: list[str] = []
+    reports: list[LayerReport] = []
+    layers: list[RecipeLayer] = []
+    for done, merge in enumerate(plan.merges):
+        track(f"merging {merge.into}", done, len(plan.merges))
+        squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
+        layers.append(recipe_layer(merge, squeezed.widened))
+        if settings is not None:
+            track(f"verifying {merge.into}", done, len(plan.merges))
+            reports.append(_verified(squeezed, layers[-1], checkpoint, settings))
+        edits.append(edit_of(squeezed, names, keep))
+        notes += squeezed.notes
+        if squeezed.widened:
+            widened[merge.into] = squeezed.widened
+        del squeezed  # before the next merge takes its memory
+    report = None
+    if settings is not None:
+        report = Report(tuple(reports), settings=settings)
+        report.raise_if_failed()
+    draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
+    given = checkpoint.sha256 if sha256 is None else sha256
+    return Result(tuple(edits), draft, given, report, widened, tuple(notes))
+
+
+def _verified(
+    squeezed: Squeezed, layer: RecipeLayer, checkpoint: Checkpoint, settings: Settings
+) -> LayerReport:
+    stored, exact = squeezed.tensors(), squeezed.exact
+    return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings)
+
+
+def planned(
+    manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
+) -> Plan:
+    """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
+    entries are told together.
+    """
+    try:
+        read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
+        plan = make_plan(read, checkpoint, border=border, growth=growth)
+        check_memory(plan)
+        return plan
+    except ManifestError as error:
+        if error.sound is None:
+            raise
+        try:
+            make_plan(error.sound, checkpoint, border=border, growth=growth)
+        except PlanError as more:
+            raise ManifestError([*error.problems, *more.problems]) from error
+        raise

@@ -1,0 +1,49 @@
+"""From a state dict in memory to another."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convsqueeze.checkpoint import (
+    edited_state_dict,
+    from_state_dict,
+)
+from convsqueeze.manifest import Border, Manifest, manifest_from_data
+from convsqueeze.pipeline.merging import MergeReport, planned, squeeze_checkpoint
+from convsqueeze.plan import Growth
+from convsqueeze.verify import Settings
+
+
+def merge_state_dict(
+    state_dict: Mapping[str, Any],
+    manifest: Manifest | Mapping[str, Any] | str | Path,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    widen: bool = False,
+    verify: bool = True,
+) -> tuple[OrderedDict[str, Any], MergeReport]:
+    """A new state dict with the manifest's layers merged, and the report; the given one is kept.
+
+    `manifest` is a Manifest, plain data, or the path of a YAML file. `border` and `growth` override
+    what it says; `widen` as for `squeeze_checkpoint`. Raises PlanError with every refusal,
+    ManifestError, TensorDataError, and VerificationError unless `verify` is False.
+    """
+    if isinstance(manifest, str):
+        manifest = Path(manifest)
+    elif not isinstance(manifest, Manifest | Path):
+        manifest = manifest_from_data(manifest)
+    checkpoint = from_state_dict(state_dict)
+    plan = planned(manifest, checkpoint, border, growth)
+    result = squeeze_checkpoint(
+        plan,
+        checkpoint,
+        border=border,
+        growth=growth,
+        widen=widen,
+        settings=Settings() if verify else None,
+    )
+    merged = edited_state_dict(checkpoint, result.edits, result.recipe.to_json())
+    notes = (*plan.notes, *result.notes)
+    return merged, MergeReport(plan, result.verification, notes, widened=result.widened)
