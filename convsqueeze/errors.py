@@ -62,6 +62,10 @@ class TensorDataError(ConvsqueezeError):
     """Stored values that no exact merge can be made of: NaN, infinity, overflow on rounding."""
 
 
+class TracingError(ConvsqueezeError):
+    """A model whose code cannot be followed to a graph of its layers."""
+
+
 class ModelMismatchError(ReportedTogether):
     """A model whose modules are not the layers that the recipe merged."""
 

@@ -6,22 +6,42 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.sizes import merged
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
-from convsqueeze.plan import Merge, Plan, make_plan
+from convsqueeze.plan import Merge, Plan, ResolvedLayer, geometry_tree, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import recipe_differences
 from convsqueeze.surgery.checks import module_problems
-from convsqueeze.surgery.places import copied, encloses, roles, submodule
+from convsqueeze.surgery.places import (
+    Silenced,
+    copied,
+    encloses,
+    placement_in,
+    submodule,
+)
 
 
 class Zero(nn.Module):
-    """Stands for a branch that now lives in another: adds nothing, whatever the sum's shape."""
+    """Stands for a branch that now lives in another: adds nothing.
+
+    It takes what the branch took and gives zeros of the shape that the branch gave, (N, channels,
+    ...), which code may add to in place.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(())
+        rank = len(self.geometry.axes)
+        channels = x.ndim - rank - 1
+        size = self.geometry.output_size(x.shape[channels + 1 :])
+        shape = (*x.shape[:channels], self.geometry.out_channels, *size)
+        return x.new_zeros(shape)
 
 
 def apply(
@@ -125,14 +145,16 @@ def _in_the_place_of(
 
 
 def _replace(model: nn.Module, prefix: str, merge: Merge, module: nn.Module) -> None:
-    if not encloses(merge):
-        for leaf, passes in roles(merge.tree, merge.into):
-            if leaf.layer.name is not None:
-                silent: nn.Module = nn.Identity() if passes else Zero()
-                model.set_submodule(prefix + leaf.layer.name, silent)
+    placed = placement_in(model, prefix, merge)
+    for part in placed.silenced if placed is not None else ():
+        model.set_submodule(prefix + part.name, _silent(part))
     for name in _dropped_modules(model, prefix, merge):
         model.set_submodule(prefix + name, nn.Identity())
     model.set_submodule(prefix + merge.into, module)
+
+
+def _silent(part: Silenced[ResolvedLayer]) -> nn.Module:
+    return nn.Identity() if part.passes else Zero(merged(geometry_tree(part.branch)))
 
 
 def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:

@@ -9,12 +9,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 from convsqueeze.algebra import layers
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import merged, reach, smallest_size
-from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError
-from convsqueeze.manifest import BatchNormLayer, IdentityLayer
+from convsqueeze.manifest import BatchNormLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
-from convsqueeze.surgery.places import copied, encloses, roles, submodule
+from convsqueeze.surgery.places import copied, encloses, placement_in, submodule
 from convsqueeze.verify.reference import Run, reference
 
 COMPARED = (
@@ -52,7 +52,7 @@ def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
     elif encloses(merge):
         yield from _lost(target, own, merge)
     else:
-        yield from _left_in_code(merge.tree, merge.into)
+        yield from _parts_problems(model, own, merge)
         for leaf, module in named:
             yield from _own_forward(module, own, leaf)
 
@@ -198,13 +198,34 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
     ).axes
 
 
-def _left_in_code(tree: Tree[ResolvedLayer], into: str) -> Iterator[str]:
-    """Parts of the merge that the model's own code would go on doing."""
-    for leaf, passes in roles(tree, into):
-        if leaf.layer.name is not None or (passes and isinstance(leaf.layer, IdentityLayer)):
+def _parts_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+    """Parts of the merge that the model's own code would go on doing; modules that do a part of it
+    and something else.
+    """
+    placed = placement_in(model, own.prefix, merge)
+    if placed is None:
+        yield from _left_in_code(merge)
+        return
+    for part in placed.silenced:
+        if not isinstance(part.tree, Chain | Sum):
             continue
-        yield (
-            f"{into}: the model's own code does the {leaf.label} of this merge and would do it "
-            "again. Leave it out of the manifest, so that the code goes on doing it, or merge into "
-            "a module that does all of this merge and nothing else."
-        )
+        module = submodule(model, own.prefix + part.name)
+        if module is not None and not _computes(module, own, part.tree):
+            if any(leaf.layer.name is None for leaf in leaves(part.tree)):
+                yield from _left_in_code(merge)
+                return
+            labels = ", ".join(leaf.label for leaf in leaves(part.tree))
+            yield (
+                f"{merge.into}: {part.name} holds {labels}, but computes something else in the "
+                "model. Describe what it does, or leave these layers out."
+            )
+
+
+def _left_in_code(merge: Merge) -> Iterator[str]:
+    unnamed = [leaf.label for leaf in merge.layers if leaf.layer.name is None]
+    does = unnamed[0] if unnamed else "rest"
+    yield (
+        f"{merge.into}: the model's own code does the {does} of this merge and would do it "
+        "again. Leave it out of the manifest, so that the code goes on doing it, or merge into "
+        "a module that does all of this merge and nothing else."
+    )

@@ -1,0 +1,235 @@
+"""Maximal linear regions of a graph: chains and sums of layers from one value to another.
+
+A value inside a region is read nowhere else. Regions are found by reduction, as series-parallel
+graphs are (Valdes, Tarjan and Lawler, 1982): a step that reads one value extends the chain of it,
+a sum whose inputs all come from one value is one link more behind it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
+from convsqueeze.manifest import IdentityLayer, Layer
+from convsqueeze.tracing import Graph, Reason, Step
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer and the step that computes it (for an identity, the sum that adds it)."""
+
+    layer: Layer
+    step: str
+
+
+@dataclass(frozen=True)
+class Added(Sum[Placed]):
+    """A sum, and the steps that add."""
+
+    steps: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Region:
+    """`links` take the value `source` to the value `result`; inner values are read nowhere else."""
+
+    source: str
+    result: str
+    links: tuple[Tree[Placed], ...]
+
+    @property
+    def layers(self) -> tuple[Placed, ...]:
+        return tuple(leaves(Chain(self.links)))
+
+
+@dataclass(frozen=True)
+class _Expression:
+    """A value as layers of another; `reads` says how often they read that."""
+
+    source: str
+    links: tuple[Tree[Placed], ...]
+    reads: int
+    rank: int | None
+    through: frozenset[str]
+    """Values that no longer are ends of a region, as they are within this one."""
+
+
+def find_regions(graph: Graph) -> tuple[tuple[Region, ...], Mapping[str, Reason]]:
+    """The regions, in the order of their results, and why values are ends of one although a layer
+    reads them.
+    """
+    reduction = _Reduction(graph)
+    for step in graph.steps.values():
+        reduction.add(step)
+    return reduction.regions(), reduction.ends
+
+
+class _Reduction:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.found: dict[str, _Expression] = {}
+        self.ends: dict[str, Reason] = {}
+        self._refused = dict(unusable(graph))
+        self._sealed = dict(_sealed(graph))
+
+    def add(self, step: Step) -> None:
+        """The expression of one step, after those of its inputs."""
+        if step.name in self._refused or step.opaque is not None:
+            reason = self._refused.get(step.name) or step.opaque
+            for value in step.inputs:
+                if reason is not None:
+                    self.ends.setdefault(value, reason)
+            return
+        if step.sums:
+            expression = self._summed(step)
+        else:
+            link = mapped(step.tree, lambda layer: Placed(layer, step.name))  # type: ignore[arg-type]
+            links = link.links if isinstance(link, Chain) else (link,)
+            expression = _Expression(step.inputs[0], links, 1, step.rank, frozenset())
+        if expression is not None:
+            self.found[step.name] = self._extended(expression)
+
+    def _summed(self, step: Step) -> _Expression | None:
+        branches = [self._branch(value) for value in step.inputs]
+        sources = {branch.source for branch in branches}
+        ranks = {branch.rank for branch in branches} - {None}
+        if len(sources) > 1 or len(ranks) > 1:
+            what = "outputs of different layers" if len(sources) > 1 else "different axes"
+            for value in step.inputs:
+                self.ends.setdefault(value, Reason("not linear", f"a sum adds {what}"))
+            return None
+        ways = [way for branch in branches for way in _ways(branch.links, step.name)]
+        adds = {step.name, *(add for branch in branches for add in _adds(branch.links))}
+        through = frozenset().union(*(branch.through for branch in branches))
+        inner = {v for v, b in zip(step.inputs, branches, strict=True) if v != b.source}
+        return _Expression(
+            sources.pop(),
+            (Added(tuple(ways), frozenset(adds)),),
+            sum(branch.reads for branch in branches),
+            ranks.pop() if ranks else None,
+            through | inner,
+        )
+
+    def _branch(self, value: str) -> _Expression:
+        """A value that a sum reads, as layers of an earlier one if nothing else reads it."""
+        known = self.found.get(value)
+        if known is not None and self.graph.uses[value] == 1 and value not in self._sealed:
+            return known
+        return _Expression(value, (), 1, None, frozenset())
+
+    def _extended(self, one: _Expression) -> _Expression:
+        """As far back as every value on the way is read by these layers alone."""
+        while (before := self.found.get(one.source)) is not None:
+            end = self._end(one, before)
+            if end is not None:
+                self.ends.setdefault(one.source, end)
+                break
+            one = _Expression(
+                before.source,
+                (*before.links, *one.links),
+                before.reads,
+                one.rank if before.rank is None else before.rank,
+                one.through | before.through | {one.source},
+            )
+        return one
+
+    def _end(self, one: _Expression, before: _Expression) -> Reason | None:
+        """Why the chain does not go back through its source."""
+        if one.source in self._sealed:
+            return self._sealed[one.source]
+        if self.graph.uses[one.source] != one.reads:
+            return Reason("read elsewhere", _also_read(self.graph, one))
+        if None not in (one.rank, before.rank) and one.rank != before.rank:
+            return Reason("axes", "the layers work on different axes")
+        return None
+
+    def regions(self) -> tuple[Region, ...]:
+        through = frozenset().union(*(one.through for one in self.found.values()), ())
+        return tuple(
+            Region(one.source, value, one.links)
+            for value, one in self.found.items()
+            if value not in through
+        )
+
+
+def _ways(links: tuple[Tree[Placed], ...], step: str) -> Iterator[Tree[Placed]]:
+    """The branches that a chain is in a sum: a sum in a sum is one sum."""
+    if not links:
+        yield Placed(IdentityLayer(type="identity"), step)
+    elif len(links) == 1 and isinstance(links[0], Sum):
+        yield from links[0].branches
+    else:
+        yield links[0] if len(links) == 1 else Chain(links)
+
+
+def _adds(links: tuple[Tree[Placed], ...]) -> frozenset[str]:
+    """The steps of a sum that becomes a part of another."""
+    only = links[0] if len(links) == 1 else None
+    return only.steps if isinstance(only, Added) else frozenset()
+
+
+def _also_read(graph: Graph, one: _Expression) -> str:
+    """Who reads the source of an expression beside it."""
+    inside = Counter(placed.step for placed in leaves(Chain(one.links)))
+    readers = [graph.steps[name] for name in graph.readers.get(one.source, ())]
+    others = [step.label for step in readers if step.name not in inside]
+    if one.source in graph.outputs:
+        others.append("the model's output")
+    return f"{' and '.join(dict.fromkeys(others)) or 'other code'} reads it too"
+
+
+def unusable(graph: Graph) -> Iterator[tuple[str, Reason]]:
+    """Steps that no region may hold: of layers that are called twice, share a tensor, or call a
+    hook.
+    """
+    users: dict[str, list[Step]] = {}
+    for step in graph.steps.values():
+        for key in step.keys:
+            users.setdefault(graph.tied.get(key, key), []).append(step)
+    for step in graph.steps.values():
+        if step.place in graph.hooked and step.place:
+            yield step.name, Reason("hook", f"{step.place} calls a forward hook")
+            continue
+        for key in step.keys:
+            others = users[graph.tied.get(key, key)]
+            if len(others) > 1:
+                yield step.name, _shared(graph, step, key, others)
+                break
+        else:
+            if shared := [key for key in step.keys if key in graph.tied]:
+                yield step.name, Reason("tied", f"{shared[0]} is tied to {_twin(graph, shared[0])}")
+
+
+def _shared(graph: Graph, step: Step, key: str, others: list[Step]) -> Reason:
+    keys = {
+        k for one in others for k in one.keys if graph.tied.get(k, k) == graph.tied.get(key, key)
+    }
+    if len(keys) > 1:
+        twins = " and ".join(sorted(keys))
+        return Reason("tied", f"{twins} are one tensor (tied weights)")
+    return Reason("used twice", f"{step.label} is called {len(others)} times")
+
+
+def _twin(graph: Graph, key: str) -> str:
+    first = graph.tied[key]
+    return next(name for name, other in graph.tied.items() if other == first and name != key)
+
+
+def _sealed(graph: Graph) -> Iterator[tuple[str, Reason]]:
+    """Values that something else sees: code whose result is not used, or the hook of a module that
+    they enter or leave.
+    """
+    for value, reader in graph.read_in_vain.items():
+        yield value, Reason("read elsewhere", f"{reader} reads it too, for nothing")
+    for value, names in graph.readers.items():
+        made = (
+            {call.id: call.name for call in graph.steps[value].calls}
+            if value in graph.steps
+            else {}
+        )
+        for name in names:
+            read = {call.id: call.name for call in graph.steps[name].calls}
+            crossed = {*made.items()} ^ {*read.items()}
+            if seen := sorted(module for _, module in crossed if module in graph.hooked):
+                yield value, Reason("hook", f"{seen[0]} calls a forward hook that sees it")
+                break

@@ -1,0 +1,270 @@
+"""What a graph computes from stored tensors and numbers alone: which of it a manifest can name.
+
+A value that no input reaches is Stored (one tensor, by a factor), Product (of two), WithIdentity
+(a kernel that is stored less the identity), Known (no stored tensor is in it) or Computed. Knows
+ATen's operators on constants, no layers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+LARGEST_KNOWN = 1 << 20
+"""Numbers up to which a constant is computed to be looked at."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """`factor` times a stored tensor, its numbers in order, as a tensor of `shape`.
+
+    `key` is the tensor's name; for weight norm the name that the weight has without it, and `keys`
+    are the two that are stored. `spread` says that numbers are repeated along axes of any size.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    factor: float = 1.0
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Product:
+    """Two stored tensors multiplied, each broadcast as torch does it."""
+
+    left: Stored
+    right: Stored
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.left.keys, *self.right.keys)
+
+
+@dataclass(frozen=True)
+class WithIdentity:
+    """A 1x1 kernel plus the identity."""
+
+    kernel: Stored
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.kernel.keys
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Numbers that follow from the code alone."""
+
+    value: Tensor
+    keys: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> float | None:
+        """The number that all of them are, if they are one."""
+        numbers = self.value.double().unique()
+        return float(numbers[0]) if numbers.numel() == 1 else None
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Something else that is made of stored tensors."""
+
+    keys: tuple[str, ...]
+
+
+Constant = Stored | Product | WithIdentity | Known | Computed
+Constants = Mapping[Node, Constant]
+
+KEPT = {
+    *("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "alias", "clone"),
+    *("detach", "contiguous", "lift_fresh_copy", "_to_copy", "to", "expand", "repeat"),
+}
+"""Operators that leave the numbers and their order, where they keep how many there are."""
+FROM_NOTHING = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"}
+"""Operators that take nothing but sizes and dtype from the tensor that they are given."""
+
+
+def operator_of(node: Node) -> str:
+    """`conv2d` of `aten.conv2d.padding`; of a Python function its name."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return str(schema.name).partition("::")[2]
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def bound(node: Node) -> dict[str, Any]:
+    """The operator's arguments by name, defaults included."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return {str(i): value for i, value in enumerate(node.args)}
+    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    found |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+    return found | dict(node.kwargs)
+
+
+def constant_of(node: Node, constants: Constants) -> Constant | None:
+    """What a call computes, if no input of the model reaches it."""
+    operator, tensors = operator_of(node), _tensor_inputs(node)
+    if operator in FROM_NOTHING:
+        return _known(node, {}) or Computed(())
+    if any(one not in constants for one in tensors):
+        return None
+    if not tensors and not _makes_tensor(node):
+        return None
+    inputs = [constants[one] for one in tensors]
+    keys = tuple(dict.fromkeys(key for one in inputs for key in one.keys))
+    if not keys:
+        values = {n: c.value for n, c in zip(tensors, inputs, strict=True) if isinstance(c, Known)}
+        return _known(node, values) if len(values) == len(tensors) else Computed(())
+    made = _RULES.get(operator, lambda node, inputs: None)(node, inputs)
+    if made is None and operator in KEPT and isinstance(inputs[0], Stored):
+        made = _kept(node, inputs[0])
+    return made or Computed(keys)
+
+
+def _tensor_inputs(node: Node) -> list[Node]:
+    return [one for one in node.all_input_nodes if not _is_number(one)]
+
+
+def _is_number(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat)
+
+
+def _makes_tensor(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The value's sizes, those of the example where they are open; None if it is no tensor."""
+    value = node.meta.get("val")
+    return tuple(map(_size, value.shape)) if isinstance(value, Tensor) else None
+
+
+def _size(size: int | torch.SymInt) -> int:
+    return size if isinstance(size, int) else int(size.node.hint)
+
+
+def is_static(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
+
+
+def _known(node: Node, values: Mapping[Node, Tensor]) -> Known | None:
+    """The node computed, unless that is large or its sizes are open."""
+    shape = shape_of(node)
+    if shape is None or not is_static(node) or prod(shape) > LARGEST_KNOWN:
+        return None
+    if operator_of(node) in FROM_NOTHING:
+        like = node.meta["val"]
+        fill = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1}
+        number = fill.get(operator_of(node), bound(node).get("fill_value"))
+        if not isinstance(number, int | float):
+            return None
+        return Known(torch.full(shape, number, dtype=like.dtype))
+
+    def real(value: Any) -> Any:
+        return values[value] if isinstance(value, Node) else value
+
+    try:
+        args = torch.fx.map_arg(node.args, real)
+        kwargs = {k: v for k, v in torch.fx.map_arg(node.kwargs, real).items() if k != "device"}
+        made = node.target(*args, **kwargs)  # type: ignore[operator]
+    except (KeyError, RuntimeError, TypeError):
+        return None
+    return Known(made) if isinstance(made, Tensor) else None
+
+
+def _kept(node: Node, one: Stored) -> Stored | None:
+    shape = shape_of(node)
+    if shape is None:
+        return None
+    if prod(shape) == prod(one.shape) and is_static(node):
+        return replace(one, shape=shape)
+    if operator_of(node) in ("expand", "repeat") and _spreads(one.shape, shape):
+        return replace(one, shape=shape, spread=True)
+    return None
+
+
+def _spreads(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether only axes of one number are repeated."""
+    padded = (*(1,) * (len(after) - len(before)), *before)
+    return all(b in (1, a) for a, b in zip(after, padded, strict=True))
+
+
+def _multiplied(node: Node, inputs: list[Constant]) -> Constant | None:
+    arguments = bound(node)
+    numbers = [value for value in arguments.values() if _is_plain(value)]
+    stored = [one for one in inputs if isinstance(one, Stored)]
+    known = [one.number for one in inputs if isinstance(one, Known)]
+    if len(stored) == 1 and len(inputs) == 1 and numbers:
+        return replace(stored[0], factor=stored[0].factor * float(numbers[0]))
+    if len(stored) == 1 and known and known[0] is not None and stored[0].shape == shape_of(node):
+        return replace(stored[0], factor=stored[0].factor * known[0])
+    return Product(*stored) if len(stored) == 2 else None
+
+
+def _divided(node: Node, inputs: list[Constant]) -> Constant | None:
+    other = bound(node).get("other")
+    if isinstance(inputs[0], Stored) and len(inputs) == 1 and _is_plain(other) and other:
+        return replace(inputs[0], factor=inputs[0].factor / float(other))
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _added(node: Node, inputs: list[Constant]) -> Constant | None:
+    if len(inputs) != 2 or bound(node).get("alpha", 1) != 1:
+        return None
+    kernels = [one for one in inputs if isinstance(one, Stored) and one.factor == 1.0]
+    known = [one.value for one in inputs if isinstance(one, Known)]
+    if len(kernels) != 1 or len(known) != 1 or kernels[0].shape != shape_of(node):
+        return None
+    return WithIdentity(kernels[0]) if _is_identity(known[0], kernels[0].shape) else None
+
+
+def _is_identity(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a 1x1 kernel passes every channel on, in as many groups as it is narrow."""
+    if len(shape) < 3 or prod(shape[2:]) != 1 or shape[0] % shape[1]:
+        return False
+    eye = torch.eye(shape[1]).repeat(shape[0] // shape[1], 1).reshape(shape)
+    return bool(torch.equal(value.double().expand(shape), eye.double()))
+
+
+def _normed(node: Node, inputs: list[Constant]) -> Constant | None:
+    """Weight norm's `v` and `g`: named as the weight is named without it."""
+    stored = [one for one in inputs if isinstance(one, Stored) and one.factor == 1.0]
+    name = _without_norm(*(one.key for one in stored)) if len(stored) == 2 else None
+    if name is None:
+        return None
+    direction, length = stored
+    return Stored(name, direction.shape, (length.key, direction.key))
+
+
+def _without_norm(v: str, g: str) -> str | None:
+    if v.endswith("_v") and g == f"{v[:-2]}_g":
+        return v[:-2]
+    stem, middle, tail = v.rpartition("parametrizations.")
+    leaf, _, number = tail.partition(".")
+    named = middle and number == "original1" and g == f"{stem}parametrizations.{leaf}.original0"
+    return f"{stem}{leaf}" if named else None
+
+
+def _first(node: Node, inputs: list[Constant]) -> Constant | None:
+    return inputs[0] if node.args[1] == 0 and isinstance(inputs[0], Stored) else None
+
+
+_RULES: Mapping[str, Callable[[Node, list[Constant]], Constant | None]] = {
+    "mul": _multiplied,
+    "div": _divided,
+    "add": _added,
+    "_weight_norm": _normed,
+    "_weight_norm_interface": _normed,
+    "getitem": _first,
+}

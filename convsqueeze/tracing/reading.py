@@ -1,0 +1,243 @@
+"""An exported program -> the graph of its steps: which value each reads, and what it does with it.
+
+Knows fx nodes and their metadata; what an operator means is asked of `operators`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.nn.utils.weight_norm import WeightNorm
+
+from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.manifest import ConvLayer, Layer, PadLayer, ScaleLayer
+from convsqueeze.tracing.constants import (
+    Computed,
+    Constant,
+    Known,
+    Stored,
+    constant_of,
+    operator_of,
+    shape_of,
+)
+from convsqueeze.tracing.exported import Exported, exported
+from convsqueeze.tracing.graph import Call, Graph, Step
+from convsqueeze.tracing.idioms import ringed
+from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing, meaning_of
+
+
+def traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+    """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
+
+    Raises TracingError where torch.export cannot follow the model's code.
+    """
+    made = exported(model, inputs)
+    reader = _Reader(made.program, model)
+    for node in made.program.graph.nodes:
+        reader.read(node)
+    return reader.graph(made)
+
+
+class _Reader:
+    """What is known after each node: constants, and by which name a value is called."""
+
+    def __init__(self, program: ExportedProgram, model: nn.Module) -> None:
+        self.names = frozenset(model.state_dict())
+        self.constants: dict[Node, Constant] = {}
+        self.values: dict[Node, str] = {}
+        self.steps: dict[str, Step] = {}
+        self.inputs: dict[str, tuple[int, ...] | None] = {}
+        self.hooked = frozenset(_hooked(model))
+        self.tied = tied(model)
+        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        self._buffers = dict(model.named_buffers())
+        self._constants = program.constants
+
+    def read(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self._enter(node)
+        elif node.op == "call_function" and (constant := constant_of(node, self.constants)):
+            self.constants[node] = constant
+        elif node.op == "call_function" and not _is_number(node):
+            self._call(node)
+
+    def _enter(self, node: Node) -> None:
+        spec = self._specs[node.name]
+        target, shape = spec.target or "", shape_of(node) or ()
+        if spec.kind == InputKind.USER_INPUT:
+            self.values[node] = node.name
+            self.inputs[node.name] = shape_of(node)
+        elif target in self.names:
+            self.constants[node] = Stored(target, shape, (target,))
+        else:
+            value = self._constants.get(target, self._buffers.get(target))
+            known = isinstance(value, Tensor) and value.device.type != "meta"
+            self.constants[node] = Known(value) if known else Computed(())
+
+    def _call(self, node: Node) -> None:
+        inputs = [one for one in _tensors(node.args, node.kwargs) if one not in self.constants]
+        if operator_of(node) == "getitem" and node.args[1] == 0 and _gives_first(inputs[0]):
+            name = self.values[node] = self.values[inputs[0]]
+            self.steps[name] = replace(self.steps[name], shape=shape_of(node))
+        elif operator_of(node) == "sum" and self._adds_stack(node):
+            self._add(node, _tensors(inputs[0].args), Adding())
+        elif not self._ringed(node):
+            self._add(node, inputs, meaning_of(node, inputs, self.constants, self.names))
+
+    def _adds_stack(self, node: Node) -> bool:
+        """Whether it is `torch.stack(values).sum(0)`."""
+        stack = node.args[0]
+        return (
+            isinstance(stack, Node)
+            and operator_of(stack) == "stack"
+            and list(stack.args[1:]) in ([], [0])
+            and list(node.args[1:]) in ([[0]], [[0], False])
+            and not any(one in self.constants for one in _tensors(stack.args))
+        )
+
+    def _ringed(self, node: Node) -> bool:
+        """Adds the step of a pad with what a layer makes of zero, if the node is the last of it."""
+        found = ringed(node, self.constants)
+        step = self.steps.get(self.values.get(found.inner, "")) if found else None
+        if found is None or step is None or step.tree is None:
+            return False
+        pairs = [list(pair) for pair in found.padding]
+        alike = len({number for pair in pairs for number in pair}) == 1
+        pad = PadLayer(type="pad", padding=pairs[0][0] if alike else pairs)
+        self.values[node] = node.name
+        tree: Tree[Layer] = Chain((pad, step.tree))
+        self.steps[node.name] = replace(
+            step, name=node.name, tree=tree, calls=calls_of(node), shape=shape_of(node)
+        )
+        return True
+
+    def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
+        names = tuple(self.values[one] for one in inputs)
+        if isinstance(meaning, Passing):
+            self.values[node] = names[0]
+            return
+        self.values[node] = node.name
+        step = Step(node.name, operator_of(node), names, calls_of(node), shape_of(node))
+        if isinstance(meaning, Linear):
+            step = replace(step, tree=meaning.tree, rank=meaning.rank, keys=meaning.keys)
+            step = self._with_its_padding(step)
+        elif isinstance(meaning, Adding):
+            step = replace(step, sums=True, inputs=tuple(self._signed(step, meaning)))
+        else:
+            step = replace(step, opaque=meaning)
+        self.steps[node.name] = step
+
+    def _signed(self, step: Step, adding: Adding) -> Iterator[str]:
+        """The sum's inputs, with a step of its own for each that is subtracted."""
+        for index, name in enumerate(step.inputs):
+            if index not in adding.negated:
+                yield name
+                continue
+            minus = ScaleLayer(type="scale", factor=-1.0)
+            negated = f"{step.name}.minus"
+            self.steps[negated] = replace(
+                step, name=negated, operator="neg", inputs=(name,), tree=minus
+            )
+            yield negated
+
+    def _with_its_padding(self, step: Step) -> Step:
+        """A convolution that pads by a mode does so in a step before it: both are one layer."""
+        before, layer = self.steps.get(step.inputs[0]), step.tree
+        if before is None or not isinstance(layer, ConvLayer) or layer.padding:
+            return step
+        pad = before.tree
+        one_call = before.calls[-1:] == step.calls[-1:] and layer.name == step.place
+        if not isinstance(pad, PadLayer) or pad.padding_mode == "zeros" or not one_call:
+            return step
+        settings = {"padding": pad.padding, "padding_mode": pad.padding_mode}
+        told = layer.model_dump(exclude_unset=True) | settings
+        return replace(step, tree=ConvLayer.model_validate(told), inputs=before.inputs)
+
+    def graph(self, made: Exported) -> Graph:
+        """The steps that an output depends on."""
+        results = _tensors(made.program.graph.output_node().args)
+        outputs = tuple(self.values[node] for node in results if node in self.values)
+        needed = set(outputs)
+        for step in reversed(self.steps.values()):
+            if step.name in needed:
+                needed |= set(step.inputs)
+        steps = {name: step for name, step in self.steps.items() if name in needed}
+        in_vain = dict(_read_in_vain(steps, made))
+        return Graph(steps, self.inputs, outputs, self.hooked, self.tied, in_vain)
+
+
+def _read_in_vain(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, str]]:
+    """Values of the module calls that made what is read in vain: which of them, names do not tell
+    from one graph to the other.
+    """
+    for value, reader in made.read_in_vain:
+        calls, readers = calls_of(value), calls_of(reader)
+        label = readers[-1].name if readers else operator_of(reader)
+        for name, step in steps.items():
+            if step.calls[-1:] == calls[-1:]:
+                yield name, label
+
+
+def _is_number(node: Node) -> bool:
+    return isinstance(
+        node.meta.get("val"), int | float | torch.SymInt | torch.SymFloat | torch.SymBool
+    )
+
+
+def _gives_first(node: Node) -> bool:
+    """Whether what counts of a call's results is the first."""
+    return operator_of(node) in (
+        "_native_batch_norm_legit_no_training",
+        "_native_batch_norm_legit_functional",
+        "_native_batch_norm_legit",
+        "native_dropout",
+    )
+
+
+def _tensors(*arguments: Any) -> list[Node]:
+    """The nodes among arguments that are no numbers, each as often as it is given."""
+    found: list[Node] = []
+
+    def take(node: Node) -> Node:
+        if not _is_number(node):
+            found.append(node)
+        return node
+
+    torch.fx.map_arg(arguments, take)
+    return found
+
+
+def calls_of(node: Node) -> tuple[Call, ...]:
+    """The module calls that a node runs in, outermost first, without the model's own."""
+    stack = node.meta.get("nn_module_stack") or {}
+    found = []
+    for key, (name, kind) in stack.items():
+        if name and "nn_module_stack" not in name:
+            kind = kind if isinstance(kind, str) else kind.__name__
+            found.append(Call(key, name, kind.rpartition(".")[2]))
+    return tuple(found)
+
+
+def _hooked(model: nn.Module) -> Iterator[str]:
+    """Modules with hooks of the user's own; weight norm's is a part of the layer."""
+    for name, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if any(not isinstance(hook, WeightNorm) for hook in hooks):
+            yield name
+
+
+def tied(model: nn.Module) -> dict[str, str]:
+    """Stored tensors that are one in memory, each by the first name that it has."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            known = first.setdefault(id(tensor), name)
+            if known != name:
+                found |= {name: known, known: known}
+    return found
