@@ -1,6 +1,7 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
 from convsqueeze.manifest.expand import Expansion, expand, unbound
+from convsqueeze.manifest.flat import flat
 from convsqueeze.manifest.load import (
     KeyPath,
     Manifest,
@@ -15,17 +16,20 @@ from convsqueeze.manifest.model import (
     AvgPoolLayer,
     BatchNormLayer,
     Border,
+    ChainEntry,
     ChainItem,
     ConvLayer,
     ConvTransposeLayer,
     Document,
     Entry,
     IdentityLayer,
+    Item,
     Layer,
     LinearLayer,
     PadLayer,
     PairEntry,
     ScaleLayer,
+    SumEntry,
     SumItem,
     json_schema,
 )
@@ -35,6 +39,7 @@ __all__ = [
     "AvgPoolLayer",
     "BatchNormLayer",
     "Border",
+    "ChainEntry",
     "ChainItem",
     "ConvLayer",
     "ConvTransposeLayer",
@@ -42,6 +47,7 @@ __all__ = [
     "Entry",
     "Expansion",
     "IdentityLayer",
+    "Item",
     "KeyPath",
     "Layer",
     "LinearLayer",
@@ -49,8 +55,10 @@ __all__ = [
     "PadLayer",
     "PairEntry",
     "ScaleLayer",
+    "SumEntry",
     "SumItem",
     "expand",
+    "flat",
     "item_parts",
     "json_schema",
     "load_manifest",

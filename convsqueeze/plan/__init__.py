@@ -2,14 +2,32 @@
 
 from convsqueeze.plan.memory import check_memory
 from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.parts import (
+    Cost,
+    Merged,
+    Minimize,
+    Part,
+    Partition,
+    Rejected,
+    Timing,
+)
 from convsqueeze.plan.planner import make_plan
 from convsqueeze.plan.resolve import ResolvedLayer
 
 __all__ = [
+    "Cost",
     "Growth",
     "Merge",
+    "Merged",
+    "Minimize",
+    "Part",
+    "Partition",
     "Plan",
+    "Rejected",
     "ResolvedLayer",
+    "Timing",
+    "best_partition",
     "check_memory",
     "geometry_tree",
     "make_plan",

@@ -101,7 +101,7 @@ class Merge:
         """Every form that there is: apart, plain, and one that is exact where that is not."""
         plain = self.geometry.weights, self.geometry.macs(self.size)
         forms = [
-            Form("apart", True, self.weights_before, _macs(self.tree, self.size)),
+            Form("apart", True, self.weights_before, macs_of(self.tree, self.size)),
             Form("plain", not self.leaks, *plain),
         ]
         if self.exact_by is not None:
@@ -158,7 +158,7 @@ def geometry_tree(tree: Tree[ResolvedLayer]) -> Tree[Geometry]:
     return mapped(tree, lambda leaf: leaf.geometry)
 
 
-def _macs(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> int:
+def macs_of(tree: Tree[ResolvedLayer], size: tuple[int, ...]) -> int:
     """Multiplications of the original layers on one image of `size`."""
 
     def step(leaf: ResolvedLayer, size: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -4,48 +4,16 @@ Everything that can be refused from names, shapes and geometry is refused here. 
 values, no arithmetic on them and no output.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import reduce
-from math import prod
 
-import torch
-
-from convsqueeze.algebra.border.leaks import leaks
-from convsqueeze.algebra.border.taps import corrections
-from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.sizes import smallest_size
-from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.errors import GeometryError, ManifestError, PlanError
-from convsqueeze.manifest import (
-    Border,
-    ConvLayer,
-    ConvTransposeLayer,
-    Entry,
-    Expansion,
-    LinearLayer,
-    Manifest,
-    expand,
-    unbound,
-)
+from convsqueeze.errors import ManifestError, PlanError
+from convsqueeze.manifest import Border, Expansion, Manifest, expand
+from convsqueeze.plan.candidates import candidate
 from convsqueeze.plan.checks import conflicts, small_input_notes, sorted_by_growth, tie_notes
-from convsqueeze.plan.model import Growth, Merge, Plan, geometry_tree
-from convsqueeze.plan.parameters import Infos, Problem
-from convsqueeze.plan.resolve import ResolvedLayer, resolve
-from convsqueeze.plan.wording import border_refusal, speed_note
-
-NOMINAL_SIZE = 64
-"""Samples on each axis that costs are told for, where the manifest fixes no input size."""
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    place: str
-    entry: Entry
-    merge: Merge | None
-    problems: tuple[str, ...]
+from convsqueeze.plan.model import Growth, Merge, Plan
+from convsqueeze.plan.parameters import Infos
+from convsqueeze.plan.wording import speed_note
 
 
 def make_plan(
@@ -63,9 +31,10 @@ def make_plan(
     Raises PlanError with every problem and refusal there is.
     """
     infos = checkpoint.tensors
-    candidates: list[_Candidate] = []
+    merges: list[Merge] = []
     notes: list[str] = []
     problems: list[str] = []
+    refused: list[str] = []
     for index, entry in enumerate(manifest.document.pairs):
         where = manifest.where(index)
         try:
@@ -81,57 +50,20 @@ def make_plan(
         for binding, bound in expansion.entries:
             suffix = " (" + ", ".join(f"{k}={v}" for k, v in binding) + ")" if binding else ""
             policy = border or bound.border or manifest.document.border
-            candidates.append(_candidate(manifest, index, suffix, bound, policy, infos))
-    merges = [c.merge for c in candidates if c.merge is not None]
-    problems += [problem for candidate in candidates for problem in candidate.problems]
+            found = candidate(where + suffix, bound, infos, policy)
+            merges += [] if found.merge is None else [found.merge]
+            refused += [
+                f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}"
+                for p in found.problems
+            ]
+    problems += refused
     problems += conflicts(merges, infos)
-    kept, refused, skipped = sorted_by_growth(merges, growth)
-    if problems or refused:
-        raise PlanError([*problems, *refused])
+    kept, growing, skipped = sorted_by_growth(merges, growth)
+    if problems or growing:
+        raise PlanError([*problems, *growing])
     notes += [*skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
     notes += filter(None, map(speed_note, kept))
     return Plan(manifest, tuple(kept), tuple(notes))
-
-
-def _candidate(
-    manifest: Manifest, index: int, suffix: str, entry: Entry, policy: Border, infos: Infos
-) -> _Candidate:
-    place = manifest.where(index) + suffix
-
-    def told(problems: Sequence[Problem]) -> tuple[str, ...]:
-        return tuple(
-            f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}" for p in problems
-        )
-
-    tree, geometry, problems = resolve(entry, infos)
-    problems += _entry_problems(entry, infos)
-    if tree is None or geometry is None or problems:
-        return _Candidate(place, entry, None, told(problems))
-    try:
-        plain = _merge(place, entry, tree, geometry, infos)
-    except GeometryError as error:
-        return _Candidate(place, entry, None, told([Problem((), str(error))]))
-    try:
-        merge = _closer_look(plain)
-    except GeometryError as error:
-        if policy == "corrected":
-            return _Candidate(place, entry, None, told([Problem((), str(error))]))
-        merge = plain
-    if merge.leaks and policy == "exact":
-        reason = border_refusal(merge)
-        return _Candidate(place, entry, None, told([Problem(_blamed(merge), reason)]))
-    corrected = policy == "corrected" and merge.exact_by is not None
-    return _Candidate(place, entry, replace(merge, corrected=corrected), ())
-
-
-def _closer_look(merge: Merge) -> Merge:
-    """The merge with what makes it exact; without leaks where a closer look than that of `leaks`
-    finds nothing wrong.
-    """
-    if not merge.leaks:
-        return merge
-    found = corrections(merge.geometry_tree, merge.input_size)
-    return replace(merge, exact_by=found, leaks=merge.leaks if found else ())
 
 
 def _unmatched(expansion: Expansion, infos: Infos) -> str:
@@ -146,81 +78,6 @@ def _unmatched(expansion: Expansion, infos: Infos) -> str:
         f"The nearest names are {' and '.join(close)}." if close else "See `convsqueeze inspect`."
     )
     return f"no layer matches {names}. {hint}"
-
-
-def _merge(
-    place: str, entry: Entry, tree: Tree[ResolvedLayer], geometry: Geometry, infos: Infos
-) -> Merge:
-    dropped = [name for given in entry.drop for name in _dropped(given, infos)]
-    consumed = tuple(
-        dict.fromkeys([*(key for leaf in leaves(tree) for key in leaf.keys), *dropped])
-    )
-    counters = {key for leaf in leaves(tree) for key in leaf.counters}
-    shapes = geometry_tree(tree)
-    rank = len(geometry.axes)
-    if entry.input is not None and len(entry.input) != rank:
-        raise GeometryError(f"input has {len(entry.input)} numbers for {rank} axes")
-    smallest = [smallest_size(shapes, axis) for axis in range(rank)]
-    if entry.input is not None and any(n < s for n, s in zip(entry.input, smallest, strict=True)):
-        raise GeometryError(
-            f"input {list(entry.input)} is smaller than the smallest the layers take, {smallest}"
-        )
-    return Merge(
-        place=place,
-        into=_into(entry, tree),
-        tree=tree,
-        geometry=geometry,
-        leaks=leaks(shapes, entry.input),
-        input_size=entry.input,
-        dtype=_dtype(tree, infos),
-        consumed=consumed,
-        weights_before=sum(prod(infos[key].shape) for key in consumed if key not in counters),
-        size=entry.input or tuple(max(n, NOMINAL_SIZE) for n in smallest),
-    )
-
-
-def _into(entry: Entry, tree: Tree[ResolvedLayer]) -> str:
-    if entry.into is not None:
-        return entry.into
-    return next((leaf.layer.name for leaf in leaves(tree) if leaf.layer.name), "")
-
-
-def _blamed(merge: Merge) -> tuple[str | int, ...]:
-    """The key of the layer whose padding leaks."""
-    tree = merge.tree
-    for index in merge.leaks[0].link:
-        tree = tree.links[index] if isinstance(tree, Chain) else tree.branches[index]  # type: ignore[union-attr]
-    return next(leaves(tree)).path
-
-
-def _entry_problems(entry: Entry, infos: Infos) -> list[Problem]:
-    problems = [
-        Problem(("drop",), f"{name} is neither a layer nor a tensor of the checkpoint")
-        for name in entry.drop
-        if not _dropped(name, infos)
-    ]
-    if unbound(entry):
-        names = ", ".join(f"{{{name}}}" for name in unbound(entry))
-        problems.append(Problem((), f"{names} stands in no layer's name, so nothing fills it in"))
-    return problems
-
-
-def _dropped(name: str, infos: Infos) -> list[str]:
-    return [key for key in infos if key == name or key.startswith(f"{name}.")]
-
-
-def _dtype(tree: Tree[ResolvedLayer], infos: Infos) -> torch.dtype:
-    """What the merged tensors are stored in: the dtype of the layers' kernels.
-
-    A norm or a bias kept in float32 beside half kernels does not widen them.
-    """
-    kernels = (ConvLayer, ConvTransposeLayer, LinearLayer)
-    weights = [
-        leaf.parameters["weight"] for leaf in leaves(tree) if isinstance(leaf.layer, kernels)
-    ]
-    every = [parameter for leaf in leaves(tree) for parameter in leaf.parameters.values()]
-    dtypes = [infos[key].dtype for parameter in weights or every for key in parameter.keys]
-    return reduce(torch.promote_types, dtypes, dtypes[0])
 
 
 def _sentence(reason: str) -> str:

@@ -143,15 +143,15 @@ def resolve(
     named = find(entry, (), infos, problems)
     if named is None or problems:
         return None, None, problems
-    rank = _rank(entry, named)
+    rank = told_rank(entry, named)
     if rank is None:
         reason = "no convolution here tells the number of axes. Give input: [H, W]"
         return None, None, [Problem((), reason)]
-    tree, geometry = _place(named, rank, _input_channels(named), problems)
+    tree, geometry = _place(named, rank, told_channels(named), problems)
     return tree, geometry, problems
 
 
-def _rank(entry: Entry, tree: Tree[NamedLayer]) -> int | None:
+def told_rank(entry: Entry, tree: Tree[NamedLayer]) -> int | None:
     """The number of spatial axes: a convolution's, or as the manifest tells."""
     told: list[int] = [] if entry.input is None else [len(entry.input)]
     for leaf in tree_leaves(tree):
@@ -166,16 +166,16 @@ def _rank(entry: Entry, tree: Tree[NamedLayer]) -> int | None:
     return told[0] if told else None
 
 
-def _input_channels(tree: Tree[NamedLayer]) -> int | None:
+def told_channels(tree: Tree[NamedLayer]) -> int | None:
     """The channels that enter, told by the first layer whose weights say so."""
     if isinstance(tree, Chain):
         for link in tree.links:
-            channels = _input_channels(link)
+            channels = told_channels(link)
             if channels is not None:
                 return channels
         return None
     if isinstance(tree, Sum):
-        return next(filter(None, map(_input_channels, tree.branches)), None)
+        return next(filter(None, map(told_channels, tree.branches)), None)
     shapes = {role: parameter.shape for role, parameter in tree.parameters.items()}
     match tree.layer:
         case ConvLayer(groups=groups):
@@ -209,7 +209,7 @@ def _place(
     if isinstance(tree, Sum):
         return _place_sum(tree, rank, channels, problems)
     if channels is None:
-        channels = _input_channels(tree)
+        channels = told_channels(tree)
     if channels == 0:
         problems.append(Problem(tree.path, f"{tree.layer.label}: {_NO_CHANNELS}"))
         return None, None
@@ -252,7 +252,7 @@ def _place_chain(
         if index == misplaced and len(problems) > known:
             problems[known] = replace(problems[known], reason=f"{problems[known].reason}. {order}")
         rest = Chain(chain.links[index + 1 :])
-        channels = _input_channels(rest) if geometry is None else geometry.out_channels
+        channels = told_channels(rest) if geometry is None else geometry.out_channels
     return (Chain(tuple(placed)), whole) if len(placed) == len(chain.links) else (None, None)
 
 
@@ -283,7 +283,7 @@ def _ends(tree: Tree[NamedLayer], rank: int) -> Ends:
         if isinstance(tree, Chain) and misfit(told) is not None:
             raise GeometryError("channels that do not chain")
         return (told[0][0], told[-1][1]) if told else None
-    channels = _input_channels(tree)
+    channels = told_channels(tree)
     if channels is None:
         return None
     geometry = build(tree.layer, tree.meta(), rank, channels).geometry

@@ -15,7 +15,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, make_plan, planner
-from convsqueeze.plan.planner import NOMINAL_SIZE
+from convsqueeze.plan.candidates import NOMINAL_SIZE
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeeze import Squeezed, squeeze
 

@@ -61,6 +61,11 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
     With `size` (one number an axis) only that input counts, otherwise every size that the layers
     accept. Empty: the plain merge is exact at every pixel.
     """
+    return _leaks(tree, None if size is None else tuple(size))
+
+
+@lru_cache(maxsize=4096)
+def _leaks(tree: GeometryTree, size: tuple[int, ...] | None) -> tuple[Leak, ...]:
     found = []
     for axis in range(len(merged(tree).axes)):
         if _pads_only_input(tree, axis):
