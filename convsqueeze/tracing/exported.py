@@ -1,7 +1,9 @@
 """A model and example inputs -> a functional ATen graph, by torch.export."""
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,11 +45,22 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
 
 
 def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Exported:
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _without_log(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         in_vain = tuple(_read_in_vain(program))
         return Exported(program.run_decompositions({}), in_vain)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Torch tells of every axis that the model's code fixes; no one asked."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _read_in_vain(program: ExportedProgram) -> list[tuple[Node, Node]]:

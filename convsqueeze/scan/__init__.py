@@ -1,0 +1,6 @@
+"""A model's graph -> the merges that pay, each with its place in the model, and why not the rest."""
+
+from convsqueeze.scan.regions import Placed, Region, find_regions
+from convsqueeze.scan.scanning import LeftAlone, Scan, Scanned, scan
+
+__all__ = ["LeftAlone", "Placed", "Region", "Scan", "Scanned", "find_regions", "scan"]

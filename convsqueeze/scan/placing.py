@@ -1,0 +1,91 @@
+"""Where a part of a region would go in the model: which modules do it and nothing else.
+
+Read off the graph: a module does a part if its calls are one, and the steps of that are the part's.
+"""
+
+from collections import Counter
+from functools import cached_property
+
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.manifest import IdentityLayer
+from convsqueeze.scan.regions import Added, Placed
+from convsqueeze.surgery.places import Modules, Placement, placement
+from convsqueeze.tracing import Graph
+
+
+class Placing:
+    """The modules of a graph, and which parts of it they do."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def of(self, tree: Tree[Placed]) -> Placement[Placed] | None:
+        """Where a part goes: in the place of the module that does all of it, if there is one, else
+        of its first; None where the model's code would go on doing some of it.
+        """
+        if whole := self.unit(tree):
+            return Placement(whole, ())
+        return placement(tree, Modules(self.unit, _is_skip))
+
+    def left_in_code(self, tree: Tree[Placed]) -> str:
+        """The first layer of a part that no module does alone, and where it stands."""
+        for placed in leaves(tree):
+            if self.unit(placed) is None:
+                step = self._graph.steps[placed.step]
+                where = f"in {step.place}" if step.place else "of the model"
+                return f"the {placed.layer.label} stands in the code {where}"
+        return "no module takes the place of all of it"
+
+    def unit(self, tree: Tree[Placed]) -> str | None:
+        """The innermost module that does these layers and nothing else."""
+        steps = self._steps_of(tree)
+        if not steps or (isinstance(tree, Sum) and not isinstance(tree, Added)):
+            return None  # some branches of a sum: what adds them adds others too
+        first = self._graph.steps[min(steps)]
+        for call in reversed(first.calls):
+            alone = self._calls[call.name] == 1 and call.name not in self._graph.hooked
+            if alone and self._within[call.id] == steps:
+                return call.name
+        return None
+
+    def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
+        """All steps of a part, unless it holds only some layers of one."""
+        layers = Counter(placed.step for placed in leaves(tree) if not _is_skip(placed))
+        if any(count != self._layers_of(step) for step, count in layers.items()):
+            return None
+        return frozenset(layers) | frozenset(_adds(tree))
+
+    def _layers_of(self, name: str) -> int:
+        tree = self._graph.steps[name].tree
+        if tree is None:
+            return 0
+        return sum(not isinstance(layer, IdentityLayer) for layer in leaves(tree))
+
+    @cached_property
+    def _within(self) -> dict[str, frozenset[str]]:
+        """The steps of every call."""
+        found: dict[str, set[str]] = {}
+        for step in self._graph.steps.values():
+            for call in step.calls:
+                found.setdefault(call.id, set()).add(step.name)
+        return {call: frozenset(names) for call, names in found.items()}
+
+    @cached_property
+    def _calls(self) -> Counter[str]:
+        """How often every module is called."""
+        calls = {(call.id, call.name) for step in self._graph.steps.values() for call in step.calls}
+        return Counter(name for _, name in calls)
+
+
+def _is_skip(placed: Placed) -> bool:
+    return isinstance(placed.layer, IdentityLayer)
+
+
+def _adds(tree: Tree[Placed]) -> frozenset[str]:
+    """The steps that add in all sums of a part."""
+    if isinstance(tree, Chain):
+        return frozenset().union(*map(_adds, tree.links))
+    if isinstance(tree, Sum):
+        own = tree.steps if isinstance(tree, Added) else frozenset()
+        return own.union(*map(_adds, tree.branches))
+    return frozenset()
