@@ -70,6 +70,16 @@ class ModelMismatchError(ReportedTogether):
     """A model whose modules are not the layers that the recipe merged."""
 
 
+class ModelCodeError(ConvsqueezeError):
+    """The user's own model code that is not found, raises, or gives no module. Where it raised,
+    `__cause__` is what it raised.
+    """
+
+
+class ModelInputError(ConvsqueezeError):
+    """Inputs that a model does not take, or that cannot be told from the model alone."""
+
+
 class VerificationError(ReportedTogether):
     """The squeezed layers do not compute what the original layers compute."""
 

@@ -19,7 +19,12 @@ from convsqueeze.cli.signals import (
     ignore_signals,
     stop_if_asked,
 )
-from convsqueeze.errors import ConvsqueezeError, ReportedTogether, printable
+from convsqueeze.errors import (
+    ConvsqueezeError,
+    ModelCodeError,
+    ReportedTogether,
+    printable,
+)
 
 BUG_STATUS = 3
 OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
@@ -84,7 +89,8 @@ def _worded(error: Exception) -> tuple[int, str]:
 
 
 def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
-    if status == BUG_STATUS and "--debug" in sys.argv:
+    theirs = isinstance(error, ModelCodeError) and error.__cause__ is not None
+    if (status == BUG_STATUS or theirs) and "--debug" in sys.argv:
         traceback.print_exception(error)
     _flushed()
     _tell(*problems)

@@ -23,6 +23,7 @@ from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
     from convsqueeze.export import ExportResult
+    from convsqueeze.models import WholeReport
     from convsqueeze.pipeline import MergedFile
     from convsqueeze.plan import Merge
     from convsqueeze.plot import Plot
@@ -175,6 +176,23 @@ def print_export(console: Console, result: "ExportResult") -> None:
     )
     for path in result.files:
         console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
+
+
+def print_whole(console: Console, report: "WholeReport") -> None:
+    """What the whole model gave before and after."""
+    print_notes(console, report.notes)
+    if not report.ok:
+        console.print("[bold red]the whole model differs[/]")
+        return
+    worst = report.before_rounding or report.worst
+    how = "" if report.before_rounding is None else ", merged weights before rounding"
+    console.print(
+        f"[bold green]whole model[/]: same output before and after on {report.runs} random inputs "
+        f"of {escape(report.inputs)} (largest error {report.worst.error:.2e} of "
+        f"{report.largest:.3g}; in {report.dtype}{how}: {worst.error:.2e} / {worst.bound:.2e}, "
+        f"seed {report.seed})",
+        soft_wrap=True,
+    )
 
 
 def _layers_are(count: int) -> str:

@@ -66,7 +66,7 @@ def apply(
     checkpoint = open_checkpoint(Path(path), key=key)
     recipe = read_recipe(checkpoint.recipe, str(path))
     own = from_state_dict(model.state_dict())
-    prefix, plan = own.prefix, _plan_of(own, recipe)
+    prefix, plan = own.prefix, plan_of(own, recipe)
     problems = [
         *recipe_differences(plan, recipe, str(path)),
         *(p for merge in plan.merges for p in module_problems(model, own, merge)),
@@ -115,8 +115,8 @@ def _check_example(
         )
 
 
-def _plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
-    """The recipe's manifest planned on the model's own tensors."""
+def plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
+    """The recipe's manifest planned on a model's own tensors. Raises ModelMismatchError."""
     manifest = manifest_from_data(recipe.manifest, "recipe")
     try:
         return make_plan(manifest, own, border=recipe.border, growth=recipe.growth)

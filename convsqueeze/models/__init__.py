@@ -1,0 +1,33 @@
+"""The user's own model: from its code, with a checkpoint, on inputs, against another, as ONNX.
+
+`factory`: code and checkpoints; `inputs`: what a model is run on; `running`, `outputs`, `whole`,
+`layerwise`: two models on the same inputs; `verifying`: a squeezed model against its original;
+`onnx`: a whole model as ONNX, imported only where that is asked for.
+"""
+
+from convsqueeze.models.factory import load_model, with_checkpoint
+from convsqueeze.models.inputs import (
+    Guess,
+    Inputs,
+    InputSpec,
+    guess_inputs,
+    inputs_of,
+    parsed_inputs,
+)
+from convsqueeze.models.verifying import exact_parameters, verify_whole
+from convsqueeze.models.whole import WholeReport, compare_models
+
+__all__ = [
+    "Guess",
+    "InputSpec",
+    "Inputs",
+    "WholeReport",
+    "compare_models",
+    "exact_parameters",
+    "guess_inputs",
+    "inputs_of",
+    "load_model",
+    "parsed_inputs",
+    "verify_whole",
+    "with_checkpoint",
+]

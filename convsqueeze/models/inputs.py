@@ -1,0 +1,258 @@
+"""What a model is run on: shapes and dtypes, random values of them, and a guess without any.
+
+Knows modules and their first layers; nothing of checkpoints or merges.
+"""
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from convsqueeze.errors import ModelInputError
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+FORM = "1,3,224,224 or 1,77:int64"
+_SHAPE = re.compile(r"\d+(,\d+)*,?")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor that a model is given: shape and dtype, and an `example` where there is one."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    example: Tensor | None = None
+
+    def __str__(self) -> str:
+        kind = "" if self.dtype == torch.float32 else f":{str(self.dtype).removeprefix('torch.')}"
+        return ",".join(map(str, self.shape)) + kind
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        """Floats are normal, integers 0 or 1, which any table of embeddings has, bools either; with
+        an example its own values in a random order, so that all of them are ones that occur.
+        """
+        if self.example is not None:
+            order = torch.randperm(self.example.numel(), generator=generator)
+            return self.example.detach().cpu().reshape(-1)[order].reshape(self.shape)
+        if self.dtype.is_floating_point:
+            x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+            return x.to(self.dtype)
+        return torch.randint(0, 2, self.shape, generator=generator).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The positional arguments of a model's forward: tensors, and what else an example had."""
+
+    specs: tuple[InputSpec | Any, ...]
+
+    def __str__(self) -> str:
+        return " ".join(str(one) for one in self.tensors)
+
+    @property
+    def tensors(self) -> tuple[InputSpec, ...]:
+        return tuple(one for one in self.specs if isinstance(one, InputSpec))
+
+    def drawn(self, seed: int, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
+        """Random arguments, the same for the same seed, floats in `dtype` if one is given."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(self._one(spec, generator, dtype) for spec in self.specs)
+
+    def first(self, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
+        """The examples as they were given; random where there are none."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for spec in self.specs:
+            if isinstance(spec, InputSpec) and spec.example is not None:
+                found.append(_cast(spec.example.detach().cpu(), dtype))
+            else:
+                found.append(self._one(spec, generator, dtype))
+        return tuple(found)
+
+    @staticmethod
+    def _one(spec: InputSpec | Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:
+        return _cast(spec.drawn(generator), dtype) if isinstance(spec, InputSpec) else spec
+
+    def resized(self, shapes: Sequence[tuple[int, ...]]) -> "Inputs":
+        """The same arguments with their tensors in other shapes, without their examples."""
+        left = iter(shapes)
+        return Inputs(
+            tuple(
+                replace(one, shape=next(left), example=None) if isinstance(one, InputSpec) else one
+                for one in self.specs
+            )
+        )
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+
+def parsed_inputs(given: Sequence[str]) -> Inputs:
+    """One `1,3,224,224` or `1,77:int64` for each positional argument of forward.
+
+    Raises ModelInputError for any other text.
+    """
+    return Inputs(tuple(_parsed(text) for text in given))
+
+
+def _parsed(text: str) -> InputSpec:
+    shape, colon, kind = text.replace(" ", "").partition(":")
+    if not _SHAPE.fullmatch(shape):
+        raise ModelInputError(f"--input {text}: is no shape, {FORM} was needed.")
+    if colon and kind not in DTYPES:
+        raise ModelInputError(
+            f"--input {text}: {kind or 'nothing'} is no dtype, one of {', '.join(DTYPES)} was "
+            "needed."
+        )
+    sizes = tuple(int(size) for size in shape.split(",") if size)
+    if 0 in sizes:
+        raise ModelInputError(f"--input {text}: has no values, sizes of 1 and more were needed.")
+    return InputSpec(sizes, DTYPES[kind or "float32"])
+
+
+def inputs_of(examples: Any) -> Inputs:
+    """Inputs like an example: a tensor, or a sequence of positional arguments."""
+    given = (examples,) if isinstance(examples, Tensor) else tuple(examples)
+    return Inputs(
+        tuple(
+            InputSpec(tuple(one.shape), one.dtype, one) if isinstance(one, Tensor) else one
+            for one in given
+        )
+    )
+
+
+SIZES = {
+    1: (16000, 4096, 1024, 64, 16),
+    2: (64, 224, 32, 256, 512, 128, 28),
+    3: (16, 32, 64, 8),
+}
+"""Tried in turn, by rank."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Inputs that a model takes, and a sentence that says what was guessed and from what."""
+
+    inputs: Inputs
+    told: str
+
+
+def guess_inputs(model: nn.Module) -> Guess:
+    """Inputs for a forward with one required argument, from its first layer with weights.
+
+    Candidates are run without values (fake tensors), in eval mode, on a copy that holds no weights.
+    Raises ModelInputError where forward needs another number of arguments, the first layer does not
+    tell what it takes, or the model takes none of the candidates.
+    """
+    _check_single_argument(model)
+    first = next(((n, m) for n, m in model.named_modules() if isinstance(m, _TELLING)), None)
+    if first is None:
+        raise ModelInputError(f"{_name(model)}: no layer of it tells what it takes. {_ADVICE}")
+    name, layer = first
+    tried: list[str] = []
+    reason = ""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = _without_values(model, mode)
+        for spec in _candidates(layer):
+            problem = _refusal(fake, spec)
+            if problem is None:
+                told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
+                return Guess(Inputs((spec,)), f"{told}. --input says another.")
+            tried.append(str(spec))
+            reason = reason or problem
+    raise ModelInputError(
+        f"{_name(model)}: takes none of the inputs guessed from {name} ({type(layer).__name__}): "
+        f"{', '.join(tried)} ({reason}). {_ADVICE}"
+    )
+
+
+_ADVICE = f"Give --input, such as {FORM}, one for each argument."
+_TELLING = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.Linear,
+    nn.Embedding,
+)
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _check_single_argument(model: nn.Module) -> None:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p.name for p in positional if p.default is p.empty]
+    needed += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    various = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(needed) == 1 or (not needed and (positional or various)):
+        return
+    told = ", ".join(needed) or "none"
+    raise ModelInputError(
+        f"{_name(model)}: its forward needs {len(needed)} arguments ({told}), only one tensor can "
+        f"be guessed. {_ADVICE}"
+    )
+
+
+def _candidates(layer: nn.Module) -> Iterator[InputSpec]:
+    """Inputs that the layer itself would take, the likeliest first."""
+    dtype = next(iter(layer.parameters()), torch.zeros(())).dtype
+    if isinstance(layer, nn.Embedding):
+        yield from (InputSpec((1, length), torch.int64) for length in (16, 77, 128, 512))
+    elif isinstance(layer, nn.Linear):
+        features = layer.in_features
+        yield InputSpec((1, features), dtype)
+        yield from (InputSpec((1, length, features), dtype) for length in (16, 64, 196))
+    else:
+        rank = _rank(layer)
+        channels = getattr(layer, "in_channels", None) or getattr(layer, "num_features", None)
+        for size in SIZES[rank]:
+            yield InputSpec((1, int(channels or 1), *(size,) * rank), dtype)
+
+
+def _rank(layer: nn.Module) -> int:
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        return len(layer.kernel_size)
+    digits = [int(c) for c in type(layer).__name__ if c in "123"]
+    return digits[0] if digits else 2
+
+
+def _without_values(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy in eval mode whose tensors have shapes and no values: it costs no memory."""
+    memo: dict[int, Any] = {}
+    for part in model.modules():
+        tensors = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                memo[id(tensor)] = mode.from_tensor(tensor, static_shapes=True)
+    return copy.deepcopy(model, memo).eval()
+
+
+def _refusal(fake: nn.Module, spec: InputSpec) -> str | None:
+    """Why the model does not take an input, in a line; None where it does."""
+    x = torch.empty(spec.shape, dtype=spec.dtype)
+    try:
+        with torch.no_grad():
+            fake(x)
+    except Exception as error:  # noqa: BLE001  the user's code may raise anything
+        text = str(error).strip().partition("\n")[0]
+        return f"{type(error).__name__}: {text[:160]}"
+    return None

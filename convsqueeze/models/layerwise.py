@@ -1,0 +1,186 @@
+"""Where two models begin to differ: every module's output, in the order in which they run."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from convsqueeze.models.outputs import Named, named_tensors
+from convsqueeze.models.running import Running, Steps, largest_difference, largest_value
+from convsqueeze.module import SqueezedConv
+
+Call = tuple[str, int]
+"""A module's name, and which of its calls it is, from 0 on."""
+
+
+@dataclass(frozen=True)
+class FirstDifference:
+    """The first module, in the order in which they run, whose output differs by more than rounding.
+
+    `agreeing` modules before it gave the same, the last of them `after`. `suspects` are the
+    squeezed layers that ran since then. `call` counts a module's calls from 0 on.
+    """
+
+    name: str
+    kind: str
+    call: int
+    error: float
+    bound: float
+    agreeing: int
+    after: str
+    suspects: tuple[str, ...]
+
+    def told(self) -> str:
+        """In a sentence or two."""
+        again = f", call {self.call + 1}" if self.call else ""
+        name = self.name or "the model's own output"
+        told = f"Layer by layer, {name} ({self.kind}{again}) is the first that differs"
+        told += f" (by {self.error:.3e}, {self.bound:.3e} is rounding)"
+        if self.after:
+            told += f"; {self.agreeing} outputs before it agree, the last is {self.after}'s"
+        if self.suspects:
+            told += f". Squeezed in between: {', '.join(self.suspects)}"
+        return told + "."
+
+
+def first_difference(
+    one: Running,
+    two: Running,
+    arguments: Sequence[Any],
+    *,
+    unit: float,
+    steps: Steps,
+    factor: float,
+) -> FirstDifference | None:
+    """Both models again, with every module's output of the first kept.
+
+    `unit` and `steps` are the roundings of all weights of the first and of merged ones of the
+    second model, whose effect on every output is measured; `factor` times that is granted. None
+    where no module's output differs.
+    """
+    wanted, order = _recorded(one, arguments)
+    noise = _moved(one, arguments, wanted, one.noise_steps(unit))
+    found: dict[Call, Named] = {}
+    squeezed_before: dict[Call, list[str]] = {}
+    squeezed: list[str] = []
+
+    def keep(call: Call, module: nn.Module, output: Named) -> None:
+        if isinstance(module, SqueezedConv):
+            squeezed.append(call[0])
+        found[call] = output
+        squeezed_before[call] = list(squeezed)
+
+    _listened(two, arguments, keep)
+    rounding = _moved(two, arguments, found, steps) if steps else {}
+    kinds = dict(one.module.named_modules())
+    inside = _inside_merges(order, two.module)
+    agreeing, last = 0, ("", 0)
+    for call in order:
+        if call in inside or call not in found or not _comparable(call[0], one.module, two.module):
+            continue
+        error = _difference(wanted[call], found[call])
+        largest = max(map(largest_value, wanted[call].values()), default=0.0)
+        bound = factor * (noise.get(call, 0.0) + rounding.get(call, 0.0)) + unit * largest
+        if not error <= bound:
+            known = len(squeezed_before.get(last, [])) if agreeing else 0
+            return FirstDifference(
+                call[0],
+                type(kinds[call[0]]).__name__,
+                call[1],
+                error,
+                bound,
+                agreeing,
+                last[0],
+                tuple(squeezed_before[call][known:]),
+            )
+        agreeing, last = agreeing + 1, call
+    return None
+
+
+def _recorded(running: Running, arguments: Sequence[Any]) -> tuple[dict[Call, Named], list[Call]]:
+    kept: dict[Call, Named] = {}
+    _listened(running, arguments, lambda call, module, output: kept.update({call: output}))
+    return kept, list(kept)
+
+
+def _moved(
+    running: Running, arguments: Sequence[Any], base: dict[Call, Named], steps: Steps
+) -> dict[Call, float]:
+    """How far every module's output moves when parameters take a step."""
+    found: dict[Call, float] = {}
+
+    def measure(call: Call, module: nn.Module, output: Named) -> None:
+        if call in base:
+            found[call] = _difference(base[call], output)
+
+    with running.with_values(running.moved(steps, 0)):
+        _listened(running, arguments, measure)
+    return found
+
+
+def _difference(one: Named, other: Named) -> float:
+    return max((largest_difference(one[place], other.get(place)) for place in one), default=0.0)
+
+
+def _listened(
+    running: Running, arguments: Sequence[Any], hear: Callable[[Call, nn.Module, Named], None]
+) -> None:
+    """Run once; `hear` is told of every module's output as it comes. An exception ends it early."""
+    with _hooks(running.module, hear):
+        try:
+            running.run(arguments)
+        except Exception:  # noqa: BLE001  the user's code; what ran until then has been heard
+            return
+
+
+@contextmanager
+def _hooks(model: nn.Module, hear: Callable[[Call, nn.Module, Named], None]) -> Iterator[None]:
+    calls: Counter[str] = Counter()
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            call = (name, calls[name])
+            calls[name] += 1
+            kept = {place: tensor.clone() for place, tensor in named_tensors(output).items()}
+            hear(call, module, kept)
+
+        return hook
+
+    handles = [m.register_forward_hook(hook_of(name)) for name, m in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _comparable(name: str, before: nn.Module, after: nn.Module) -> bool:
+    """Whether a module should give the same in both: it was not merged, or holds a whole merge."""
+    one, two = before.get_submodule(name), after.get_submodule(name)
+    if isinstance(two, SqueezedConv):
+        is_layer = isinstance(
+            one, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Linear
+        )
+        return any(True for _ in one.children()) and not is_layer
+    return type(one) is type(two)
+
+
+def _inside_merges(order: Sequence[Call], after: nn.Module) -> set[Call]:
+    """Calls that end between those of two layers of one merge: what they give is not there any
+    more, or something else.
+    """
+    inside: set[Call] = set()
+    for module in after.modules():
+        if isinstance(module, SqueezedConv):
+            sources = module.layer.sources
+            at = [
+                index
+                for index, (name, _) in enumerate(order)
+                if any(name == one or name.endswith(f".{one}") for one in sources)
+            ]
+            if at:
+                inside.update(order[at[0] : at[-1]])
+    return inside

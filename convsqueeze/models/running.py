@@ -1,0 +1,165 @@
+"""A model as a function in float64 and eval mode, and how far rounding can move what it gives.
+
+Rounding is measured, not estimated: a copy of the model whose weights are moved by a few units of
+rounding shows what this network makes of such errors, however deep it is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from convsqueeze.algebra.precision import half_ulp
+from convsqueeze.errors import ModelInputError
+from convsqueeze.models.outputs import Named, named_tensors
+from convsqueeze.surgery.places import copied
+
+Steps = Mapping[str, Tensor]
+"""By parameter, how far each of its values is moved, up or down."""
+
+ROUNDINGS = 16
+"""So many units of rounding, relative to the largest weight of its tensor, weights are moved by:
+more than the sums of a layer lose, which are rounded anew in each.
+"""
+
+
+class Running:
+    """A copy of a model, in `dtype` and eval mode on the CPU."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.module = copied(model).cpu().to(dtype).eval().requires_grad_(False)
+
+    def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
+        """`seed` is for a model that draws random numbers itself."""
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            given = [one.clone() if isinstance(one, Tensor) else one for one in arguments]
+            return named_tensors(self.module(*given))
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.data for name, p in self.module.named_parameters()}
+
+    @contextmanager
+    def with_values(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Parameters with other values meanwhile."""
+        named = dict(self.module.named_parameters())
+        kept = {name: named[name].data for name in values}
+        try:
+            for name, value in values.items():
+                named[name].data = value.to(self.dtype)
+            yield
+        finally:
+            for name, value in kept.items():
+                named[name].data = value
+
+    def moved(self, steps: Steps, seed: int) -> dict[str, Tensor]:
+        """The values of parameters after a step each, its sign drawn from the seed."""
+        generator = torch.Generator().manual_seed(seed)
+        own = self.parameters()
+        return {
+            name: own[name]
+            + step * (torch.randint(0, 2, own[name].shape, generator=generator) * 2 - 1)
+            for name, step in steps.items()
+        }
+
+    def noise_steps(self, unit: float) -> Steps:
+        """`unit` of each tensor's largest value."""
+        return {
+            name: torch.full_like(p, unit * float(p.abs().max()))
+            for name, p in self.parameters().items()
+            if p.is_floating_point() and p.numel()
+        }
+
+
+def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
+    """Half a unit in the last place of each value as it is stored."""
+    return {name: half_ulp(tensor.detach().cpu()) for name, tensor in stored.items()}
+
+
+def spread(
+    running: Running, arguments: Sequence[Any], base: Named, steps: Steps, seed: int
+) -> dict[str, float]:
+    """How far each output moves, at most, when parameters take a step."""
+    with running.with_values(running.moved(steps, seed)):
+        moved = running.run(arguments)
+    return {place: largest_difference(base[place], moved.get(place)) for place in base}
+
+
+def largest_difference(one: Tensor, other: Tensor | None) -> float:
+    """Infinite for other shapes, and where only one is finite; equal infinities and NaNs agree."""
+    if other is None or one.shape != other.shape:
+        return torch.inf
+    if one.numel() == 0:
+        return 0.0
+    return float(differences(one, other).max())
+
+
+def largest_value(tensor: Tensor) -> float:
+    """The largest finite magnitude, 0 without any."""
+    if tensor.numel() == 0:
+        return 0.0
+    return float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
+
+
+def differences(one: Tensor, other: Tensor) -> Tensor:
+    """Of two tensors of one shape, in float64."""
+    a, b = one.double(), other.double()
+    alike = (a == b) | (a.isnan() & b.isnan())
+    found = (a - b).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
+    return torch.where(alike, 0.0, found)
+
+
+class Narrowed(TorchDispatchMode):
+    """Sees the coarsest dtype that an operation makes of wider values: a model's own casts."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.coarsest: torch.dtype | None = None
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if _is_float(x) and x.numel() > 1]
+        for made in filter(_is_float, tree_leaves(result)):
+            if any(torch.finfo(made.dtype).eps > torch.finfo(x.dtype).eps for x in given):
+                known = 0.0 if self.coarsest is None else torch.finfo(self.coarsest).eps
+                if torch.finfo(made.dtype).eps > known:
+                    self.coarsest = made.dtype
+        return result
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def runnable(
+    model: nn.Module, arguments_in: Callable[[torch.dtype], Sequence[Any]], name: str
+) -> tuple[Running, torch.dtype]:
+    """The model in float64, or in float32 where its code insists on it; and the coarsest dtype in
+    which it then computes. Raises ModelInputError where it does not run.
+    """
+    first: Exception | None = None
+    for dtype in (torch.float64, torch.float32):
+        running, arguments = Running(model, dtype), arguments_in(dtype)
+        try:
+            with Narrowed() as seen:
+                running.run(arguments)
+        except Exception as error:  # noqa: BLE001  the user's code may raise anything
+            first = first or error
+            continue
+        return running, seen.coarsest or dtype
+    text = str(first).strip().partition("\n")[0]
+    raise ModelInputError(
+        f"{name}: does not run on these inputs ({type(first).__name__}: {text}). Give --input with "
+        "the shapes that it takes."
+    ) from first
