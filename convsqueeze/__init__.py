@@ -1,5 +1,6 @@
 """Merge trained convolutions that follow each other into one, exactly.
 
+squeeze(model)                         your own model, smaller, and what was done
 load_layers(path)                      each squeezed layer, ready to call
 apply(model, path)                     the squeezed layers in your own model
 merge_state_dict(state_dict, manifest) the same merge in memory
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from convsqueeze.algebra import Axis, Conv, layers
     from convsqueeze.errors import ConvsqueezeError
     from convsqueeze.manifest import Manifest, load_manifest
+    from convsqueeze.models import SqueezeReport, squeeze
     from convsqueeze.module import SqueezedConv, load_layers
     from convsqueeze.pipeline import MergeReport, merge_file, merge_state_dict, verify_files
     from convsqueeze.surgery import apply
@@ -21,6 +23,7 @@ _HOMES = {
     "convsqueeze.algebra": ("Axis", "Conv", "layers"),
     "convsqueeze.errors": ("ConvsqueezeError",),
     "convsqueeze.manifest": ("Manifest", "load_manifest"),
+    "convsqueeze.models": ("SqueezeReport", "squeeze"),
     "convsqueeze.module": ("SqueezedConv", "load_layers"),
     "convsqueeze.pipeline": ("MergeReport", "merge_file", "merge_state_dict", "verify_files"),
     "convsqueeze.surgery": ("apply",),
@@ -33,6 +36,7 @@ __all__ = [
     "ConvsqueezeError",
     "Manifest",
     "MergeReport",
+    "SqueezeReport",
     "SqueezedConv",
     "apply",
     "layers",
@@ -40,6 +44,7 @@ __all__ = [
     "load_manifest",
     "merge_file",
     "merge_state_dict",
+    "squeeze",
     "verify_files",
 ]
 

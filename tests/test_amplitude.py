@@ -9,7 +9,7 @@ from test_reference import Case, every_case, of_two, planned
 from torch import Tensor
 
 from convsqueeze.plan import Merge
-from convsqueeze.squeeze import exact_values
+from convsqueeze.squeezing import exact_values
 from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.reference import reference
 

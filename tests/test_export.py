@@ -26,7 +26,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
 from convsqueeze.recipe import RecipeLayer
-from convsqueeze.squeeze import recipe_of, squeeze
+from convsqueeze.squeezing import recipe_of, squeeze
 from convsqueeze.verify.probes import sizes
 from convsqueeze.verify.reference import reference, term_count
 

@@ -42,7 +42,7 @@ from convsqueeze.export.runtime import RUNTIME_ERRORS, session_of
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
-from convsqueeze.squeeze import recipe_layer, squeeze_one
+from convsqueeze.squeezing import recipe_layer, squeeze_one
 from convsqueeze.verify.reference import reference
 
 Size = tuple[int, ...]

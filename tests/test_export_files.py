@@ -28,7 +28,7 @@ from convsqueeze.export import files as files_module
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, load_layers
 from convsqueeze.plan import make_plan
-from convsqueeze.squeeze import edit_of, recipe_of, squeeze
+from convsqueeze.squeezing import edit_of, recipe_of, squeeze
 
 LAYERS = ("body.0", "body.2", "head.up")
 

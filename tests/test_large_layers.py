@@ -25,7 +25,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import module_of
 from convsqueeze.pipeline import verify_files
 from convsqueeze.plan import Merge, make_plan
-from convsqueeze.squeeze import recipe_layer, squeeze_one
+from convsqueeze.squeezing import recipe_layer, squeeze_one
 from convsqueeze.verify import anew, check_layer
 from convsqueeze.verify.effort import MOMENT, work_in_full
 from convsqueeze.verify.layer import _impulses, _sizes
@@ -315,7 +315,7 @@ def test_wrong_border_terms_show_on_random_images(monkeypatch: pytest.MonkeyPatc
             return terms
 
         with monkeypatch.context() as patch:
-            patch.setattr("convsqueeze.squeeze.border_terms", faulty)
+            patch.setattr("convsqueeze.squeezing.border_terms", faulty)
             one = merged("corrected", drawn("corrected", torch.float32))
             assert_told(one.report(), "random input of", "output channel 1")
 

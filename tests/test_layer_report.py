@@ -23,7 +23,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
-from convsqueeze.squeeze import recipe_layer, squeeze_one
+from convsqueeze.squeezing import recipe_layer, squeeze_one
 from convsqueeze.verify import Settings, outcome, verify_plan
 from convsqueeze.verify.layer import LayerReport, Worst, check_layer, comparison
 from convsqueeze.verify.probes import every_impulse, kernel_impulses, random_image, sizes

@@ -33,7 +33,7 @@ from convsqueeze import merge_file
 from convsqueeze.algebra import Conv, conv, layers
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge
-from convsqueeze.squeeze import Squeezed, recipe_layer, squeeze_one
+from convsqueeze.squeezing import Squeezed, recipe_layer, squeeze_one
 
 SUFFIXES = (".pt", ".safetensors")
 TRAINED = ("head", *(f"body.{i}" for i in range(5)), "tail")

@@ -37,7 +37,7 @@ from convsqueeze.errors import VerificationError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import module_of
 from convsqueeze.plan import make_plan
-from convsqueeze.squeeze import border_terms, recipe_layer, squeeze_one
+from convsqueeze.squeezing import border_terms, recipe_layer, squeeze_one
 from convsqueeze.verify.layer import check_layer
 
 FLAT = tuple(name for name in TABLE if name != "volume")
@@ -353,7 +353,7 @@ def test_merge_with_a_wrong_border_term_writes_nothing(
         last = list(terms)[-1]
         return {**terms, last: terms[last] * (1 + 1e-5)}
 
-    monkeypatch.setattr("convsqueeze.squeeze.border_terms", wrong)
+    monkeypatch.setattr("convsqueeze.squeezing.border_terms", wrong)
     with pytest.raises(VerificationError, match=rf"{name}: differs by .* output channel"):
         merge_file(made.original, made.pairs, tmp_path / "out.pt", growth="allow")
     assert not list(tmp_path.iterdir())

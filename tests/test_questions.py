@@ -21,7 +21,7 @@ from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
-from convsqueeze.squeeze import recipe_layer, recipe_of, squeeze
+from convsqueeze.squeezing import recipe_layer, recipe_of, squeeze
 from convsqueeze.verify import Settings, verify_plan
 
 State = dict[str, Tensor]

@@ -26,7 +26,7 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.module.border import MOST_KEPT
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.recipe import RecipeLayer
-from convsqueeze.squeeze import recipe_layer, squeeze_one
+from convsqueeze.squeezing import recipe_layer, squeeze_one
 from convsqueeze.verify.reference import reference
 
 IMAGES = {

@@ -11,7 +11,7 @@ from test_large_layers import CASES, Made, made, merged
 from torch import Tensor
 
 from convsqueeze.module import SqueezedConv, module_of
-from convsqueeze.squeeze import recipe_layer
+from convsqueeze.squeezing import recipe_layer
 from convsqueeze.verify import check_layer, effort
 from convsqueeze.verify.effort import (
     GROUPS_OF_IMAGES,

@@ -2,7 +2,7 @@
 
 `factory`: code and checkpoints; `inputs`: what a model is run on; `running`, `outputs`, `whole`,
 `layerwise`: two models on the same inputs; `verifying`: a squeezed model against its original;
-`onnx`: a whole model as ONNX, imported only where that is asked for.
+`squeeze`: all of it in one go; `onnx`: a whole model as ONNX, imported only where it is asked for.
 """
 
 from convsqueeze.models.factory import load_model, with_checkpoint
@@ -14,6 +14,7 @@ from convsqueeze.models.inputs import (
     inputs_of,
     parsed_inputs,
 )
+from convsqueeze.models.squeeze import SqueezeReport, scan_model, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
 
@@ -21,6 +22,7 @@ __all__ = [
     "Guess",
     "InputSpec",
     "Inputs",
+    "SqueezeReport",
     "WholeReport",
     "compare_models",
     "exact_parameters",
@@ -28,6 +30,8 @@ __all__ = [
     "inputs_of",
     "load_model",
     "parsed_inputs",
+    "scan_model",
+    "squeeze",
     "verify_whole",
     "with_checkpoint",
 ]

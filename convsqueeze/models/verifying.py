@@ -14,7 +14,7 @@ from convsqueeze.models.whole import Track, WholeReport, compare_models
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Plan
 from convsqueeze.recipe import Recipe
-from convsqueeze.squeeze import exact_values
+from convsqueeze.squeezing import exact_values
 from convsqueeze.surgery import plan_of
 from convsqueeze.verify import Worst
 

@@ -19,7 +19,7 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer
-from convsqueeze.squeeze import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
+from convsqueeze.squeezing import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
 

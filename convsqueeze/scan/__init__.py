@@ -1,4 +1,4 @@
-"""A model's graph -> the merges that pay, each with its place in the model, and why not the rest."""
+"""A model's graph -> the merges that pay, each with its place in it, and why not the rest."""
 
 from convsqueeze.scan.regions import Placed, Region, find_regions
 from convsqueeze.scan.scanning import LeftAlone, Scan, Scanned, scan

@@ -1,8 +1,7 @@
 """A model's graph -> a manifest of the merges that pay, and why all else is left alone."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves
 from convsqueeze.checkpoint import TensorInfo

@@ -14,15 +14,10 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, ResolvedLayer, geometry_tree, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.squeeze import recipe_differences
+from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
-from convsqueeze.surgery.places import (
-    Silenced,
-    copied,
-    encloses,
-    placement_in,
-    submodule,
-)
+from convsqueeze.surgery.modules import copied, encloses, placement_in, submodule
+from convsqueeze.surgery.places import Silenced
 
 
 class Zero(nn.Module):
@@ -63,12 +58,22 @@ def apply(
     recipe, its own code would still do a part of the merge, or the outputs differ; CheckpointError
     for the file.
     """
-    checkpoint = open_checkpoint(Path(path), key=key)
-    recipe = read_recipe(checkpoint.recipe, str(path))
+    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key))
+    if example is not None:
+        _check_example(model, squeezed, example, {merge.dtype for merge in plan.merges})
+    return squeezed
+
+
+def applied(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, Plan]:
+    """A copy of `model` with a checkpoint's squeezed layers, and the plan by which they were made.
+
+    Raises as `apply` does.
+    """
+    recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
     own = from_state_dict(model.state_dict())
     prefix, plan = own.prefix, plan_of(own, recipe)
     problems = [
-        *recipe_differences(plan, recipe, str(path)),
+        *recipe_differences(plan, recipe, str(checkpoint.path)),
         *(p for merge in plan.merges for p in module_problems(model, own, merge)),
     ]
     if problems:
@@ -79,11 +84,9 @@ def apply(
         layer = by_name[merge.into]
         module = module_of(layer, stored_tensors(layer, checkpoint))
         placed = _in_the_place_of(squeezed, own, merge, module)
-        _replace(squeezed, prefix, merge, placed)
+        _replace(squeezed, own, merge, placed)
     _load(squeezed, prefix, checkpoint)
-    if example is not None:
-        _check_example(model, squeezed, example, {merge.dtype for merge in plan.merges})
-    return squeezed
+    return squeezed, plan
 
 
 EXAMPLE_TOLERANCE = 1e-3
@@ -144,8 +147,9 @@ def _in_the_place_of(
     return placed.requires_grad_(trained)
 
 
-def _replace(model: nn.Module, prefix: str, merge: Merge, module: nn.Module) -> None:
-    placed = placement_in(model, prefix, merge)
+def _replace(model: nn.Module, own: Checkpoint, merge: Merge, module: nn.Module) -> None:
+    prefix = own.prefix
+    placed = placement_in(model, own, merge)
     for part in placed.silenced if placed is not None else ():
         model.set_submodule(prefix + part.name, _silent(part))
     for name in _dropped_modules(model, prefix, merge):

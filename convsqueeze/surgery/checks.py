@@ -3,19 +3,16 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.weight_norm import WeightNorm
+from torch import nn
 
 from convsqueeze.algebra import layers
 from convsqueeze.algebra.geometry import Axis
-from convsqueeze.algebra.sizes import merged, reach, smallest_size
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError
 from convsqueeze.manifest import BatchNormLayer
-from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
-from convsqueeze.surgery.places import copied, encloses, placement_in, submodule
-from convsqueeze.verify.reference import Run, reference
+from convsqueeze.plan import Merge, ResolvedLayer
+from convsqueeze.surgery.modules import computes, encloses, own_hooks, placement_in, submodule
 
 COMPARED = (
     nn.Conv1d,
@@ -53,13 +50,11 @@ def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
         yield from _lost(target, own, merge)
     else:
         yield from _parts_problems(model, own, merge)
-        for leaf, module in named:
-            yield from _own_forward(module, own, leaf)
 
 
 def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
     """A module that holds all the merged layers must do nothing beside them."""
-    if _computes(target, own, merge.tree):
+    if computes(target, own, merge.tree):
         return
     others = ", ".join(_other_children(target, merge))
     holds = f" It holds {others} too." if others else ""
@@ -74,38 +69,11 @@ def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer)
     """A subclass of a torch layer may do more than that layer: it is run to see."""
     if module is None or type(module) in COMPARED:
         return
-    if not _computes(module, own, leaf):
+    if not computes(module, own, leaf):
         yield (
             f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
             f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it out."
         )
-
-
-def _computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
-    """Whether a module computes what the layers do, on random images and in float64."""
-    shapes = geometry_tree(tree)
-    rank = len(merged(shapes).axes)
-    smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
-    run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
-    generator = torch.Generator().manual_seed(0)
-    for more in (0, 1):  # two sizes, for what rounds its output size another way
-        shape = (2, merged(shapes).in_channels, *(size + more for size in smallest))
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if not _agree(run, expected, x):
-            return False
-    return True
-
-
-def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
-    with torch.no_grad():
-        wanted = expected(x)
-        try:
-            found = module(x)
-        except (RuntimeError, TypeError, ValueError):
-            return False
-    if not isinstance(found, Tensor) or found.shape != wanted.shape:
-        return False
-    return bool((found - wanted).abs().max() <= 1e-9 * wanted.abs().max())
 
 
 def _other_children(target: nn.Module, merge: Merge) -> Iterator[str]:
@@ -148,9 +116,7 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
 
 def _hook_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[str]:
     """A hook on a merged layer would go with it; weight norm's own is resolved."""
-    hooks = [*getattr(module, "_forward_hooks", {}).values()]
-    hooks += getattr(module, "_forward_pre_hooks", {}).values()
-    if any(not isinstance(hook, WeightNorm) for hook in hooks):
+    if module is not None and own_hooks(module):
         yield f"{leaf.label}: has a forward hook in the model that would be lost. Remove it first."
 
 
@@ -199,26 +165,18 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
 
 
 def _parts_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
-    """Parts of the merge that the model's own code would go on doing; modules that do a part of it
-    and something else.
+    """Parts of the merge that the model's own code would go on doing, and modules that do something
+    else than the layer that they are named after.
     """
-    placed = placement_in(model, own.prefix, merge)
+    placed = placement_in(model, own, merge)
     if placed is None:
         yield from _left_in_code(merge)
         return
-    for part in placed.silenced:
-        if not isinstance(part.tree, Chain | Sum):
-            continue
-        module = submodule(model, own.prefix + part.name)
-        if module is not None and not _computes(module, own, part.tree):
-            if any(leaf.layer.name is None for leaf in leaves(part.tree)):
-                yield from _left_in_code(merge)
-                return
-            labels = ", ".join(leaf.label for leaf in leaves(part.tree))
-            yield (
-                f"{merge.into}: {part.name} holds {labels}, but computes something else in the "
-                "model. Describe what it does, or leave these layers out."
-            )
+    whole = {part.name for part in placed.silenced if isinstance(part.tree, Chain | Sum)}
+    for leaf in merge.layers:
+        name = leaf.layer.name
+        if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):
+            yield from _own_forward(submodule(model, own.prefix + name), own, leaf)
 
 
 def _left_in_code(merge: Merge) -> Iterator[str]:

@@ -4,16 +4,11 @@ Which module may be silenced follows from the shape of the merge: in a chain the
 their input on, in a sum the other branches add nothing.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic
-
-from torch import Tensor, nn
+from typing import Generic
 
 from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, leaves
-from convsqueeze.manifest import IdentityLayer
-from convsqueeze.plan import Merge, ResolvedLayer
 
 
 @dataclass(frozen=True)
@@ -58,19 +53,18 @@ class Modules(Generic[Leaf]):
 
 
 def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | None:
-    """Where a merge goes in a model, its first layers preferred; None where its code would go on
-    doing a part of the merge.
+    """Where a merge goes in a model: the module that does all of it, else its first part that has a
+    place; None where the model's code would go on doing some of it.
     """
-    if isinstance(tree, Chain | Sum):
-        for index, part in enumerate(_parts(tree)):
-            inside = placement(part, modules)
-            if inside is None:
-                continue
-            silent = _others_silenced(tree, index, modules)
-            if silent is not None:
-                return Placement(inside.into, (*inside.silenced, *silent))
     unit = modules.unit(tree)
-    return Placement(unit, ()) if unit and modules.may_take(unit) else None
+    if unit and modules.may_take(unit):
+        return Placement(unit, ())
+    for index, part in enumerate(_parts(tree)):
+        inside = placement(part, modules)
+        silent = _others_silenced(tree, index, modules) if inside else None
+        if inside is not None and silent is not None:
+            return Placement(inside.into, (*inside.silenced, *silent))
+    return None
 
 
 def silenced(
@@ -83,20 +77,17 @@ def silenced(
     """The modules of a part of a merge that passes its input on, or adds nothing; None where its
     code does some of it. `before` passes its input on in front of it.
     """
-    found: tuple[Silenced[Leaf], ...] | None = None
+    if unit := modules.unit(tree):
+        return (Silenced(unit, passes, tree, before),)
     if isinstance(tree, Chain):
-        found = _links_silenced(tree, modules, passes, before)
-    elif isinstance(tree, Sum) and passes:
-        found = _one_passes(tree, modules)
-    elif isinstance(tree, Sum):
-        found = _together(
+        return _links_silenced(tree, modules, passes, before)
+    if isinstance(tree, Sum) and passes:
+        return _one_passes(tree, modules)
+    if isinstance(tree, Sum):
+        return _together(
             silenced(way, modules, passes=False, before=before) for way in tree.branches
         )
-    elif passes and modules.is_identity(tree):
-        return ()
-    if found is None and (unit := modules.unit(tree)):
-        return (Silenced(unit, passes, tree, before),)
-    return found
+    return () if passes and modules.is_identity(tree) else None
 
 
 def _links_silenced(
@@ -112,12 +103,11 @@ def _links_silenced(
 
 
 def _others_silenced(
-    tree: Chain[Leaf] | Sum[Leaf], index: int, modules: Modules[Leaf]
+    tree: Tree[Leaf], index: int, modules: Modules[Leaf]
 ) -> tuple[Silenced[Leaf], ...] | None:
     """All parts but one: the other links pass, the other branches add nothing."""
-    passes = isinstance(tree, Chain)
     return _together(
-        silenced(part, modules, passes=passes)
+        silenced(part, modules, passes=isinstance(tree, Chain))
         for number, part in enumerate(_parts(tree))
         if number != index
     )
@@ -149,68 +139,7 @@ def _together(
     return tuple(every)
 
 
-def _parts(tree: Chain[Leaf] | Sum[Leaf]) -> tuple[Tree[Leaf], ...]:
-    return tree.links if isinstance(tree, Chain) else tree.branches
-
-
-def placement_in(model: nn.Module, prefix: str, merge: Merge) -> Placement[ResolvedLayer] | None:
-    """Where a merge goes in a model whose tensors have a prefix, by the names of its layers."""
-    if encloses(merge):
-        return Placement(merge.into, ())
-
-    def unit(tree: Tree[ResolvedLayer]) -> str | None:
-        if isinstance(tree, Chain | Sum):
-            return _enclosing(model, prefix, tree)
-        return tree.layer.name
-
-    def is_skip(leaf: ResolvedLayer) -> bool:
-        return isinstance(leaf.layer, IdentityLayer)
-
-    modules = Modules(unit, is_skip, lambda name: name == merge.into)
-    found = placement(merge.tree, modules)
-    if found is not None or _is_within(merge):
-        return found
-    silent = silenced(merge.tree, modules, passes=True)
-    return None if silent is None else Placement("", silent)
-
-
-def _is_within(merge: Merge) -> bool:
-    """Whether the module that is to take the merge belongs to it."""
-    return any(key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys)
-
-
-def _enclosing(model: nn.Module, prefix: str, tree: Tree[ResolvedLayer]) -> str | None:
-    """The smallest module that holds all tensors of these layers."""
-    names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
-    shared: list[str] = []
-    for parts in zip(*names, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    name = ".".join(shared)
-    return name if name and submodule(model, prefix + name) is not None else None
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
-    computed: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
-
-
-def submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def encloses(merge: Merge) -> bool:
-    """Whether the module `into` holds every merged layer, so that replacing it replaces all."""
-    return all(
-        key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys
-    ) and any(leaf.layer.name != merge.into for leaf in merge.layers)
+def _parts(tree: Tree[Leaf]) -> tuple[Tree[Leaf], ...]:
+    if isinstance(tree, Chain):
+        return tree.links
+    return tree.branches if isinstance(tree, Sum) else ()

@@ -24,7 +24,7 @@ from convsqueeze.algebra.sizes import output_size, period
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
-from convsqueeze.squeeze import exact_values
+from convsqueeze.squeezing import exact_values
 from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.comparison import Comparison, noise_of, run_of
 from convsqueeze.verify.effort import (

@@ -20,7 +20,7 @@ from convsqueeze.module import Source, module_of, stored_tensors
 from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
-from convsqueeze.squeeze import is_far_larger, recipe_differences, recipe_layer
+from convsqueeze.squeezing import is_far_larger, recipe_differences, recipe_layer
 from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
 from convsqueeze.verify.outcome import LayerReport, Worst

@@ -22,7 +22,7 @@ from convsqueeze.algebra.precision import SMALLEST
 from convsqueeze.algebra.tree import mapped
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
-from convsqueeze.squeeze import composed
+from convsqueeze.squeezing import composed
 from convsqueeze.verify.amplitude import Amplitudes
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF
 from convsqueeze.verify.outcome import LayerReport, Worst, judged

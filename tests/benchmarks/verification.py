@@ -25,7 +25,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import module_of
 from convsqueeze.plan import Merge, make_plan
-from convsqueeze.squeeze import exact_values, recipe_layer, squeeze_one
+from convsqueeze.squeezing import exact_values, recipe_layer, squeeze_one
 from convsqueeze.verify import LayerReport, check_layer
 
 TITLE = "time and memory of verifying a layer, beside merging it"

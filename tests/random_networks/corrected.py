@@ -23,7 +23,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
-from convsqueeze.squeeze import recipe_of, squeeze
+from convsqueeze.squeezing import recipe_of, squeeze
 
 from .manifests import Case
 from .original import NOISE, Disagreement, Original, Size, half_spacing, in_float64, places

@@ -17,7 +17,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, make_plan, planner
 from convsqueeze.plan.candidates import NOMINAL_SIZE
 from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.squeeze import Squeezed, squeeze
+from convsqueeze.squeezing import Squeezed, squeeze
 
 from . import corrected as trial
 from .corrected import (

@@ -13,7 +13,7 @@ import torch
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.plan import candidates
-from convsqueeze.squeeze import Squeezed, squeeze
+from convsqueeze.squeezing import Squeezed, squeeze
 
 from . import trial
 from .__main__ import summary

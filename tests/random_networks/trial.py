@@ -22,7 +22,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.recipe import read_recipe
-from convsqueeze.squeeze import Squeezed, recipe_of, squeeze
+from convsqueeze.squeezing import Squeezed, recipe_of, squeeze
 
 from .corrected import Corrected, check_other_sizes, check_stored_dtype, corrected
 from .manifests import Case, has_sum

@@ -1,0 +1,117 @@
+"""The modules of a model: which does what, by running it, and which has a merge's place."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from convsqueeze.algebra.sizes import merged, reach, smallest_size
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.manifest import IdentityLayer
+from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
+from convsqueeze.surgery.places import Modules, Placement, placement, silenced
+from convsqueeze.verify.reference import Run, reference
+
+
+def placement_in(
+    model: nn.Module, own: Checkpoint, merge: Merge
+) -> Placement[ResolvedLayer] | None:
+    """Where a merge goes in a model, by the names of its layers; `own` are the model's tensors."""
+    if encloses(merge):
+        return Placement(merge.into, ())
+
+    def unit(tree: Tree[ResolvedLayer]) -> str | None:
+        if isinstance(tree, Chain | Sum):
+            return _enclosing(model, own, tree)
+        return tree.layer.name
+
+    def is_skip(leaf: ResolvedLayer) -> bool:
+        return isinstance(leaf.layer, IdentityLayer)
+
+    modules = Modules(unit, is_skip, lambda name: name == merge.into)
+    found = placement(merge.tree, modules)
+    if found is not None or _is_within(merge):
+        return found
+    silent = silenced(merge.tree, modules, passes=True)
+    return None if silent is None else Placement("", silent)
+
+
+def _is_within(merge: Merge) -> bool:
+    """Whether the module that is to take the merge belongs to it."""
+    return any(key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys)
+
+
+def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> str | None:
+    """The smallest module that holds all tensors of these layers, if it does just what they do."""
+    names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
+    shared: list[str] = []
+    for parts in zip(*names, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    name = ".".join(shared)
+    module = submodule(model, own.prefix + name) if name else None
+    if module is None or any(map(own_hooks, module.modules())):
+        return None
+    return name if computes(module, own, tree) else None
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
+    computed: dict[int, Any] = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(module, computed)
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def encloses(merge: Merge) -> bool:
+    """Whether the module `into` holds every merged layer, so that replacing it replaces all."""
+    return all(
+        key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys
+    ) and any(leaf.layer.name != merge.into for leaf in merge.layers)
+
+
+def computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
+    """Whether a module computes what the layers do, on random images and in float64."""
+    shapes = geometry_tree(tree)
+    rank = len(merged(shapes).axes)
+    smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
+    run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
+    generator = torch.Generator().manual_seed(0)
+    for more in (0, 1):  # two sizes, for what rounds its output size another way
+        shape = (2, merged(shapes).in_channels, *(size + more for size in smallest))
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if not _agree(run, expected, x):
+            return False
+    return True
+
+
+def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
+    with torch.no_grad():
+        wanted = expected(x)
+        try:
+            found = module(x)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+        return False
+    return bool((found - wanted).abs().max() <= 1e-9 * wanted.abs().max())
+
+
+def own_hooks(module: nn.Module) -> bool:
+    """Whether a module calls a forward hook; weight norm's is a part of the layer."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not isinstance(hook, WeightNorm) for hook in hooks)
