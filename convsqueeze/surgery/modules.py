@@ -36,7 +36,9 @@ def placement_in(
     if found is not None or _is_within(merge):
         return found
     silent = silenced(merge.tree, modules, passes=True)
-    return None if silent is None else Placement("", silent)
+    if silent is None or any(f"{merge.into}.".startswith(f"{one.name}.") for one in silent):
+        return None
+    return Placement("", silent)
 
 
 def _is_within(merge: Merge) -> bool:
