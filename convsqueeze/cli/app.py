@@ -38,6 +38,21 @@ class GrowthChoice(StrEnum):
     allow = "allow"
 
 
+class MinimizeChoice(StrEnum):
+    """What a partition is best by."""
+
+    weights = "weights"
+    macs = "macs"
+    latency = "latency"
+
+
+class RuntimeChoice(StrEnum):
+    """What latency is measured in."""
+
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+
+
 Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
 Key = Annotated[
     str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")
@@ -151,6 +166,60 @@ def merge(
         print_merge(console, done)
         if exported:
             print_export(console, exported)
+
+
+@app.command()
+def plan(
+    model: Model,
+    pairs: Annotated[Path, typer.Option("--pairs", help="Manifest: which layers to merge.")],
+    minimize: Annotated[
+        MinimizeChoice, typer.Option(help="What a partition of the layers is best by.")
+    ] = MinimizeChoice.weights,
+    border: Annotated[
+        BorderChoice | None,
+        typer.Option(
+            help="For all entries: exact, corrected or interior at the border.", metavar="POLICY"
+        ),
+    ] = None,
+    growth: Annotated[
+        GrowthChoice, typer.Option(help="For a merge that would store more weights.")
+    ] = GrowthChoice.refuse,
+    runtime: Annotated[
+        RuntimeChoice, typer.Option(help="What latency is measured in.")
+    ] = RuntimeChoice.onnxruntime,
+    key: Key = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what merging would do, and which partition of the layers is better; writes nothing."""
+    with importing():
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.reviews import print_review, review_data
+        from convsqueeze.pipeline import review_file
+
+        latency = None
+        if minimize is MinimizeChoice.latency:
+            from convsqueeze.latency import measuring
+
+            latency = measuring(runtime.value)
+    console, errors = consoles(as_json)
+    with DelayedProgress(errors, quiet=False) as track:
+        found = review_file(
+            model,
+            pairs,
+            key=key,
+            border=border.value if border else None,
+            growth=growth.value,
+            minimize=minimize.value,
+            latency=latency,
+            track=track,
+        )
+    if as_json:
+        print_json(review_data(found))
+    print_review(console, found)
+    if found.refused is not None:
+        raise found.refused
 
 
 @app.command()
