@@ -70,6 +70,22 @@ ShardSize = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+ModelCode = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="Code that builds the whole model, as package.module:factory. It is run.",
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="With --model: an argument of its forward, as 1,3,224,224 or 1,77:int64.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
 """Heeded by `main`, which words what no command does."""
 
@@ -298,12 +314,39 @@ def export_onnx(
         list[str] | None, typer.Option("--layer", help="Only this layer; may be given again.")
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
+    model: ModelCode = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="With --model: what was squeezed, to check against."),
+    ] = None,
+    shapes: InputShapes = None,
     key: Key = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write the squeezed layers as one ONNX model, checked against torch first."""
+    """Write the squeezed layers as one ONNX model, or the whole model that has them, checked
+    against torch first.
+    """
+    if model is not None:
+        if layer:
+            raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
+        from convsqueeze.cli.whole_model import export_whole_model
+
+        export_whole_model(
+            squeezed,
+            output,
+            model,
+            checkpoint=checkpoint,
+            shapes=shapes or [],
+            opset=opset,
+            key=key,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
+    if checkpoint is not None or shapes:
+        raise typer.BadParameter("--checkpoint and --input are for a whole model: give --model.")
     with importing():
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
