@@ -20,7 +20,7 @@ from convsqueeze.latency.apart import as_onnx, in_torch, valued
 from convsqueeze.latency.cache import Key, default_folder, processor, read, write
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing, geometry_tree
-from convsqueeze.squeeze import recipe_layer
+from convsqueeze.squeezing import recipe_layer
 
 Runtime = Literal["onnxruntime", "torch"]
 ROUNDS, LEAST_NS, MOST_NS = 15, 200_000_000, 3_000_000_000
