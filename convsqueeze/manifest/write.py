@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -15,13 +16,21 @@ def document_data(document: Document) -> dict[str, Any]:
     return json.loads(document.model_dump_json(exclude_unset=True))
 
 
-def manifest_yaml(document: Document) -> str:
-    """The document as YAML, with a final line break."""
+def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str] = ()) -> str:
+    """The document as YAML, with a final line break.
+
+    `head` is a comment in front of it all, `comments` has one for each entry.
+    """
     writer = YAML()
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)
+    laid_out = _laid_out(document_data(document))
+    for index, comment in enumerate(comments):
+        laid_out["pairs"].yaml_set_comment_before_after_key(index, before=comment, indent=2)
+    if head:
+        laid_out.yaml_set_start_comment(head)
     text = io.StringIO()
-    writer.dump(_laid_out(document_data(document)), text)
+    writer.dump(laid_out, text)
     return text.getvalue()
 
 
