@@ -98,7 +98,7 @@ def scan(
         left=tuple(dict.fromkeys(left)),
         border=border,
         minimize=minimize,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=(*graph.notes, *dict.fromkeys(notes)),
     )
 
 

@@ -96,6 +96,7 @@ class Graph:
     hooked: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     read_in_vain: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[str, ...]]:
