@@ -4,8 +4,8 @@ The models run in float64 and eval mode, copies of them, so neither is touched. 
 rounding remain, and how far each moves an output is measured on these very models: float64's own,
 by moving all weights of the first by a few units of it, and that of storing merged weights, by
 moving each of those by half a unit in its last place. A difference may be `FACTOR` times what was
-measured. Where the merged weights are known before they were rounded, the second model runs with them too, and only
-the noise of float64 is granted, so that nothing hides in a coarse dtype.
+measured. Where the merged weights are known before they were rounded, the second model runs with
+them too, and only the noise of float64 is granted, so that nothing hides in a coarse dtype.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,8 @@ class WholeReport:
 
     `worst` is the output nearest to its bound with the stored weights, `before_rounding` the same
     with the merged weights in float64, where those are known. `largest` is the largest output.
-    `dtype` is the coarsest in which the models computed. `first` is the first module whose output differs, where one was found.
+    `dtype` is the coarsest in which the models computed. `first` is the first module whose output
+    differs, where one was found.
     """
 
     inputs: str

@@ -170,7 +170,8 @@ def _adds(links: tuple[Tree[Placed], ...]) -> frozenset[str]:
 
 def _also_read(graph: Graph, one: _Expression) -> str:
     """Who reads the source of an expression beside it."""
-    inside = Counter(placed.step for placed in leaves(Chain(one.links)))
+    links: Tree[Placed] = Chain(one.links)
+    inside = Counter(placed.step for placed in leaves(links))
     readers = [graph.steps[name] for name in graph.readers.get(one.source, ())]
     others = [step.label for step in readers if step.name not in inside]
     if one.source in graph.outputs:

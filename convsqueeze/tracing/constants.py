@@ -121,7 +121,7 @@ def constant_of(node: Node, constants: Constants) -> Constant | None:
     if not keys:
         values = {n: c.value for n, c in zip(tensors, inputs, strict=True) if isinstance(c, Known)}
         return _known(node, values) if len(values) == len(tensors) else Computed(())
-    made = _RULES.get(operator, lambda node, inputs: None)(node, inputs)
+    made = _RULES[operator](node, inputs) if operator in _RULES else None
     if made is None and operator in KEPT and isinstance(inputs[0], Stored):
         made = _kept(node, inputs[0])
     return made or Computed(keys)

@@ -206,7 +206,9 @@ def _keeps_channels(kernel: Layer, shape: Sequence[int]) -> bool:
     """Whether a layer with a 1x1 kernel of `shape` gives as many channels and samples as it takes,
     each group to itself.
     """
-    plain = isinstance(kernel, ConvLayer) and kernel.stride == 1 and kernel.padding in (0, "valid")
+    if not isinstance(kernel, ConvLayer):
+        return False
+    plain = kernel.stride == 1 and kernel.padding in (0, "valid")
     return plain and shape[0] == kernel.groups * shape[1]
 
 
