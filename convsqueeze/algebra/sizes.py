@@ -7,7 +7,7 @@ from functools import lru_cache, reduce
 from math import lcm
 
 from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry, add, compose
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold
+from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, mapped
 from convsqueeze.errors import GeometryError
 
 GeometryTree = Tree[Geometry]
@@ -29,6 +29,14 @@ def merged(tree: GeometryTree) -> Geometry:
         lambda links: reduce(lambda inner, outer: compose(outer, inner), links),
         lambda branches: add(*branches),
     )
+
+
+def along(tree: GeometryTree, axis: int) -> GeometryTree:
+    """The layers as they are on one axis, with one channel: all that border questions depend on.
+
+    Equal for axes, and for blocks of a network, that differ in their channels alone.
+    """
+    return mapped(tree, lambda leaf: Geometry(1, 1, (leaf.axes[axis],), 1, leaf.bias))
 
 
 def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:

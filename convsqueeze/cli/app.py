@@ -3,14 +3,32 @@
 Imports typer and what takes no time; each command imports what it needs before its work begins.
 """
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.sizes import byte_count
+from convsqueeze.cli.options import (
+    AsJson,
+    BorderPolicy,
+    Debug,
+    GrowthChoice,
+    GrowthPolicy,
+    InputShapes,
+    Key,
+    Minimize,
+    MinimizeChoice,
+    Model,
+    ModelCode,
+    Overwrite,
+    Pairs,
+    Runtime,
+    RuntimeChoice,
+    Seed,
+    ShardSize,
+    Trials,
+)
 
 app = typer.Typer(
     name="convsqueeze",
@@ -20,43 +38,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class BorderChoice(StrEnum):
-    """Border policies of `--border`."""
-
-    exact = "exact"
-    corrected = "corrected"
-    interior = "interior"
-
-
-class GrowthChoice(StrEnum):
-    """What becomes of a merge that would store more weights."""
-
-    refuse = "refuse"
-    skip = "skip"
-    allow = "allow"
-
-
-Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
-Key = Annotated[
-    str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")
-]
-Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
-ShardSize = Annotated[
-    int | None,
-    typer.Option(
-        "--max-shard-size",
-        parser=byte_count,
-        metavar="SIZE",
-        help="Write shards of at most so many bytes of values, such as 5GB, and their index.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
-"""Heeded by `main`, which words what no command does."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +63,11 @@ def _options(
 @app.command()
 def merge(
     model: Model,
-    pairs: Annotated[Path, typer.Option("--pairs", help="Manifest: which layers to merge.")],
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Manifest: which layers to merge.")
+    ] = None,
+    code: ModelCode = None,
+    shapes: InputShapes = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Default: <stem>.squeezed<suffix> beside MODEL."),
@@ -90,15 +75,8 @@ def merge(
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
     ] = None,
-    border: Annotated[
-        BorderChoice | None,
-        typer.Option(
-            help="For all entries: exact, corrected or interior at the border.", metavar="POLICY"
-        ),
-    ] = None,
-    growth: Annotated[
-        GrowthChoice, typer.Option(help="For a merge that would store more weights.")
-    ] = GrowthChoice.refuse,
+    border: BorderPolicy = None,
+    growth: GrowthPolicy = GrowthChoice.refuse,
     widen: Annotated[
         bool, typer.Option("--widen", help="Store a tensor wider whose dtype cannot hold it.")
     ] = False,
@@ -112,45 +90,176 @@ def merge(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Merge layers of a checkpoint, verify the result and write it."""
+    """Merge layers of a checkpoint, verify the result and write it: those of a manifest, or those
+    that a scan of the model's own code finds.
+    """
+    if pairs is None and code is None:
+        raise typer.BadParameter("which layers? Give a manifest (--pairs) or the code (--model).")
+    if shapes and code is None:
+        raise typer.BadParameter("--input is for the model's own code: give --model.")
     with importing():
         from convsqueeze.cli.data import merge_data
+        from convsqueeze.cli.layout import print_notes
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_export, print_merge
-        from convsqueeze.pipeline import merge_file
+        from convsqueeze.cli.tables import print_export, print_merge, print_whole
+        from convsqueeze.pipeline import in_turn, merge_file
         from convsqueeze.verify import Settings
 
-        onnx_job = None
+        if code is not None:
+            from convsqueeze.cli.scanning import code_of, manifest_from_code, whole_job
+        onnx_job = whole = None
         if onnx is not None:
             from convsqueeze.cli.onnx_job import OnnxJob
 
             onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed)
     console, errors = consoles(as_json)
+    policies = {"border": border.value if border else None, "growth": growth.value}
+    manifest: Any = pairs
     with DelayedProgress(errors, quiet=quiet) as track:
+        if code is not None:
+            own = code_of(code, shapes or [], track, model, key)
+            whole = whole_job(own, seed, track)
+            if pairs is None:
+                manifest = manifest_from_code(own, code, track, **policies)
         done = merge_file(
             model,
-            pairs,
+            manifest,
             output,
             key=key,
-            border=border.value if border else None,
-            growth=growth.value,
+            **policies,
             widen=widen,
             settings=Settings(trials, seed),
             dry_run=dry_run,
             overwrite=overwrite,
             largest_shard=max_shard_size,
-            beside=onnx_job or (lambda result, files: None),
+            beside=in_turn(whole, onnx_job),
             track=track,
         )
         exported = onnx_job.result() if onnx_job else None
+        seen = whole.report if whole else None
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
-        print_json({**merge_data(done), **onnx_data})
+        whole_data = {"whole_model": seen.to_data()} if seen else {}
+        print_json({**merge_data(done), **whole_data, **onnx_data})
     if not quiet:
         print_merge(console, done)
+        if code is not None:
+            print_notes(console, own.notes)
+        if seen:
+            print_whole(console, seen)
         if exported:
             print_export(console, exported)
+
+
+@app.command()
+def scan(
+    code: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="Code that builds the model, as package.module:factory. It is run.",
+        ),
+    ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="The model's weights: names must fit."),
+    ] = None,
+    shapes: InputShapes = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The manifest; default: standard output.")
+    ] = None,
+    minimize: Minimize = MinimizeChoice.weights,
+    border: BorderPolicy = None,
+    growth: GrowthPolicy = GrowthChoice.refuse,
+    runtime: Runtime = RuntimeChoice.onnxruntime,
+    key: Key = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Find the layers of a model that can be merged, from its own code, and write the manifest."""
+    with importing():
+        from convsqueeze.cli.layout import print_notes
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.scanning import (
+            check_output,
+            code_of,
+            latency_of,
+            print_scan,
+            scan_data,
+            write_scan,
+        )
+        from convsqueeze.models import scan_model
+        from convsqueeze.scan.writing import scan_yaml
+
+        latency = latency_of(minimize, runtime)
+    console, errors = consoles(as_json or output is None)
+    check_output(output, checkpoint, overwrite=overwrite)
+    with DelayedProgress(errors, quiet=False) as track:
+        own = code_of(code, shapes or [], track, checkpoint, key)
+        track(f"scanning {code}", 0, 0)
+        found = scan_model(
+            own.model,
+            own.inputs,
+            minimize=minimize.value,
+            border=border.value if border else "exact",
+            growth=growth.value,
+            latency=latency,
+        )
+    print_notes(errors, own.notes)
+    if output is not None:
+        write_scan(found, code, output, overwrite=overwrite)
+    if as_json:
+        print_json(scan_data(found, code, own.notes))
+    elif output is None:
+        typer.echo(scan_yaml(found, code), nl=False)
+    else:
+        print_scan(console, found, code, output)
+
+
+@app.command()
+def plan(
+    model: Model,
+    pairs: Pairs,
+    minimize: Minimize = MinimizeChoice.weights,
+    border: BorderPolicy = None,
+    growth: GrowthPolicy = GrowthChoice.refuse,
+    runtime: Runtime = RuntimeChoice.onnxruntime,
+    key: Key = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what merging would do, and which partition of the layers is better; writes nothing."""
+    with importing():
+        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.progress import DelayedProgress
+        from convsqueeze.cli.reviews import print_review, review_data
+        from convsqueeze.pipeline import review_file
+
+        latency = None
+        if minimize is MinimizeChoice.latency:
+            from convsqueeze.latency import measuring
+
+            latency = measuring(runtime.value)
+    console, errors = consoles(as_json)
+    with DelayedProgress(errors, quiet=False) as track:
+        found = review_file(
+            model,
+            pairs,
+            key=key,
+            border=border.value if border else None,
+            growth=growth.value,
+            minimize=minimize.value,
+            latency=latency,
+            track=track,
+        )
+    if as_json:
+        print_json(review_data(found))
+    print_review(console, found)
+    if found.refused is not None:
+        raise found.refused
 
 
 @app.command()
@@ -229,12 +338,39 @@ def export_onnx(
         list[str] | None, typer.Option("--layer", help="Only this layer; may be given again.")
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
+    model: ModelCode = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="With --model: what was squeezed, to check against."),
+    ] = None,
+    shapes: InputShapes = None,
     key: Key = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write the squeezed layers as one ONNX model, checked against torch first."""
+    """Write the squeezed layers as one ONNX model, or the whole model that has them, checked
+    against torch first.
+    """
+    if model is not None:
+        if layer:
+            raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
+        from convsqueeze.cli.whole_model import export_whole_model
+
+        export_whole_model(
+            squeezed,
+            output,
+            model,
+            checkpoint=checkpoint,
+            shapes=shapes or [],
+            opset=opset,
+            key=key,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        return
+    if checkpoint is not None or shapes:
+        raise typer.BadParameter("--checkpoint and --input are for a whole model: give --model.")
     with importing():
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress

@@ -24,6 +24,7 @@ from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
     from convsqueeze.export import ExportResult
     from convsqueeze.models import WholeReport
+    from convsqueeze.models.onnx import WholeExport
     from convsqueeze.pipeline import MergedFile
     from convsqueeze.plan import Merge
     from convsqueeze.plot import Plot
@@ -161,7 +162,7 @@ def print_plot(console: Console, plot: "Plot") -> None:
         console.print(f"drawn: {layers}, [bold]{file_told(plot.output)}[/]", soft_wrap=True)
 
 
-def print_export(console: Console, result: "ExportResult") -> None:
+def print_layers(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model and how near onnxruntime came to torch."""
     table = new_table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
     for one in result.layers:
@@ -170,11 +171,36 @@ def print_export(console: Console, result: "ExportResult") -> None:
         table.add_row(Text(shown(one.name), style="bold"), one.dtype, sizes, error)
     console.print(table)
     print_notes(console, result.notes)
+
+
+def print_export(console: Console, result: "ExportResult") -> None:
+    """The layers of an ONNX model, the verdict and the files."""
+    print_layers(console, result)
     console.print(
         f"[bold green]checked[/]: {_layers_are(len(result.layers))} equal to torch within rounding "
         f"in onnxruntime (opset {result.opset}, seed {result.seed})"
     )
     for path in result.files:
+        console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
+
+
+def print_whole_export(console: Console, result: "WholeExport") -> None:
+    """The squeezed layers of a whole ONNX model, its sizes, and what the checks saw."""
+    print_layers(console, result.written)
+    if result.whole is not None:
+        print_whole(console, result.whole)
+    checked = result.checked
+    for name, sizes in checked.inputs:
+        console.print(f"input {escape(name)}: {escape(' x '.join(map(str, sizes)))}")
+    print_notes(console, (*checked.notes, *result.notes))
+    shapes = ", ".join(" ".join("x".join(map(str, s)) for s in one) for one in checked.shapes)
+    console.print(
+        f"[bold green]checked[/]: onnxruntime ({checked.dtype}) gives what {result.against} gives, "
+        f"on {escape(shapes)}: {checked.worst.error:.2e} / {checked.worst.bound:.2e} (opset "
+        f"{result.written.opset}, seed {result.written.seed})",
+        soft_wrap=True,
+    )
+    for path in result.written.files:
         console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
 
 

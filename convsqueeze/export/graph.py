@@ -29,7 +29,7 @@ AXIS_NAMES = {
     2: ("height", "width"),
     3: ("depth", "height", "width"),
 }
-_ELEMENT_TYPES = {
+ELEMENT_TYPES = {
     torch.float64: TensorProto.DOUBLE,
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
@@ -77,7 +77,7 @@ def build_model(
     if not layers:
         raise OutputError("no layer to export, at least one was needed.")
     graph = helper.make_graph(
-        [node for name, layer in layers.items() for node in _layer_nodes(name, layer)],
+        [node for name, layer in layers.items() for node in layer_nodes(name, layer)],
         "squeezed layers",
         [_signal(name, layer, INPUT) for name, layer in layers.items()],
         [_signal(name, layer, OUTPUT) for name, layer in layers.items()],
@@ -113,11 +113,12 @@ def _signal(name: str, layer: SqueezedConv, end: str) -> ValueInfoProto:
     if end == OUTPUT:
         channels, prefix = geometry.out_channels, "output_"
     sizes = [f"{name}.{prefix}{axis}" for axis in AXIS_NAMES[len(geometry.axes)]]
-    element = _ELEMENT_TYPES[exported_dtype(name, layer)]
+    element = ELEMENT_TYPES[exported_dtype(name, layer)]
     return helper.make_tensor_value_info(name + end, element, [f"{name}.batch", channels, *sizes])
 
 
-def _layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
+def layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
+    """From `<name>.input` to `<name>.output`; every other value's name begins with `<name>/`."""
     nodes = Nodes(name)
     step = _linear if layer.layer.kind == "linear" else _with_border
     last = step(nodes, name + INPUT, layer)

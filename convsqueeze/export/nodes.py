@@ -129,6 +129,13 @@ def _padded_from_image(nodes: Nodes, x: str, axes: Sequence[Axis]) -> str:
     return x
 
 
+def padded(nodes: Nodes, x: str, axes: Sequence[Axis]) -> str:
+    """What the axes add around an image, or take away, and nothing else of them."""
+    x = _padded_from_image(nodes, x, axes)
+    zeros = [(a.before, a.after) if a.padding_mode == "zeros" else (0, 0) for a in axes]
+    return _padded(nodes, x, zeros, "padding")
+
+
 def _source(nodes: Nodes, x: str, dim: int, axis: Axis) -> str:
     """Which sample of the image stands at each place of the padded axis: int64 (padded_size,)."""
     size = nodes.add("Gather", nodes.add("Shape", x), nodes.integers(dim))

@@ -33,6 +33,7 @@ from convsqueeze.manifest.model import (
     SumItem,
     json_schema,
 )
+from convsqueeze.manifest.write import document_data, manifest_yaml
 
 __all__ = [
     "BORDERS",
@@ -57,12 +58,14 @@ __all__ = [
     "ScaleLayer",
     "SumEntry",
     "SumItem",
+    "document_data",
     "expand",
     "flat",
     "item_parts",
     "json_schema",
     "load_manifest",
     "manifest_from_data",
+    "manifest_yaml",
     "parse_manifest",
     "parts",
     "unbound",

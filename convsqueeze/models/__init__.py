@@ -14,7 +14,8 @@ from convsqueeze.models.inputs import (
     inputs_of,
     parsed_inputs,
 )
-from convsqueeze.models.squeeze import SqueezeReport, scan_model, squeeze
+from convsqueeze.models.job import WholeJob
+from convsqueeze.models.squeeze import SqueezeReport, manifest_of, scan_model, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
 
@@ -23,12 +24,14 @@ __all__ = [
     "InputSpec",
     "Inputs",
     "SqueezeReport",
+    "WholeJob",
     "WholeReport",
     "compare_models",
     "exact_parameters",
     "guess_inputs",
     "inputs_of",
     "load_model",
+    "manifest_of",
     "parsed_inputs",
     "scan_model",
     "squeeze",

@@ -46,13 +46,13 @@ def load_model(place: str) -> nn.Module:
         found = getattr(found, name)
     model = found if isinstance(found, nn.Module) else _called(found, place)
     if not isinstance(model, nn.Module):
-        what = f"is a {type(found).__name__}" if model is found else f"gives {_kind(model)}"
+        what = f"is of type {type(found).__name__}" if model is found else f"gives {_kind(model)}"
         raise ModelCodeError(f"{place}: {what}, a torch.nn.Module was needed. Name what builds it.")
     return model
 
 
 def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
 
 
 def _advice(found: object, name: str) -> str:

@@ -160,12 +160,10 @@ def _hooks(model: nn.Module, hear: Callable[[Call, nn.Module, Named], None]) -> 
 def _comparable(name: str, before: nn.Module, after: nn.Module) -> bool:
     """Whether a module should give the same in both: it was not merged, or holds a whole merge."""
     one, two = before.get_submodule(name), after.get_submodule(name)
-    if isinstance(two, SqueezedConv):
-        is_layer = isinstance(
-            one, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Linear
-        )
-        return any(True for _ in one.children()) and not is_layer
-    return type(one) is type(two)
+    is_layer = isinstance(
+        one, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Linear
+    )
+    return type(one) is type(two) or (any(True for _ in one.children()) and not is_layer)
 
 
 def _inside_merges(order: Sequence[Call], after: nn.Module) -> set[Call]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.manifest import Border, Manifest, manifest_from_data
+from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
 from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of
 from convsqueeze.models.verifying import verify_whole
 from convsqueeze.models.whole import WholeReport
@@ -113,9 +113,11 @@ def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     )
 
 
-def manifest_of(found: Scan) -> Manifest | None:
-    """The scan's manifest; None where nothing is worth merging."""
+def manifest_of(found: Scan, source: str = "scan") -> Manifest | None:
+    """The scan's manifest, whose entries messages place in `source`; None where nothing is worth
+    merging.
+    """
     document = found.document
     if document is None:
         return None
-    return manifest_from_data(document.model_dump(exclude_unset=True, mode="json"), "scan")
+    return manifest_from_data(document_data(document), source)

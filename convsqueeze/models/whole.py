@@ -260,7 +260,7 @@ def _notes(after: nn.Module, report: WholeReport, found: _Comparison) -> list[st
         notes.append(
             f"the model's own code computes in {report.dtype}: equal within rounding to that alone"
         )
-    unseen = [name for name in _unseen(found) if report.ok]
+    unseen = _unseen(found) if report.ok else []
     if unseen:
         notes.append(
             f"{', '.join(unseen)}: no output depends on it with these weights and inputs, so the "

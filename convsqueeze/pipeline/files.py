@@ -25,6 +25,20 @@ from convsqueeze.plan import Growth
 from convsqueeze.recipe import read_recipe
 from convsqueeze.verify import Report, Settings, verify_checkpoints
 
+Beside = Callable[[Result, NewFiles], None]
+"""What else is done with a verified result before it stands in its place; may raise."""
+
+
+def in_turn(*jobs: Beside | None) -> Beside:
+    """Every job, one after the other."""
+
+    def do(result: Result, files: NewFiles) -> None:
+        for job in jobs:
+            if job is not None:
+                job(result, files)
+
+    return do
+
 
 @dataclass(frozen=True)
 class MergedFile(MergeReport):
@@ -49,7 +63,7 @@ def merge_file(
     dry_run: bool = False,
     overwrite: bool = False,
     largest_shard: int | None = None,
-    beside: Callable[[Result, NewFiles], None] = lambda result, files: None,
+    beside: Beside = lambda result, files: None,
     track: Track = untracked,
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.

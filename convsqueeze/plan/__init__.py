@@ -14,6 +14,7 @@ from convsqueeze.plan.parts import (
 )
 from convsqueeze.plan.planner import make_plan
 from convsqueeze.plan.resolve import ResolvedLayer
+from convsqueeze.plan.review import Review, Reviewed, review
 
 __all__ = [
     "Cost",
@@ -26,9 +27,12 @@ __all__ = [
     "Plan",
     "Rejected",
     "ResolvedLayer",
+    "Review",
+    "Reviewed",
     "Timing",
     "best_partition",
     "check_memory",
     "geometry_tree",
     "make_plan",
+    "review",
 ]

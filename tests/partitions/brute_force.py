@@ -6,12 +6,11 @@ Written apart from `plan.partition`: lists all partitions and takes the cheapest
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from partitions.chains import Drawn, Item, Size, written
-
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border, manifest_from_data
 from convsqueeze.plan import Growth, Merge, make_plan
+from partitions.chains import Drawn, Item, Size, written
 
 Numbers = tuple[int, ...]
 Clock = Callable[[Merge], tuple[int, int]]
@@ -47,7 +46,9 @@ class Everything:
             total: Numbers | None = (0, 0, 0, 0, 0)
             for start, end in _runs(len(items), cuts):
                 run = items[start:end]
-                own = self.run(run, sizes[start]) if len(run) > 1 else self.item(run[0], sizes[start])
+                own = (
+                    self.run(run, sizes[start]) if len(run) > 1 else self.item(run[0], sizes[start])
+                )
                 total = None if own is None or total is None else _plus(total, own)
             if total is not None:
                 found.append(total)
@@ -59,7 +60,11 @@ class Everything:
         for groups in _set_partitions(list(items)):
             total: Numbers | None = (0, 0, 0, 0, 0)
             for group in groups:
-                own = self.merged({"sum": group}, size) if len(group) > 1 else self.item(group[0], size)
+                own = (
+                    self.merged({"sum": group}, size)
+                    if len(group) > 1
+                    else self.item(group[0], size)
+                )
                 total = None if own is None or total is None else _plus(total, own)
             if total is not None:
                 found.append(total)

@@ -37,7 +37,9 @@ class Drawn:
         kind = item.get("type", "conv")
         weight = self.tensors.get(f"{item.get('name')}.weight")
         if kind == "conv":
-            return prod(self.size_behind(item, size)) * self.tensors[item["name"] + ".weight"].numel()
+            return (
+                prod(self.size_behind(item, size)) * self.tensors[item["name"] + ".weight"].numel()
+            )
         if kind == "conv_transpose":
             positions = prod(
                 n if s > 1 else out

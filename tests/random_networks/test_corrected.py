@@ -14,7 +14,7 @@ from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import manifest_from_data
-from convsqueeze.plan import Merge, make_plan, planner
+from convsqueeze.plan import Merge, candidates, make_plan
 from convsqueeze.plan.candidates import NOMINAL_SIZE
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import Squeezed, squeeze
@@ -163,7 +163,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, change: Change, at: int = 0) -> Non
         assert changed != found, "no fault was planted"
         return changed
 
-    monkeypatch.setattr(planner, "corrections", faulty)
+    monkeypatch.setattr(candidates, "corrections", faulty)
 
 
 def each_class(change: Callable[[SizeClass], SizeClass]) -> Change:
@@ -241,7 +241,7 @@ def test_absent_places_that_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
         swapped = (subset, tuple(sorted((place, *others))))
         return replace(found, absent=(swapped, *rest))
 
-    monkeypatch.setattr(planner, "corrections", faulty)
+    monkeypatch.setattr(candidates, "corrections", faulty)
     with pytest.raises(Disagreement, match="corrected, differs"):
         examine(branches())
 
@@ -250,7 +250,7 @@ def test_a_merge_for_one_size_that_takes_others(monkeypatch: pytest.MonkeyPatch)
     case = strided()
     promised = replace(case, entry=case.entry | {"input": [34]})
     assert examine(promised).sizes == 1
-    monkeypatch.setattr(planner, "corrections", lambda tree, _: corrections(tree))
+    monkeypatch.setattr(candidates, "corrections", lambda tree, _: corrections(tree))
     with pytest.raises(Disagreement, match=r"takes .* too"):
         examine(promised)
 

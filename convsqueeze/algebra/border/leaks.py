@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Literal
 
 from convsqueeze.algebra.geometry import Axis, Geometry, common_axis, merge_axes
-from convsqueeze.algebra.sizes import GeometryTree, merged, sizes_to_examine
+from convsqueeze.algebra.sizes import GeometryTree, along, merged, sizes_to_examine
 from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.errors import GeometryError
 
@@ -61,22 +61,23 @@ def leaks(tree: GeometryTree, size: Sequence[int] | None = None) -> tuple[Leak, 
     With `size` (one number an axis) only that input counts, otherwise every size that the layers
     accept. Empty: the plain merge is exact at every pixel.
     """
-    return _leaks(tree, None if size is None else tuple(size))
+    sizes = (None,) * len(merged(tree).axes) if size is None else tuple(size)
+    return tuple(
+        replace(leak, axis=axis)
+        for axis in range(len(merged(tree).axes))
+        for leak in _leaks(along(tree, axis), sizes[axis])
+    )
 
 
 @lru_cache(maxsize=4096)
-def _leaks(tree: GeometryTree, size: tuple[int, ...] | None) -> tuple[Leak, ...]:
-    found = []
-    for axis in range(len(merged(tree).axes)):
-        if _pads_only_input(tree, axis):
-            continue
-        sizes = sizes_to_examine(tree, axis) if size is None else [size[axis]]
-        traces = {n: _trace(tree, axis, n) for n in sizes}
-        for side in ("low", "high"):
-            leak = _summary(traces, axis, side)
-            if leak is not None:
-                found.append(leak)
-    return tuple(found)
+def _leaks(tree: GeometryTree, size: int | None) -> tuple[Leak, ...]:
+    """Those of a tree with a single axis."""
+    if _pads_only_input(tree, 0):
+        return ()
+    sizes = sizes_to_examine(tree, 0) if size is None else [size]
+    traces = {n: _trace(tree, 0, n) for n in sizes}
+    found = (_summary(traces, 0, side) for side in SIDES)
+    return tuple(leak for leak in found if leak is not None)
 
 
 def _pads_only_input(tree: GeometryTree, axis: int, first: bool = True) -> bool:

@@ -33,6 +33,7 @@ from convsqueeze.algebra.border.trace import (
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import (
     GeometryTree,
+    along,
     merged,
     period,
     reach,
@@ -93,7 +94,7 @@ def _analyses(
     tree: GeometryTree, size: Sequence[int] | None
 ) -> list[tuple[AxisCorrections, AxisTaps]]:
     fixed = [None] * len(merged(tree).axes) if size is None else size
-    return [_analysis(tree, axis, n) for axis, n in enumerate(fixed)]
+    return [_analysis(along(tree, axis), 0, n) for axis, n in enumerate(fixed)]
 
 
 def _absent(subsets: Sequence[Subset], axes: Sequence[AxisTaps], what: str) -> Absent:

@@ -1,0 +1,93 @@
+"""What several commands are given: options, and the words that they may have."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convsqueeze.cli.sizes import byte_count
+
+
+class BorderChoice(StrEnum):
+    """Border policies of `--border`."""
+
+    exact = "exact"
+    corrected = "corrected"
+    interior = "interior"
+
+
+class GrowthChoice(StrEnum):
+    """What becomes of a merge that would store more weights."""
+
+    refuse = "refuse"
+    skip = "skip"
+    allow = "allow"
+
+
+class MinimizeChoice(StrEnum):
+    """What a partition is best by."""
+
+    weights = "weights"
+    macs = "macs"
+    latency = "latency"
+
+
+class RuntimeChoice(StrEnum):
+    """What latency is measured in."""
+
+    onnxruntime = "onnxruntime"
+    torch = "torch"
+
+
+Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
+Key = Annotated[
+    str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")
+]
+Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        "--max-shard-size",
+        parser=byte_count,
+        metavar="SIZE",
+        help="Write shards of at most so many bytes of values, such as 5GB, and their index.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+ModelCode = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="Code that builds the whole model, as package.module:factory. It is run.",
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="With --model: an argument of its forward, as 1,3,224,224 or 1,77:int64.",
+    ),
+]
+Pairs = Annotated[Path, typer.Option("--pairs", help="Manifest: which layers to merge.")]
+BorderPolicy = Annotated[
+    BorderChoice | None,
+    typer.Option(
+        "--border",
+        help="For all entries: exact, corrected or interior at the border.",
+        metavar="POLICY",
+    ),
+]
+GrowthPolicy = Annotated[
+    GrowthChoice, typer.Option("--growth", help="For a merge that would store more weights.")
+]
+Minimize = Annotated[
+    MinimizeChoice, typer.Option("--minimize", help="What a partition of the layers is best by.")
+]
+Runtime = Annotated[RuntimeChoice, typer.Option("--runtime", help="What latency is measured in.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
+"""Heeded by `main`, which words what no command does."""

@@ -1,0 +1,155 @@
+"""`scan`, and the scan in `merge --model`: the user's code is run, and its layers are read off."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from convsqueeze.checkpoint.disk import check_place
+from convsqueeze.checkpoint.new_files import NewFiles
+from convsqueeze.cli.layout import change_told, file_told, new_table, print_notes
+from convsqueeze.errors import PlanError
+from convsqueeze.manifest import Manifest, document_data
+from convsqueeze.models import (
+    Inputs,
+    WholeJob,
+    guess_inputs,
+    load_model,
+    manifest_of,
+    parsed_inputs,
+    scan_model,
+    with_checkpoint,
+)
+from convsqueeze.plan.wording import kernel
+from convsqueeze.scan import Scan
+from convsqueeze.scan.writing import left_lines, scan_yaml
+
+if TYPE_CHECKING:
+    from convsqueeze.cli.options import MinimizeChoice, RuntimeChoice
+    from convsqueeze.pipeline.tracking import Track
+    from convsqueeze.plan.parts import Latency
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A model from its own code: in eval mode, and what it is run on."""
+
+    model: Any
+    inputs: Inputs
+    notes: tuple[str, ...]
+
+
+def code_of(
+    place: str, shapes: list[str], track: "Track", checkpoint: Path | None, key: str | None
+) -> Code:
+    """The model that the user's code builds, with the tensors of a checkpoint if one is given."""
+    given = parsed_inputs(shapes) if shapes else None
+    track(f"running {place}", 0, 0)
+    model = load_model(place).eval()
+    if checkpoint is not None:
+        model = with_checkpoint(model, checkpoint, key)
+    if given is not None:
+        return Code(model, given, ())
+    guess = guess_inputs(model)
+    return Code(model, guess.inputs, (guess.told,))
+
+
+def latency_of(minimize: "MinimizeChoice", runtime: "RuntimeChoice") -> "Latency | None":
+    """What measures, where time is minimised."""
+    if minimize.value != "latency":
+        return None
+    from convsqueeze.latency import measuring
+
+    return measuring(runtime.value)
+
+
+def manifest_from_code(
+    code: Code, place: str, track: "Track", *, border: str | None, growth: str
+) -> Manifest:
+    """What a scan of the model would write. Raises PlanError where nothing is worth merging."""
+    track(f"scanning {place}", 0, 0)
+    found = scan_model(code.model, code.inputs, border=border or "exact", growth=growth)  # type: ignore[arg-type]
+    manifest = manifest_of(found, place)
+    if manifest is None:
+        raise PlanError(
+            [f"{place}: no layers of it are worth merging. `convsqueeze scan {place}` says why."]
+        )
+    return manifest
+
+
+def whole_job(code: Code, seed: int, track: "Track") -> WholeJob:
+    """The comparison of the whole model, beside a merge."""
+    return WholeJob(code.model, code.inputs, seed=seed, track=track)
+
+
+def check_output(output: Path | None, checkpoint: Path | None, *, overwrite: bool) -> None:
+    """Raises OutputError where the manifest cannot be written, before the user's code is run."""
+    if output is not None:
+        inputs = [] if checkpoint is None else [checkpoint]
+        check_place(output, overwrite=overwrite, inputs=inputs)
+
+
+def write_scan(found: Scan, place: str, output: Path, *, overwrite: bool) -> None:
+    """The manifest in its place, if there is anything to merge."""
+    if found.document is None:
+        return
+    with NewFiles(overwrite=overwrite) as files:
+        files.add(output, lambda file: file.write(scan_yaml(found, place).encode()))
+        files.commit()
+
+
+def print_scan(console: Console, found: Scan, place: str, output: Path) -> None:
+    """The merges that pay, in a table, what was left alone, and where the manifest is."""
+    if found.merged:
+        table = new_table(place, "layer", "kernel", "weights", "MACs", "border")
+        for merged in found.merged:
+            merge = merged.merge
+            name = Text(merge.into, style="bold")
+            name.append("\n" + "\n".join(merged.part.labels), style="not bold dim")
+            table.add_row(
+                name,
+                kernel(merge.geometry),
+                change_told(merge.weights_before, merge.weights_after),
+                change_told(merge.macs_before, merge.macs_after),
+                merge.border,
+            )
+        console.print(table)
+    for line in left_lines(found.left):
+        console.print(escape(line), style="dim", soft_wrap=True, highlight=False)
+    print_notes(console, found.notes)
+    if found.document is None:
+        console.print("Nothing to merge, nothing written.")
+    else:
+        console.print(f"[bold]{file_told(output)}[/]", soft_wrap=True)
+
+
+def scan_data(found: Scan, place: str, notes: tuple[str, ...]) -> dict[str, Any]:
+    """A scan, for --json."""
+    document = found.document
+    return {
+        "model": place,
+        "border": found.border,
+        "minimize": found.minimize,
+        "manifest": None if document is None else document_data(document),
+        "merges": [
+            {
+                "into": merged.merge.into,
+                "layers": list(merged.part.labels),
+                "weights_before": merged.merge.weights_before,
+                "weights_after": merged.merge.weights_after,
+                "macs_before": merged.merge.macs_before,
+                "macs_after": merged.merge.macs_after,
+                "macs_input_size": list(merged.merge.size),
+                "border": merged.merge.border,
+            }
+            for merged in found.merged
+        ],
+        "left": [
+            {"layers": list(one.layers), "kind": one.reason.kind, "reason": one.reason.text}
+            for one in found.left
+        ],
+        "notes": [*notes, *found.notes],
+    }

@@ -1,0 +1,9 @@
+"""How long layers take on this machine, apart and as one: what `--minimize latency` decides by.
+
+Each part is run with random weights on one random image. Knows no checkpoint and no manifest.
+"""
+
+from convsqueeze.latency.cache import default_folder
+from convsqueeze.latency.measuring import Runtime, measuring
+
+__all__ = ["Runtime", "default_folder", "measuring"]

@@ -1,0 +1,170 @@
+"""The time of a merge and of its layers apart, measured in turn, so that what slows the machine
+down for a while slows both.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.export import build_model
+from convsqueeze.latency.apart import as_onnx, in_torch, valued
+from convsqueeze.latency.cache import Key, default_folder, processor, read, write
+from convsqueeze.module import SqueezedConv, module_of
+from convsqueeze.plan import Merge, Timing, geometry_tree
+from convsqueeze.squeezing import recipe_layer
+
+Runtime = Literal["onnxruntime", "torch"]
+ROUNDS, LEAST_NS, MOST_NS = 15, 200_000_000, 3_000_000_000
+"""Rounds at least, and how long they take at least; a round begun after the most is none."""
+SURE = 0.8
+"""Share of the rounds in which the merge has to be the faster one."""
+LEAST_GAIN = 0.03
+"""Of the time apart: what is less may be noise that all rounds share."""
+
+
+def measuring(
+    runtime: Runtime = "onnxruntime",
+    *,
+    threads: int | None = None,
+    folder: Path | None = None,
+    keep: bool = True,
+) -> Callable[[Merge], Timing]:
+    """A function that times a merge against its layers, each kind of merge once.
+
+    With as many `threads` as torch would use by default. Measurements are kept in `folder` (by
+    default the user's cache) for later runs, unless `keep` is off. What a runtime has no kernels
+    for, half precision and in onnxruntime float64, is timed in float32.
+    """
+    count = threads or torch.get_num_threads()
+    place = (folder or default_folder()) if keep else None
+    known: dict[tuple[tuple[str, str], ...], Timing] = {}
+
+    def latency(merge: Merge) -> Timing:
+        key = key_of(merge, runtime, count)
+        own = tuple(sorted(key.items()))
+        found = known.get(own) or (None if place is None else read(place, key))
+        if found is None:
+            found = measured(merge, runtime, count)
+            if place is not None:
+                write(place, key, found)
+        known[own] = found
+        return found
+
+    return latency
+
+
+def key_of(merge: Merge, runtime: Runtime, threads: int) -> Key:
+    """Everything that the time of a merge depends on."""
+    return {
+        "layers": repr(geometry_tree(merge.tree)),
+        "kinds": " ".join(leaf.layer.type for leaf in merge.layers),
+        "merged": repr(merge.geometry),
+        "corrections": repr(merge.corrections),
+        "dtype": str(_dtype(merge, runtime)),
+        "size": repr(merge.size),
+        "runtime": runtime,
+        "threads": str(threads),
+        "processor": processor(),
+        "versions": " ".join(
+            f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "convsqueeze")
+        ),
+    }
+
+
+def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
+    """Time a merge and its layers now."""
+    dtype = _dtype(merge, runtime)
+    x = torch.randn((1, merge.geometry.in_channels, *merge.size), dtype=dtype)
+    layers, whole = valued(merge, dtype), squeezed(merge, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        if runtime == "torch":
+            runs = _torch_run(in_torch(layers), x), _torch_run(whole, x)
+        else:
+            runs = (
+                _onnx_run(as_onnx(layers, merge, dtype), x, threads),
+                _onnx_run(build_model({"merged": whole}), x, threads),
+            )
+        return judged(*in_turn(*runs))
+    finally:
+        torch.set_num_threads(before)
+
+
+def squeezed(merge: Merge, dtype: torch.dtype) -> SqueezedConv:
+    """The merged layer with random values, corrections and all."""
+    tensors = {name: torch.randn(shape, dtype=dtype) for name, shape in merge.tensors.items()}
+    weight = f"{merge.into}.weight"
+    if merge.geometry.is_transposed:
+        tensors[weight] = transposed_layout(tensors[weight], merge.geometry.groups).contiguous()
+    return module_of(recipe_layer(merge), tensors).requires_grad_(False)
+
+
+def in_turn(
+    apart: Callable[[], object],
+    merged: Callable[[], object],
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> tuple[list[int], list[int]]:
+    """Nanoseconds of both in each round, every other round in the other order, after a warm-up."""
+    runs = (apart, merged)
+    taken: tuple[list[int], list[int]] = ([], [])
+    for run in runs * 3:
+        run()
+    begin = clock()
+    while len(taken[0]) < ROUNDS or clock() - begin < LEAST_NS:
+        order = (0, 1) if len(taken[0]) % 2 == 0 else (1, 0)
+        for index in order:
+            start = clock()
+            runs[index]()
+            taken[index].append(clock() - start)
+        if clock() - begin > MOST_NS:
+            break
+    return taken
+
+
+def judged(before: Sequence[int], after: Sequence[int]) -> Timing:
+    """The shortest times, and whether the second is faster beyond the noise.
+
+    Whatever disturbs a run makes it longer, so the shortest of many is the nearest to the time that
+    it takes by itself, and can be held against one of another moment. Faster is what wins in most
+    rounds, and by enough in half of them.
+    """
+    times = min(before), min(after)
+    wins = sum(b > a for b, a in zip(before, after, strict=True))
+    gain = median(1 - a / b for b, a in zip(before, after, strict=True))
+    faster = wins >= SURE * len(before) and gain >= LEAST_GAIN and times[1] < times[0]
+    return Timing(*times, faster)
+
+
+def _dtype(merge: Merge, runtime: Runtime) -> torch.dtype:
+    """onnxruntime has no convolution in float64 for every rank."""
+    double = merge.dtype == torch.float64 and runtime == "torch"
+    return torch.float64 if double else torch.float32
+
+
+def _torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    def timed() -> Tensor:
+        with torch.inference_mode():
+            return run(x)
+
+    return timed
+
+
+def _onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)

@@ -1,0 +1,53 @@
+"""A manifest as YAML that `load_manifest` reads again: a layer a line, no defaults."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from convsqueeze.manifest.model import Document
+
+
+def document_data(document: Document) -> dict[str, Any]:
+    """The document as plain data, what nobody set left out."""
+    return json.loads(document.model_dump_json(exclude_unset=True))
+
+
+def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str] = ()) -> str:
+    """The document as YAML, with a final line break.
+
+    `head` is a comment in front of it all, `comments` has one for each entry.
+    """
+    writer = YAML()
+    writer.width = 4096
+    writer.indent(mapping=2, sequence=4, offset=2)
+    laid_out = _laid_out(document_data(document))
+    for index, comment in enumerate(comments):
+        laid_out["pairs"].yaml_set_comment_before_after_key(index, before=comment, indent=2)
+    if head:
+        laid_out.yaml_set_start_comment(head)
+    text = io.StringIO()
+    writer.dump(laid_out, text)
+    return text.getvalue()
+
+
+def _laid_out(node: Any) -> Any:
+    """What holds no layers goes on one line."""
+    if isinstance(node, dict):
+        mapping = CommentedMap({key: _laid_out(value) for key, value in node.items()})
+        if not _holds_layers(node):
+            mapping.fa.set_flow_style()
+        return mapping
+    if isinstance(node, list):
+        sequence = CommentedSeq([_laid_out(value) for value in node])
+        if not any(isinstance(value, dict) for value in node):
+            sequence.fa.set_flow_style()
+        return sequence
+    return node
+
+
+def _holds_layers(node: dict[str, Any]) -> bool:
+    return any(key in node for key in ("pairs", "chain", "sum", "first"))

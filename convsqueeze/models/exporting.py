@@ -1,0 +1,133 @@
+"""A squeezed model through torch's exporter, with as many sizes left open as its code allows."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+from onnx import GraphProto, ModelProto, helper
+from torch import Tensor, nn
+from torch.export import Dim
+
+from convsqueeze.checkpoint import RECIPE_KEY
+from convsqueeze.errors import OutputError
+from convsqueeze.export.opsets import ir_version
+from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.standins import inlined, put_stand_ins
+from convsqueeze.surgery.modules import copied
+
+BATCH = 2
+"""Of the inputs that are traced: a size of 1 would be taken for a constant."""
+NAMES = {
+    2: ("batch", "length"),
+    3: ("batch", "channels", "length"),
+    4: ("batch", "channels", "height", "width"),
+    5: ("batch", "channels", "depth", "height", "width"),
+}
+"""Of the sizes of an input of so many dimensions."""
+
+
+def exports(
+    squeezed: nn.Module, inputs: Inputs, opset: int, recipe_json: str | None = None
+) -> Iterator[ModelProto]:
+    """Models with every size open that the code leaves open, then with the batch alone, then with
+    the sizes that were given; those that torch can export. Raises OutputError where it can none.
+    """
+    stood, layers = put_stand_ins(copied(squeezed).cpu().eval().requires_grad_(False))
+    several = inputs.resized([_several(spec.shape) for spec in inputs.tensors])
+    count, failure = 0, None
+    for given, opened in ((several, None), (several, 1), (inputs, 0)):
+        try:
+            made = _exported(stood, given.first(), opened, opset)
+        except Exception as error:  # noqa: BLE001  the user's code and the exporter's
+            failure = error
+            continue
+        count += 1
+        yield _finished(inlined(made, layers), opset, recipe_json)
+    if not count:
+        text = " ".join(str(_root(failure)).split())[:300]
+        raise OutputError(
+            f"{type(squeezed).__name__}: torch's exporter does not take the model "
+            f"({type(_root(failure)).__name__}: {text}). Change what it names in the model's code, "
+            "or export the layers alone: leave --model away."
+        ) from failure
+
+
+def _several(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(shape) if not shape or shape[0] != 1 else (BATCH, *shape[1:])
+
+
+def _root(error: BaseException | None) -> BaseException | None:
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _exported(
+    model: nn.Module, arguments: tuple[Any, ...], opened: int | None, opset: int
+) -> ModelProto:
+    """`opened`: how many sizes of each tensor may be open, from the first on; None: all."""
+    shapes = tuple(
+        dict.fromkeys(range(one.ndim if opened is None else min(opened, one.ndim)), Dim.AUTO)
+        if isinstance(one, Tensor)
+        else None
+        for one in arguments
+    )
+    with _quietly(), torch.no_grad():
+        program = torch.onnx.export(
+            model,
+            arguments,
+            dynamo=True,
+            dynamic_shapes=shapes if opened != 0 else None,
+            opset_version=opset,
+            verbose=False,
+        )
+    if program is None:
+        raise OutputError("torch's exporter gave nothing.")
+    made: ModelProto = program.model_proto
+    return made
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the exporter's own progress and advice, which is for those who write exporters."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _finished(model: ModelProto, opset: int, recipe_json: str | None) -> ModelProto:
+    model.ir_version = ir_version(opset)
+    model.graph.name = "squeezed model"
+    _name_sizes(model.graph)
+    if recipe_json is not None:
+        helper.set_model_props(model, {RECIPE_KEY: recipe_json})
+    return model
+
+
+def _name_sizes(graph: GraphProto) -> None:
+    """`height` and not `s53`, also where it stands in the size of an output."""
+    names: dict[str, str] = {}
+    for value in graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        for index, size in enumerate(sizes):
+            if size.dim_param and size.dim_param not in names:
+                usual = NAMES.get(len(sizes), ())
+                name = usual[index] if index < len(usual) else f"size_{index}"
+                taken = name in names.values()
+                names[size.dim_param] = f"{value.name}_{name}" if taken else name
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(
+                    r"\w+", lambda found: names.get(found[0], found[0]), size.dim_param
+                )

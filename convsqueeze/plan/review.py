@@ -1,0 +1,171 @@
+"""A manifest held against the best partition of each of its entries.
+
+Knows what is better and how to write it; what becomes of a manifest that cannot be merged as it is
+given is for the plan.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.errors import ManifestError, PlanError
+from convsqueeze.manifest import (
+    Border,
+    ChainEntry,
+    Document,
+    Entry,
+    Manifest,
+    SumEntry,
+    expand,
+    flat,
+    unbound,
+)
+from convsqueeze.manifest.expand import Binding
+from convsqueeze.plan.model import Growth
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.parts import Cost, Latency, Merged, Minimize, Part, Partition
+from convsqueeze.plan.pricing import cost_merged, items_of
+
+NOISE = 0.05
+"""Share of the time of the layers apart by which a partition has to be faster than another."""
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """One entry without placeholders, at `place`, and its best partition."""
+
+    place: str
+    index: int
+    binding: Binding
+    partition: Partition
+
+    @property
+    def given(self) -> Cost | None:
+        """What the entry costs as it is given; None where it is not merged so."""
+        whole = self.partition.given
+        return cost_merged(whole) if isinstance(whole, Merged) else None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the partition is less than what is given, or all that there is."""
+        best, minimize = self.partition, self.partition.minimize
+        if self.given is None:
+            return bool(best.merged) or not self.is_refused
+        noise = 0.0
+        if isinstance(best.given, Merged) and best.given.timing is not None:
+            noise = NOISE * best.given.timing.before
+        return best.after.under(minimize) < self.given.under(minimize) - noise
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the whole is no merge; one that only takes no less time is one."""
+        whole = self.partition.given
+        return not isinstance(whole, Merged) and whole.cause != "time"
+
+
+@dataclass(frozen=True)
+class Review:
+    """What is better than a manifest, entry by entry.
+
+    `better` is the manifest with those entries replaced, None where none is better or where nothing
+    is worth merging at all.
+    """
+
+    minimize: Minimize
+    entries: tuple[Reviewed, ...]
+    better: Document | None
+
+    @property
+    def improved(self) -> tuple[Reviewed, ...]:
+        return tuple(one for one in self.entries if one.is_better)
+
+
+def review(
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    *,
+    border: Border | None = None,
+    growth: Growth = "refuse",
+    minimize: Minimize = "weights",
+    latency: Latency | None = None,
+) -> Review:
+    """The best partition of every entry, those left out whose layers are not sound.
+
+    Policies as for `make_plan`, the rest as for `best_partition`.
+    """
+    found: list[Reviewed] = []
+    replaced: list[Entry] = []
+    for index, entry in enumerate(manifest.document.pairs):
+        own = []
+        for binding, bound in _expanded(entry, checkpoint):
+            suffix = " (" + ", ".join(f"{k}={v}" for k, v in binding) + ")" if binding else ""
+            place = manifest.where(index) + suffix
+            policy = border or bound.border or manifest.document.border
+            try:
+                partition = best_partition(
+                    bound,
+                    checkpoint.tensors,
+                    place=place,
+                    border=policy,
+                    growth=growth,
+                    minimize=minimize,
+                    latency=latency,
+                )
+            except PlanError:
+                continue
+            own.append(Reviewed(place, index, binding, partition))
+        found += own
+        replaced += _replaced(entry, own, list(checkpoint.tensors))
+    better = None
+    if replaced and any(one.is_better for one in found):
+        better = manifest.document.model_copy(update={"pairs": tuple(replaced)})
+    return Review(minimize, tuple(found), better)
+
+
+def _expanded(entry: Entry, checkpoint: Checkpoint) -> Iterator[tuple[Binding, Entry]]:
+    try:
+        entries = expand(entry, list(checkpoint.tensors)).entries
+    except ManifestError:
+        return
+    for binding, bound in entries:
+        if not unbound(bound):
+            yield binding, bound
+
+
+def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> list[Entry]:
+    """The entries in place of one: itself, its parts with its placeholders, or all written out."""
+    if not own:
+        return []
+    if not any(one.is_better for one in own):
+        return [] if all(one.is_refused for one in own) else [entry]
+    parts = [one.partition.entries for one in own]
+    first = [merged.part for merged in own[0].partition.merged]
+    templates = [_at(flat(entry), part) for part in first]
+    if all(_stands_for(t, n, own, names) for n, t in enumerate(templates)) and (
+        len({len(p) for p in parts}) == 1
+    ):
+        return list(templates)
+    return [part for entries in parts for part in entries]
+
+
+def _stands_for(
+    template: Entry, number: int, own: Sequence[Reviewed], names: Sequence[str]
+) -> bool:
+    """Whether a part with placeholders is that part of every one, and of nothing else."""
+    wanted = [
+        (one.binding, entry) for one in own for entry in one.partition.entries[number : number + 1]
+    ]
+    return list(expand(template, names).entries) == wanted
+
+
+def _at(entry: ChainEntry | SumEntry, part: Part) -> Entry:
+    """The same part of an entry with placeholders."""
+    holder: Entry | object = entry
+    for index in part.within:
+        holder = items_of(holder)[index]  # type: ignore[arg-type]
+    items = items_of(holder)  # type: ignore[arg-type]
+    key = "chain" if isinstance(part.entry, ChainEntry) else "sum"
+    kept = {name: getattr(part.entry, name) for name in part.entry.model_fields_set - {key}}
+    if part.whole:
+        kept = {name: getattr(entry, name) for name in entry.model_fields_set - {key}}
+    return type(part.entry).model_validate({key: tuple(items[i] for i in part.indices), **kept})
