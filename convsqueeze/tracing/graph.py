@@ -93,7 +93,8 @@ class Graph:
     `inputs` are values that enter, with their shapes. `hooked` are modules that call a hook of the
     user's, `tied` stored tensors that are one in memory: each by the first of its names, and
     `read_in_vain` values that the model's code reads though no output depends on it, each with its
-    reader.
+    reader. `kept` are stored tensors that have to stay, each with the reason, and `notes` tell what
+    the graph does not hold for.
     """
 
     steps: Mapping[str, Step]
@@ -102,6 +103,8 @@ class Graph:
     hooked: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     read_in_vain: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[str, ...]]:
