@@ -86,7 +86,7 @@ class RecipeLayer(_Value):
             weights_after=geometry.weights + (corrections.weights(geometry) if corrections else 0),
             output_stride=steps if stepped else None,
             corrections=corrections,
-            widened=dict(widened) if widened else None,  # type: ignore[arg-type]
+            widened=dict(widened) if widened else None,
         )
 
     def axes(self) -> tuple[Axis, ...]:

@@ -114,7 +114,7 @@ def merge(
 
             onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed)
     console, errors = consoles(as_json)
-    policies = {"border": border.value if border else None, "growth": growth.value}
+    policies: Any = {"border": border.value if border else None, "growth": growth.value}
     manifest: Any = pairs
     with DelayedProgress(errors, quiet=quiet) as track:
         if code is not None:

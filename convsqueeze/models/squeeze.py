@@ -67,11 +67,12 @@ def squeeze(
     Raises TracingError where the model's code cannot be followed, ModelInputError where an example
     is needed, VerificationError where the two models differ by more than rounding.
     """
+    notes: tuple[str, ...] = ()
     if example_inputs is None:
         guess = guess_inputs(model)
         inputs, notes = guess.inputs, (guess.told,)
     else:
-        inputs, notes = inputs_of(example_inputs), ()
+        inputs = inputs_of(example_inputs)
     found = scan_model(
         model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
     )

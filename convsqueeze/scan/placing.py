@@ -56,10 +56,8 @@ class Placing:
         return frozenset(layers) | frozenset(_adds(tree))
 
     def _layers_of(self, name: str) -> int:
-        tree = self._graph.steps[name].tree
-        if tree is None:
-            return 0
-        return sum(not isinstance(layer, IdentityLayer) for layer in leaves(tree))
+        layers = self._graph.steps[name].layers
+        return sum(not isinstance(layer, IdentityLayer) for layer in layers)
 
     @cached_property
     def _within(self) -> dict[str, frozenset[str]]:

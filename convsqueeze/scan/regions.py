@@ -170,7 +170,8 @@ def _adds(links: tuple[Tree[Placed], ...]) -> frozenset[str]:
 
 def _also_read(graph: Graph, one: _Expression) -> str:
     """Who reads the source of an expression beside it."""
-    inside = Counter(placed.step for placed in leaves(Chain(one.links)))
+    links: Tree[Placed] = Chain(one.links)
+    inside = Counter(placed.step for placed in leaves(links))
     readers = [graph.steps[name] for name in graph.readers.get(one.source, ())]
     others = [step.label for step in readers if step.name not in inside]
     if one.source in graph.outputs:
@@ -184,35 +185,32 @@ def unusable(graph: Graph) -> Iterator[tuple[str, Reason]]:
     """
     users: dict[str, list[Step]] = {}
     for step in graph.steps.values():
-        for key in step.keys:
-            users.setdefault(graph.tied.get(key, key), []).append(step)
+        for key in dict.fromkeys(step.keys):
+            users.setdefault(key, []).append(step)
     for step in graph.steps.values():
-        if step.place in graph.hooked and step.place:
-            yield step.name, Reason("hook", f"{step.place} calls a forward hook")
+        if step.tree is None:
             continue
-        for key in step.keys:
-            others = users[graph.tied.get(key, key)]
-            if len(others) > 1:
-                yield step.name, _shared(graph, step, key, others)
-                break
-        else:
-            if shared := [key for key in step.keys if key in graph.tied]:
-                yield step.name, Reason("tied", f"{shared[0]} is tied to {_twin(graph, shared[0])}")
+        if step.place in graph.hooked and step.place:
+            yield step.name, Reason("hook", f"{step.place} calls a hook")
+        elif reasons := [*_shared(graph, step, users)]:
+            yield step.name, reasons[0]
 
 
-def _shared(graph: Graph, step: Step, key: str, others: list[Step]) -> Reason:
-    keys = {
-        k for one in others for k in one.keys if graph.tied.get(k, k) == graph.tied.get(key, key)
-    }
-    if len(keys) > 1:
-        twins = " and ".join(sorted(keys))
-        return Reason("tied", f"{twins} are one tensor (tied weights)")
-    return Reason("used twice", f"{step.label} is called {len(others)} times")
-
-
-def _twin(graph: Graph, key: str) -> str:
-    first = graph.tied[key]
-    return next(name for name, other in graph.tied.items() if other == first and name != key)
+def _shared(graph: Graph, step: Step, users: Mapping[str, list[Step]]) -> Iterator[Reason]:
+    """Why the tensors of a step are not its own."""
+    for key in step.keys:
+        if key in graph.tied:
+            first = graph.tied[key]
+            twins = sorted(name for name, other in graph.tied.items() if other == first)
+            yield Reason("tied", f"{' and '.join(twins)} are one tensor (tied weights)")
+        others = [one for one in users[key] if one is not step]
+        if any(one.label != step.label for one in others):
+            labels = dict.fromkeys(one.label for one in others if one.label != step.label)
+            yield Reason("read elsewhere", f"{' and '.join(labels)} reads {key} too")
+        elif others:
+            yield Reason("used twice", f"{step.label} is called {len(others) + 1} times")
+        if key in graph.kept:
+            yield Reason("read elsewhere", f"{key}: {graph.kept[key]}")
 
 
 def _sealed(graph: Graph) -> Iterator[tuple[str, Reason]]:
@@ -231,5 +229,5 @@ def _sealed(graph: Graph) -> Iterator[tuple[str, Reason]]:
             read = {call.id: call.name for call in graph.steps[name].calls}
             crossed = {*made.items()} ^ {*read.items()}
             if seen := sorted(module for _, module in crossed if module in graph.hooked):
-                yield value, Reason("hook", f"{seen[0]} calls a forward hook that sees it")
+                yield value, Reason("hook", f"{seen[0]} calls a hook that sees it")
                 break

@@ -1,6 +1,6 @@
 """A model's graph -> a manifest of the merges that pay, and why all else is left alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves
@@ -90,7 +90,10 @@ def scan(
     ]
     chosen.sort(key=lambda pair: _saved(pair[0], minimize), reverse=True)
     left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.unsound)
-    notes = (note for one in scanned if one.partition for note in one.partition.notes)
+    notes = [
+        *graph.notes,
+        *(note for one in scanned if one.partition for note in one.partition.notes),
+    ]
     return Scan(
         scanned=scanned,
         merged=tuple(merged for merged, _ in chosen),
@@ -98,7 +101,7 @@ def scan(
         left=tuple(dict.fromkeys(left)),
         border=border,
         minimize=minimize,
-        notes=(*graph.notes, *dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -245,9 +248,26 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            layers = leaves(_part_of(one.region, rejected.part))
-            if sum(map(_has_tensors, layers)) > 1:
+            part = tuple(leaves(_part_of(one.region, rejected.part)))
+            if sum(map(_has_tensors, part)) > 1:
                 yield LeftAlone(rejected.part.labels, _reason(rejected))
+            elif rejected.cause == "veto" and (around := _around(one.region, part)):
+                yield LeftAlone(around, _reason(rejected))
+
+
+def _around(region: Region, part: Sequence[Placed]) -> tuple[str, str] | None:
+    """The nearest layers with tensors on both sides of what in a part has none."""
+    layers = region.layers
+    places = [
+        place
+        for place, placed in enumerate(layers)
+        if any(placed is one for one in part) and not _has_tensors(placed)
+    ]
+    if not places:
+        return None
+    before = [one.layer.label for one in layers[: places[0]] if _has_tensors(one)]
+    behind = [one.layer.label for one in layers[places[-1] + 1 :] if _has_tensors(one)]
+    return (before[-1], behind[0]) if before and behind else None
 
 
 def _has_tensors(placed: Placed) -> bool:
@@ -281,21 +301,32 @@ MOST_BETWEEN = 8
 
 
 def _followers(graph: Graph, value: str) -> Iterator[str]:
-    """The labels of the layers that read a value, or what operators of one value make of it."""
+    """The labels of the layers that read a value, what one operator makes of it (with others, it
+    may be), or operators of one value make of that.
+    """
     seen, now = {value}, [value]
-    for _ in range(MOST_BETWEEN):
+    for distance in range(MOST_BETWEEN):
         behind: list[str] = []
         for name in (name for value in now for name in graph.readers.get(value, ())):
             step = graph.steps[name]
             if step.keys and step.tree is not None:
                 yield step.label
-            elif len(step.inputs) == 1 and name not in seen:
+            elif (len(step.inputs) == 1 or distance == 0) and name not in seen:
                 seen.add(name)
                 behind.append(name)
         now = behind
+
+
+WITH_KERNEL = frozenset(
+    ["linear", *(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))]
+)
+"""Operators that are layers but for what they are given."""
 
 
 def _alone(graph: Graph) -> Iterator[LeftAlone]:
     """Layers that no region may hold."""
     for name, reason in unusable(graph):
         yield LeftAlone((graph.steps[name].label,), reason)
+    for step in graph.steps.values():
+        if step.opaque is not None and step.keys and step.operator in WITH_KERNEL:
+            yield LeftAlone((step.label,), step.opaque)

@@ -47,6 +47,7 @@ def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
             "Merge into the name of a module that the model calls."
         )
     elif encloses(merge):
+        yield from _hooks_lost(target, merge)
         yield from _lost(target, own, merge)
     else:
         yield from _parts_problems(model, own, merge)
@@ -117,7 +118,17 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
 def _hook_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[str]:
     """A hook on a merged layer would go with it; weight norm's own is resolved."""
     if module is not None and own_hooks(module):
-        yield f"{leaf.label}: has a forward hook in the model that would be lost. Remove it first."
+        yield f"{leaf.label}: has a hook in the model that would be lost. Remove it first."
+
+
+def _hooks_lost(target: nn.Module, merge: Merge) -> Iterator[str]:
+    """Hooks in a module that is replaced as a whole, on others than the merged layers."""
+    layers = {leaf.layer.name for leaf in merge.layers}
+    for name, module in target.named_modules(prefix=merge.into):
+        if own_hooks(module) and name not in layers:
+            yield (
+                f"{merge.into}: {name} has a hook in the model that would be lost. Remove it first."
+            )
 
 
 def _order_problems(model: nn.Module, prefix: str, merge: Merge) -> Iterator[str]:

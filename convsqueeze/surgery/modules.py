@@ -114,6 +114,9 @@ def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
 
 
 def own_hooks(module: nn.Module) -> bool:
-    """Whether a module calls a forward hook; weight norm's is a part of the layer."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    """Whether a module calls a hook; weight norm's is a part of the layer."""
+    hooks = [
+        *(*module._forward_hooks.values(), *module._forward_pre_hooks.values()),
+        *(*module._backward_hooks.values(), *module._backward_pre_hooks.values()),
+    ]
     return any(not isinstance(hook, WeightNorm) for hook in hooks)

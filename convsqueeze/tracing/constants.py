@@ -121,8 +121,8 @@ def constant_of(node: Node, constants: Constants) -> Constant | None:
     if not keys:
         values = {n: c.value for n, c in zip(tensors, inputs, strict=True) if isinstance(c, Known)}
         return _known(node, values) if len(values) == len(tensors) else Computed(())
-    made = _RULES.get(operator, lambda node, inputs: None)(node, inputs)
-    if made is None and operator in KEPT and isinstance(inputs[0], Stored):
+    made = _RULES[operator](node, inputs) if operator in _RULES else None
+    if made is None and operator in KEPT and isinstance(inputs[0], Stored) and _holds(node):
         made = _kept(node, inputs[0])
     return made or Computed(keys)
 
@@ -188,6 +188,12 @@ def _kept(node: Node, one: Stored) -> Stored | None:
     if operator_of(node) in ("expand", "repeat") and _spreads(one.shape, shape):
         return replace(one, shape=shape, spread=True)
     return None
+
+
+def _holds(node: Node) -> bool:
+    """Whether the result's dtype holds every number of what comes in."""
+    before, after = (one.meta["val"].dtype for one in (node.all_input_nodes[0], node))
+    return torch.promote_types(before, after) == after
 
 
 def _spreads(before: Sequence[int], after: Sequence[int]) -> bool:

@@ -2,9 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import Node
 
 from convsqueeze.errors import TracingError
+from convsqueeze.tracing.watched import watched
+
+TORCH = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +24,15 @@ class Exported:
     """The functional `program`, and what is read for nothing: a node of the graph before, and the
     one that reads it though no output depends on that.
 
-    The model's code goes on calling the module of such a reader, on a value that must stay.
+    The model's code goes on calling the module of such a reader, on a value that must stay; so must
+    the stored tensors `kept`, by name, which are read so too, or which the code changes. `notes`
+    tell what the graph does not hold for.
     """
 
     program: ExportedProgram
     read_in_vain: tuple[tuple[Node, Node], ...]
+    kept: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
@@ -38,7 +46,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
     failed: list[Exception] = []
     for shapes in (_open(arguments), None):
         try:
-            return _functional(model, arguments, shapes)
+            return _functional(watched(model), arguments, shapes)
         except Exception as error:  # noqa: BLE001 - the model's own code, and torch's on it
             failed.append(error)
     raise TracingError(_told(failed[-1])) from failed[-1]
@@ -49,7 +57,12 @@ def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Expor
         warnings.simplefilter("ignore")
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         in_vain = tuple(_read_in_vain(program))
-        return Exported(program.run_decompositions({}), in_vain)
+        kept = dict(_kept_in_vain(program))
+        notes = tuple(_size_notes(program, is_open=shapes is not None))
+        functional = program.run_decompositions({})
+    for name in functional.graph_signature.buffers_to_mutate.values():
+        kept.setdefault(name, "the model's code changes it")
+    return Exported(functional, in_vain, kept, notes)
 
 
 @contextmanager
@@ -63,12 +76,28 @@ def _without_log() -> Iterator[None]:
         logging.disable(before)
 
 
-def _read_in_vain(program: ExportedProgram) -> list[tuple[Node, Node]]:
-    """Nodes that an output or a mutation depends on, with those readers on which none does."""
+def _needed(program: ExportedProgram) -> set[Node]:
+    """Nodes that an output or a mutation depends on."""
     needed: set[Node] = set()
     for node in reversed(program.graph.nodes):
         if node.op == "output" or _mutates(node) or node in needed:
             needed |= {node, *node.all_input_nodes}
+    return needed
+
+
+def _kept_in_vain(program: ExportedProgram) -> Iterator[tuple[str, str]]:
+    """Stored tensors that code reads on which nothing depends."""
+    needed = _needed(program)
+    stored = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
+    for node in program.graph.nodes:
+        target = stored.get(node.name) if node.op == "placeholder" else None
+        if target and any(reader not in needed for reader in node.users):
+            yield target, "the model's code reads it too, for nothing"
+
+
+def _read_in_vain(program: ExportedProgram) -> list[tuple[Node, Node]]:
+    """Nodes that an output or a mutation depends on, with those readers on which none does."""
+    needed = _needed(program)
     return [
         (value, node)
         for node in program.graph.nodes
@@ -90,6 +119,45 @@ def _open(inputs: Sequence[Any]) -> ShapesCollection:
         if isinstance(value, Tensor):
             shapes[value] = dict.fromkeys(range(value.ndim), Dim.AUTO)
     return shapes
+
+
+MOST_PLACES = 3
+"""So many lines of the model's code are told in a note."""
+
+
+def _size_notes(program: ExportedProgram, *, is_open: bool) -> Iterator[str]:
+    """Where the model's own code took a path by the size of its input."""
+    if not is_open:
+        yield (
+            "torch could not follow the model's code for inputs of any size, so what was found "
+            "holds for the size of the example"
+        )
+        return
+    places = list(dict.fromkeys(_places(program)))
+    if places:
+        told = ", ".join(places[:MOST_PLACES]) + (", ..." if len(places) > MOST_PLACES else "")
+        yield (
+            f"the model's code looks at the size of its input ({told}): what was found holds for "
+            "sizes for which it does what it does for the example's"
+        )
+
+
+def _places(program: ExportedProgram) -> Iterator[str]:
+    """Lines outside torch that asked something of a size that was open."""
+    for guard in _guards(program):
+        frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+        path = getattr(frame, "filename", None)
+        if path is not None and not Path(path).is_relative_to(TORCH):
+            yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
+
+
+def _guards(program: ExportedProgram) -> Sequence[Any]:
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for size in value.shape if isinstance(value, Tensor) else ():
+            if isinstance(size, torch.SymInt):
+                return size.node.shape_env.guards
+    return ()
 
 
 def _told(error: Exception) -> str:

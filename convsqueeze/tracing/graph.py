@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from convsqueeze.algebra.tree import Tree, leaves
+from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.manifest import Layer
 
 ReasonKind = Literal[
@@ -73,10 +73,16 @@ class Step:
         return self.calls[-1].name if self.calls else ""
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that it is, in order."""
+        tree: Tree[Layer] = self.tree if self.tree is not None else Chain(())
+        return tuple(leaves(tree))
+
+    @property
     def label(self) -> str:
         """What messages call it: its layers, or the operator and the module that runs it."""
         if self.tree is not None:
-            return " + ".join(dict.fromkeys(layer.label for layer in leaves(self.tree)))
+            return " + ".join(dict.fromkeys(layer.label for layer in self.layers))
         return f"{self.operator} in {self.place}" if self.place else self.operator
 
 
@@ -87,7 +93,8 @@ class Graph:
     `inputs` are values that enter, with their shapes. `hooked` are modules that call a hook of the
     user's, `tied` stored tensors that are one in memory: each by the first of its names, and
     `read_in_vain` values that the model's code reads though no output depends on it, each with its
-    reader.
+    reader. `kept` are stored tensors that have to stay, each with the reason, and `notes` tell what
+    the graph does not hold for.
     """
 
     steps: Mapping[str, Step]
@@ -96,6 +103,7 @@ class Graph:
     hooked: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     read_in_vain: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @cached_property

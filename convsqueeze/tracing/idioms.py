@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from convsqueeze.tracing.constants import Constant, Stored, bound, operator_of, shape_of
+from convsqueeze.tracing.constants import Constant, Known, Stored, bound, operator_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def _pasted(node: Node, constants: Mapping[Node, Constant]) -> Ringed | None:
         value = bound(value)["src"]
     if padding[:2] != [(0, 0), (0, 0)] or value in constants:
         return None
-    bias = constants.get(bound(value).get("bias")) if _is_pointwise(value) else None
+    taken = bound(value).get("bias") if _is_pointwise(value) else None
+    bias = constants.get(taken) if isinstance(taken, Node) else None
     same = isinstance(bias, Stored) and bias.key == filled.key and filled.factor == 1.0
     channels = (1, shape[1], *(1,) * (len(shape) - 2))
     ends = _as_map(filled, constants, ring) == channels
@@ -109,16 +110,21 @@ def _padded_around(node: Node, constants: Mapping[Node, Constant]) -> Ringed | N
 
 def _is_of_zero(of_zero: Node, value: Node, constants: Mapping[Node, Constant]) -> bool:
     """Whether both are the same norm, one of them of zeros of one sample an axis."""
-    norms = []
-    for node in (of_zero, value):
-        if operator_of(node) != "getitem" or node.args[1] != 0:
-            return False
-        norms.append(node.args[0])
-    one, other = norms
-    if operator_of(one) != "_native_batch_norm_legit_no_training" or one.target != other.target:
+    one, other = _norm_behind(of_zero), _norm_behind(value)
+    given = one.args[0] if one is not None else None
+    if one is None or other is None or one.args[1:] != other.args[1:]:
         return False
-    zeros = constants.get(one.args[0])
-    number = getattr(zeros, "number", None)
-    shape = shape_of(one.args[0])
-    samples = shape is not None and shape[0] == 1 and all(n == 1 for n in shape[2:])
-    return number == 0 and samples and one.args[1:] == other.args[1:]
+    zeros = constants.get(given) if isinstance(given, Node) else None
+    if not isinstance(zeros, Known) or zeros.number != 0:
+        return False
+    lengths = [n for axis, n in enumerate(zeros.value.shape) if axis != 1]
+    return lengths == [1] * (value.meta["val"].ndim - 1)
+
+
+def _norm_behind(node: Node) -> Node | None:
+    """The norm in eval mode whose first result it is."""
+    if operator_of(node) != "getitem" or node.args[1] != 0:
+        return None
+    norm = node.args[0]
+    named = isinstance(norm, Node) and operator_of(norm) == "_native_batch_norm_legit_no_training"
+    return norm if isinstance(norm, Node) and named else None

@@ -206,7 +206,9 @@ def _keeps_channels(kernel: Layer, shape: Sequence[int]) -> bool:
     """Whether a layer with a 1x1 kernel of `shape` gives as many channels and samples as it takes,
     each group to itself.
     """
-    plain = isinstance(kernel, ConvLayer) and kernel.stride == 1 and kernel.padding in (0, "valid")
+    if not isinstance(kernel, ConvLayer):
+        return False
+    plain = kernel.stride == 1 and kernel.padding in (0, "valid")
     return plain and shape[0] == kernel.groups * shape[1]
 
 
@@ -268,6 +270,8 @@ def _batch_norm(given: Parameters) -> Meaning:
 
 
 def _trained_norm(given: Parameters) -> Meaning:
+    if getattr(given.node.target, "_overloadname", "") == "no_stats":
+        return Reason("training", "a norm that keeps no running statistics, so it is not linear")
     return Reason("training", "a norm that is in training mode, so it is not linear")
 
 
@@ -285,6 +289,7 @@ def _padding(given: Parameters, flat: Sequence[Any], mode: str) -> Meaning:
     pairs = [[flat[i], flat[i + 1]] for i in range(0, len(flat), 2)][::-1]
     if not any(number for pair in pairs for number in pair):
         return Passing()
+    pairs = [[0, 0]] * (given.ndim() - 2 - len(pairs)) + pairs
     rank = len(pairs)
     settings = {} if mode == "zeros" else {"padding_mode": mode}
     alike = len({number for pair in pairs for number in pair}) == 1
@@ -395,9 +400,14 @@ def _converted(given: Parameters) -> Meaning:
     return Passing() if before == after else Reason("not linear", f"it converts to {after}")
 
 
+def _seen(given: Parameters) -> Meaning:
+    return Reason("hook", f"{given['module']} calls a hook that sees it")
+
+
 def _reshaped(given: Parameters) -> Meaning:
     values = (given.node.all_input_nodes[0], given.node)
-    return Passing() if _alike(values) else Reason("not linear", "it reshapes")
+    same = values[0].meta["val"].dtype == values[1].meta["val"].dtype
+    return Passing() if same and _alike(values) else Reason("not linear", "it reshapes")
 
 
 _RULES: Mapping[str, Callable[[Parameters], Meaning]] = {
@@ -422,5 +432,6 @@ _RULES: Mapping[str, Callable[[Parameters], Meaning]] = {
     "sub": _subtracted,
     **dict.fromkeys(PASSING, _passed),
     **dict.fromkeys(("_to_copy", "to"), _converted),
+    "seen": _seen,
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "slice"), _reshaped),
 }

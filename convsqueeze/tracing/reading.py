@@ -29,8 +29,9 @@ from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing, meaning_of
-from convsqueeze.tracing.stored import calls_of, hooked, tied
+from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
+from convsqueeze.tracing.watched import hooked
 
 
 def traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
@@ -70,7 +71,7 @@ class _Reader:
         self.values: dict[Node, str] = {}
         self.steps: dict[str, Step] = {}
         self.inputs: dict[str, tuple[int, ...] | None] = {}
-        self.hooked = hooked(model)
+        self.hooked = frozenset(hooked(model))
         self.tied = tied(model)
         self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._buffers = dict(model.named_buffers())
@@ -140,15 +141,24 @@ class _Reader:
             self.values[node] = names[0]
             return
         self.values[node] = node.name
-        step = Step(node.name, operator_of(node), names, calls_of(node), shape_of(node))
+        step = Step(
+            *(node.name, operator_of(node), names, calls_of(node), shape_of(node)),
+            keys=self._keys_of(node),
+        )
         if isinstance(meaning, Linear):
-            step = replace(step, tree=meaning.tree, rank=meaning.rank, keys=meaning.keys)
+            keys = tuple(dict.fromkeys((*meaning.keys, *step.keys)))
+            step = replace(step, tree=meaning.tree, rank=meaning.rank, keys=keys)
             step = self._with_its_padding(step)
         elif isinstance(meaning, Adding):
             step = replace(step, sums=True, inputs=tuple(self._signed(step, meaning)))
         else:
             step = replace(step, opaque=meaning)
         self.steps[node.name] = step
+
+    def _keys_of(self, node: Node) -> tuple[str, ...]:
+        """The stored tensors behind what a call is given, whatever it makes of them."""
+        given = (self.constants.get(one) for one in _tensors(node.args, node.kwargs))
+        return tuple(dict.fromkeys(key for one in given if one is not None for key in one.keys))
 
     def _signed(self, step: Step, adding: Adding) -> Iterator[str]:
         """The sum's inputs, with a step of its own for each that is subtracted."""
@@ -185,8 +195,15 @@ class _Reader:
             if step.name in needed:
                 needed |= set(step.inputs)
         steps = {name: step for name, step in self.steps.items() if name in needed}
-        in_vain = dict(_read_in_vain(steps, made))
-        return Graph(steps, self.inputs, outputs, self.hooked, self.tied, in_vain)
+        kept = dict(made.kept)
+        for constant in (self.constants[node] for node in results if node in self.constants):
+            kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
+        return Graph(
+            *(steps, self.inputs, outputs, self.hooked, self.tied),
+            read_in_vain=dict(_read_in_vain(steps, made)),
+            kept=kept,
+            notes=made.notes,
+        )
 
 
 def _read_in_vain(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,7 @@
-"""What modules say beside the code: who calls hooks, which tensors are one, who calls whom."""
+"""What modules say beside the code: which tensors are one, who calls whom."""
 
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.nn.utils.weight_norm import WeightNorm
 
 from convsqueeze.tracing.graph import Call
 
@@ -16,16 +15,6 @@ def calls_of(node: Node) -> tuple[Call, ...]:
             kind = kind if isinstance(kind, str) else kind.__name__
             found.append(Call(key, name, kind.rpartition(".")[2]))
     return tuple(found)
-
-
-def hooked(model: nn.Module) -> frozenset[str]:
-    """Modules with hooks of the user's own; weight norm's is a part of the layer."""
-    return frozenset(name for name, module in model.named_modules() if _has_hooks(module))
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(not isinstance(hook, WeightNorm) for hook in hooks)
 
 
 def tied(model: nn.Module) -> dict[str, str]:

@@ -26,7 +26,8 @@ from convsqueeze.manifest import (
 )
 from convsqueeze.tracing.graph import Graph, Reason, Step
 from convsqueeze.tracing.operators import ACTIVATIONS, Adding, Linear, Meaning, Passing
-from convsqueeze.tracing.stored import calls_of, hooked, tied
+from convsqueeze.tracing.stored import calls_of, tied
+from convsqueeze.tracing.watched import hooked
 
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACTS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
@@ -48,7 +49,7 @@ def symbolically_traced(model: nn.Module) -> Graph:
         reader.steps,
         reader.inputs,
         tuple(reader.outputs),
-        hooked(model),
+        frozenset(hooked(model)),
         tied(model),
     )
 
