@@ -44,6 +44,10 @@ Key = Annotated[
 ]
 Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="Where torch computes: cpu, cuda or cuda:N, the N-th GPU."),
+]
 ShardSize = Annotated[
     int | None,
     typer.Option(
@@ -108,6 +112,7 @@ def merge(
     overwrite: Overwrite = False,
     trials: Trials = 3,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     debug: Debug = False,
@@ -142,6 +147,7 @@ def merge(
             largest_shard=max_shard_size,
             beside=onnx_job or (lambda result, files: None),
             track=track,
+            device=device,
         )
         exported = onnx_job.result() if onnx_job else None
     if as_json:
@@ -174,6 +180,7 @@ def verify(
         Path | None,
         typer.Option("--plot", help="Draw where layers differ: .png .pdf .svg (matplotlib)."),
     ] = None,
+    device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -204,6 +211,7 @@ def verify(
             key=key,
             settings=Settings(trials, seed, exhaustive, maps=plot is not None),
             track=track,
+            device=device,
         )
         seen: list[dict[str, Any]] = []
         if onnx is not None and report.ok:
