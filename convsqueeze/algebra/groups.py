@@ -45,7 +45,8 @@ def _summed(parts: Tensor, place: Tensor) -> Tensor:
     total = torch.zeros_like(parts)
     if parts.device.type == "cpu":
         return total.index_add_(1, place, parts)
-    return total.index_put_((None, place), parts, accumulate=True)
+    total.transpose(0, 1).index_put_((place,), parts.transpose(0, 1), accumulate=True)
+    return total
 
 
 def regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:
