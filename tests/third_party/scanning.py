@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from convsqueeze.scan import Placed, Scan, scan
-from convsqueeze.tracing import traced
 from torch import nn
 
 from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.scan import Placed, Scan, scan
+from convsqueeze.tracing import traced
 
 from .cases import Case, Left, Names
 from .running import example
