@@ -30,7 +30,7 @@ LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
     "convsqueeze.cli",
-    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "signals", "sizes")),
+    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "options", "signals", "sizes")),
 }
 """All of this program that a run without a command's work needs."""
 COMPLETING = {"_CONVSQUEEZE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
@@ -135,7 +135,7 @@ def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: s
     [
         ("no-such-command", "No such command"),
         ("merge", "Missing argument"),
-        ("merge model.pt", "Missing option"),
+        ("merge model.pt", "which layers?"),
         ("merge model.pt --pairs pairs.yaml --no-such-option", "No such option"),
         ("merge model.pt --pairs pairs.yaml --border sloppy", "--border"),
         ("merge model.pt --pairs pairs.yaml --growth yes", "--growth"),

@@ -59,7 +59,7 @@ class LayerReport:
         """The part that counts for the verdict."""
         if self.policy == "interior":
             return self.interior
-        return max(self.interior, self.border, key=lambda worst: worst.share)
+        return max(self.interior, self.border, key=lambda worst: (worst.share, bool(worst.place)))
 
 
 @dataclass(frozen=True)
