@@ -184,6 +184,8 @@ def _parts_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
         yield from _left_in_code(merge)
         return
     whole = {part.name for part in placed.silenced if isinstance(part.tree, Chain | Sum)}
+    if isinstance(placed.tree, Chain | Sum):
+        whole.add(placed.into)
     for leaf in merge.layers:
         name = leaf.layer.name
         if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):

@@ -33,11 +33,12 @@ class Silenced(Generic[Leaf]):
 class Placement(Generic[Leaf]):
     """The module that takes the merged layer, and those that fall silent.
 
-    `into` is "" where it is none of those that did the merge.
+    `into` is "" where it is none of those that did the merge; else `tree` is what it did.
     """
 
     into: str
     silenced: tuple[Silenced[Leaf], ...]
+    tree: Tree[Leaf] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | Non
     """
     unit = modules.unit(tree)
     if unit and modules.may_take(unit):
-        return Placement(unit, ())
+        return Placement(unit, (), tree)
     tree = _in_units(tree, modules)
     for index, part in enumerate(_parts(tree)):
         inside = placement(part, modules)
         silent = _others_silenced(tree, index, modules) if inside else None
         if inside is not None and silent is not None:
-            return Placement(inside.into, (*inside.silenced, *silent))
+            return Placement(inside.into, (*inside.silenced, *silent), inside.tree)
     return None
 
 
