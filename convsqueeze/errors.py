@@ -26,6 +26,14 @@ class GeometryError(ConvsqueezeError):
     """Layers whose geometry is not legal, or whose combination is not one convolution."""
 
 
+class DeviceError(ConvsqueezeError):
+    """A device that torch does not have, cannot compute on, or whose memory is full."""
+
+    def __init__(self, name: str, reason: str, instead: str | None = None) -> None:
+        advice = "Leave --device out" if instead is None else f"Leave --device out, or {instead}"
+        super().__init__(f"--device {name}: {reason}. {advice}.")
+
+
 class CheckpointError(ConvsqueezeError):
     """An input file that is missing, damaged, of another kind, or lacks a tensor."""
 

@@ -17,6 +17,7 @@ from convsqueeze.algebra.precision import denormals_kept, dtype_name
 from convsqueeze.algebra.threads import one_thread
 from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit, New
+from convsqueeze.device import CPU
 from convsqueeze.manifest import Border
 from convsqueeze.names import shown
 from convsqueeze.plan import Growth, Merge, Plan
@@ -61,14 +62,17 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
-def exact_values(merge: Merge, load: Load, stored: torch.dtype | None) -> dict[str, Tensor]:
+def exact_values(
+    merge: Merge, load: Load, stored: torch.dtype | None, device: torch.device = CPU
+) -> dict[str, Tensor]:
     """What a merge stores before it is rounded, by name within the layer: float64, weights in the
     layout of `Geometry`. Raises TensorDataError for layers that make no operator.
 
     `stored` is what the kernel will be rounded to, if it is known: it may then be exact only as far
-    as that takes.
+    as that takes. They are computed, and lie, on the `device`, wherever `load` has its tensors:
+    there from the layers' own values on, by direct sums.
     """
-    convs = mapped(merge.tree, lambda leaf: leaf.conv(load))
+    convs = mapped(merge.tree, lambda leaf: leaf.conv(load).on(device))
     exact = _exact(convs, stored)
     if merge.corrections is not None:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
@@ -78,12 +82,14 @@ def exact_values(merge: Merge, load: Load, stored: torch.dtype | None) -> dict[s
 
 @denormals_kept()
 @one_thread()
-def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
-    """One merge of a plan; see `squeeze`."""
-    exact = exact_values(merge, load, merge.dtype)
+def squeeze_one(
+    merge: Merge, load: Load, *, widen: bool = False, device: torch.device = CPU
+) -> Squeezed:
+    """One merge of a plan, composed on the `device` and rounded on the CPU; see `squeeze`."""
+    exact = _on_cpu(exact_values(merge, load, merge.dtype, device))
     rounded, widened = round_to_storage(merge, exact, widen=widen)
     if rounded["weight"].dtype != merge.dtype:
-        exact = exact_values(merge, load, None)
+        exact = _on_cpu(exact_values(merge, load, None, device))
         rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
@@ -97,6 +103,10 @@ def squeeze_one(merge: Merge, load: Load, *, widen: bool = False) -> Squeezed:
     notes += [one.note(merge.into) for one in widened]
     bias = rounded.get("bias")
     return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
+
+
+def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def _exact(convs: Tree[Conv], stored: torch.dtype | None) -> dict[str, Tensor]:

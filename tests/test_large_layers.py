@@ -470,7 +470,7 @@ def test_a_merge_hands_its_values_over_and_drops_them(
     def never(*_: Any) -> Any:
         raise AssertionError("values are computed anew")
 
-    monkeypatch.setattr("convsqueeze.pipeline.squeeze_one", watched)
+    monkeypatch.setattr("convsqueeze.pipeline.merging.squeeze_one", watched)
     monkeypatch.setattr(anew, "exact_values", never)
     result = merge_file(path, manifest_from_data(manifest), growth="allow")
     assert len(seen) == 2

@@ -460,7 +460,7 @@ def without_bias(merge: Merge, load: Callable[[str], Tensor], **options: Any) ->
 def test_merge_that_squeezes_wrongly_writes_nothing(
     squeezing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, told: str
 ) -> None:
-    monkeypatch.setattr("convsqueeze.pipeline.squeeze_one", wrong)
+    monkeypatch.setattr("convsqueeze.pipeline.merging.squeeze_one", wrong)
     assert_merge_fails(squeezing(), tmp_path, f"{told}: ")
 
 
@@ -514,7 +514,7 @@ def test_merge_with_a_wrong_recipe(
         turned = {"padding": ((0, 1), (2, 1))} if layer.name == "stem" else {}
         return layer.model_copy(update=turned)
 
-    monkeypatch.setattr("convsqueeze.pipeline.recipe_layer", wrong)
+    monkeypatch.setattr("convsqueeze.pipeline.merging.recipe_layer", wrong)
     assert_merge_fails(squeezing(), tmp_path, "stem: ")
 
 

@@ -30,7 +30,7 @@ LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
     "convsqueeze.cli",
-    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "signals", "sizes")),
+    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "options", "signals", "sizes")),
 }
 """All of this program that a run without a command's work needs."""
 COMPLETING = {"_CONVSQUEEZE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
@@ -123,7 +123,7 @@ def test_what_needs_no_command_imports_nothing(
     assert seen.begun == ()
 
 
-@pytest.mark.parametrize("command", ["merge", "verify", "export-onnx", "inspect", "schema"])
+@pytest.mark.parametrize("command", ["merge", "plan", "verify", "export-onnx", "inspect", "schema"])
 def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: str) -> None:
     seen = run(tmp_path / "seen.json", command, "--help")
     assert (seen.status, f"convsqueeze {command}" in seen.output) == (0, True), seen.output
@@ -135,11 +135,13 @@ def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: s
     [
         ("no-such-command", "No such command"),
         ("merge", "Missing argument"),
-        ("merge model.pt", "Missing option"),
+        ("merge model.pt", "which layers?"),
         ("merge model.pt --pairs pairs.yaml --no-such-option", "No such option"),
         ("merge model.pt --pairs pairs.yaml --border sloppy", "--border"),
         ("merge model.pt --pairs pairs.yaml --growth yes", "--growth"),
         ("merge model.pt --pairs pairs.yaml --trials 0", "--trials"),
+        ("plan model.pt", "Missing option"),
+        ("plan model.pt --pairs pairs.yaml --minimize size", "--minimize"),
         ("verify model.pt out.pt --seed some", "--seed"),
         ("verify model.pt", "Missing argument"),
         ("export-onnx out.pt --opset new", "--opset"),
@@ -209,6 +211,14 @@ SEVERAL = {"convsqueeze.export", "convsqueeze.plot", "convsqueeze.surgery", "onn
         (
             "merge {0}/model.safetensors --pairs {0}/pairs.yaml -o {0}/third.safetensors "
             "--onnx {0}/third.onnx",
+            {"convsqueeze.plot", "convsqueeze.surgery", "matplotlib"},
+        ),
+        (
+            "plan {0}/model.safetensors --pairs {0}/pairs.yaml",
+            {*SEVERAL, "convsqueeze.latency", "matplotlib", "platformdirs"},
+        ),
+        (
+            "plan {0}/model.safetensors --pairs {0}/pairs.yaml --minimize latency",
             {"convsqueeze.plot", "convsqueeze.surgery", "matplotlib"},
         ),
         ("verify {0}/model.safetensors {0}/out.safetensors", {*SEVERAL, "matplotlib"}),

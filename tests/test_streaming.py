@@ -4,7 +4,6 @@ import errno
 import gc
 import hashlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -33,6 +32,7 @@ from convsqueeze.checkpoint import (
     ranges,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.direct_file import BUFFER, DIRECT, DirectFile
 from convsqueeze.checkpoint.disk import BLOCK, FileRange
 from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
@@ -270,7 +270,8 @@ def test_a_signal_does_not_end_the_hash_before_it_is_there(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_recipe_that_is_known_last(tmp_path: Path, suffix: str) -> None:
-    source = open_checkpoint(checkpoint_of(tmp_path, suffix))
+    named = {"large": torch.zeros(BUFFER // 2), **tensors()}
+    source = open_checkpoint(checkpoint_of(tmp_path, suffix, named))
     asked: list[int] = []
 
     def final() -> str:
@@ -281,8 +282,8 @@ def test_a_recipe_that_is_known_last(tmp_path: Path, suffix: str) -> None:
     write_checkpoint(source, output, [], Late("draft", final))
     assert open_checkpoint(output).recipe == "known"
     assert len(asked) == 1
-    assert asked[0] > 12_000, "asked for before the values were written"
-    assert everything(output).keys() == tensors().keys()
+    assert asked[0] >= BUFFER, "asked for before the values were written"
+    assert everything(output).keys() == named.keys()
 
 
 def test_a_text_must_be_as_long_as_its_draft(tmp_path: Path) -> None:
@@ -464,49 +465,53 @@ def test_maps_of_a_file_that_is_gone(tmp_path: Path) -> None:
 # copying
 
 
-@pytest.mark.parametrize("refused", [None, errno.EXDEV, errno.EOPNOTSUPP, "nothing", "absent"])
 @pytest.mark.parametrize("nbytes", [0, 100, BLOCK, 3 * BLOCK + 17])
-def test_bytes_are_copied_by_the_system_or_by_hand(
-    tmp_path: Path, refused: Any, nbytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where it copies a part and then says that it cannot."""
+def test_bytes_are_copied_and_told_of(tmp_path: Path, nbytes: int) -> None:
     data = bytes(range(256)) * (nbytes // 256 + 2)
     (tmp_path / "in").write_bytes(data)
-    copy, calls = os.copy_file_range, []
-
-    def sometimes(*arguments: Any) -> int:
-        calls.append(arguments)
-        if refused is not None and len(calls) > 1:
-            if refused == "nothing":
-                return 0
-            raise OSError(refused, "no")
-        return copy(*arguments)
-
-    if refused == "absent":
-        monkeypatch.delattr(os, "copy_file_range")
-    else:
-        monkeypatch.setattr(os, "copy_file_range", sometimes)
-    monkeypatch.setattr("convsqueeze.checkpoint.disk.PIECE", BLOCK)
     with (tmp_path / "out").open("wb") as file:
         file.write(b"before")
         told = list(FileRange(tmp_path / "in", 7, nbytes).copy_to(file))
         file.write(b"after")
     assert sum(told) == nbytes
+    assert max(told, default=0) <= BLOCK
     assert (tmp_path / "out").read_bytes() == b"before" + data[7 : 7 + nbytes] + b"after"
-    assert bool(calls) == (nbytes >= BLOCK and refused != "absent")
 
 
-def test_a_full_disk_and_a_cut_file_are_told_while_the_system_copies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not DIRECT, reason="no such way past the cache here")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_large_tensors_go_past_the_cache(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In every format, and the same bytes as through it."""
+    random = torch.Generator().manual_seed(0)
+    large = {"large": torch.randn(3_000_001, generator=random), **tensors()}
+    path = checkpoint_of(tmp_path, suffix, large)
+    put, direct = DirectFile._put_directly, []
+
+    def spy(self: DirectFile, end: int) -> None:
+        direct.append(end)
+        put(self, end)
+
+    monkeypatch.setattr(DirectFile, "_put_directly", spy)
+    outputs = []
+    for name, expected in (("direct", 3), ("cached", 0)):
+        if name == "cached":
+            monkeypatch.setattr("convsqueeze.checkpoint.direct_file.DIRECT", 0)
+        (tmp_path / name).mkdir()
+        output = tmp_path / name / f"out{suffix}"
+        direct.clear()
+        merge_file(path, manifest_from_data(MANIFEST), output)
+        assert len(direct) == expected
+        assert torch.equal(everything(output)["large"], large["large"])
+        outputs.append({file.name: file.read_bytes() for file in output.parent.iterdir()})
+    assert outputs[0] == outputs[1]
+
+
+def test_a_source_that_is_cut_is_told_while_it_is_copied(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(bytes(2 * BLOCK))
-    with (tmp_path / "out").open("wb") as file:
-        with pytest.raises(CheckpointError, match="ends within"):
-            list(FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file))
-
-        def full(*_: Any) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(os, "copy_file_range", full)
-        with pytest.raises(OSError, match="No space left"):
-            list(FileRange(tmp_path / "in", 0, 2 * BLOCK).copy_to(file))
+    with (
+        (tmp_path / "out").open("wb") as file,
+        pytest.raises(CheckpointError, match="ends within"),
+    ):
+        list(FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file))

@@ -98,6 +98,11 @@ class Conv:
         bias = None if self.bias is None else round_once(self.bias.double(), dtype)
         return replace(self, weight=round_once(self.weight.double(), dtype), bias=bias)
 
+    def on(self, device: torch.device) -> "Conv":
+        """The same operator with its values on a device."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
+
 
 def composed(outer: Conv, inner: Conv, *, stored: torch.dtype | None = None) -> Conv:
     """`outer` after `inner`, for a weight that will be rounded to `stored`.

@@ -33,9 +33,20 @@ def joined(parts: Tensor, outer_groups: int, inner_groups: int) -> Tensor:
     if blocks_in > 1 and blocks_out > 1:
         cell = torch.arange(blocks_in * blocks_out, device=parts.device)
         place = cell // blocks_in * blocks_in + cell // blocks_out
-        parts = torch.zeros_like(parts).index_add_(1, place, parts)
+        parts = _summed(parts, place)
     grid = parts.unflatten(1, (blocks_out, blocks_in)).movedim(2, 3)
     return grid.flatten(3, 4).flatten(0, 2)
+
+
+def _summed(parts: Tensor, place: Tensor) -> Tensor:
+    """(common, cells, ...) with every cell added to its place, one after the other: on each device
+    by the operation that has an order there.
+    """
+    total = torch.zeros_like(parts)
+    if parts.device.type == "cpu":
+        return total.index_add_(1, place, parts)
+    total.transpose(0, 1).index_put_((place,), parts.transpose(0, 1), accumulate=True)
+    return total
 
 
 def regrouped(weight: Tensor, groups: int, fewer: int) -> Tensor:

@@ -64,7 +64,7 @@ def half_ulp(values: Tensor) -> Tensor:
     What storing the nearest value can have cost, in float64. Shape as `values`.
     """
     info = torch.finfo(values.dtype)
-    _, exponent = torch.frexp(values.double().abs())
-    spacing = torch.ldexp(torch.full_like(values, info.eps, dtype=torch.float64), exponent - 1)
-    smallest = info.tiny * info.eps
-    return torch.where(values == 0, smallest, spacing.clamp(min=smallest)) / 2
+    # the power of two below a number is its bits without sign and fraction; torch's own ldexp is
+    # a power that not every device rounds alike
+    bits = values.double().view(torch.int64) & 0x7FF0000000000000
+    return (bits.view(torch.float64) * info.eps).clamp_(min=info.tiny * info.eps) / 2

@@ -3,7 +3,6 @@
 Knows nothing of what the files hold.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -17,11 +16,6 @@ from convsqueeze.errors import CheckpointError, OutputError
 
 BLOCK = 1 << 20
 """Bytes that are read and written at a time: what a core keeps near to itself."""
-
-PIECE = 1 << 28
-"""Bytes that the system is asked to copy at a time."""
-NO_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY)
-"""What it says where it cannot copy between two files."""
 
 Advance = Callable[[int], None]
 """Told of every number of bytes that is done; may raise to end it."""
@@ -83,29 +77,8 @@ class FileRange:
                 left -= len(block)
 
     def copy_to(self, file: BinaryIO) -> Iterator[int]:
-        """Write the bytes where `file` stands; yields how many, piece by piece.
-
-        The system copies them where it can, without their passing through this process.
-        """
-        done = 0
-        with self._opened() as source:
-            if self.nbytes >= BLOCK and hasattr(os, "copy_file_range"):
-                file.flush()
-                at = file.tell()
-                try:
-                    while done < self.nbytes:
-                        most = min(PIECE, self.nbytes - done)
-                        ends = source.fileno(), file.fileno()
-                        got = os.copy_file_range(*ends, most, self.offset + done, at + done)
-                        if not got:  # cut short, which reading tells, or not possible here
-                            break
-                        done += got
-                        yield got
-                except OSError as error:
-                    if error.errno not in NO_COPY:
-                        raise
-                file.seek(at + done)
-        for block in FileRange(self.path, self.offset + done, self.nbytes - done).blocks():
+        """Write the bytes where `file` stands; yields how many, piece by piece."""
+        for block in self.blocks():
             file.write(block)
             yield len(block)
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from convsqueeze.checkpoint.direct_file import DirectFile
 from convsqueeze.errors import OutputError
 
 try:
@@ -30,6 +31,7 @@ except ImportError:  # not a POSIX system: nothing is locked, and nothing swept
     fcntl = None  # type: ignore[assignment]
 
 Writer = Callable[[BinaryIO], object]
+File = TypeVar("File", bound=BinaryIO)
 
 TEMPORARY = re.compile(r"\.convsqueeze-[0-9a-f]{16}\.tmp")
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -112,7 +114,7 @@ class NewFiles:
         Raises OutputError where the disk refuses.
         """
         try:
-            return self._opened(place.parent)
+            return self._opened(place.parent, lambda path: path.open("xb"))
         except OSError as error:
             raise unwritable(place, error) from error
 
@@ -164,20 +166,19 @@ class NewFiles:
     def _written(self, place: Path, write: Writer) -> Path:
         """The path of a complete temporary file beside `place`."""
         try:
-            file = self._opened(place.parent)
+            file = self._opened(place.parent, DirectFile)
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            file.complete()
             if fcntl is None:  # other systems do not rename a file that is open
                 file.close()
         except OSError as error:
             raise unwritable(place, error) from error
         return Path(file.name)
 
-    def _opened(self, directory: Path) -> BinaryIO:
+    def _opened(self, directory: Path, new: Callable[[Path], File]) -> File:
         """A new temporary file, open, and so locked, until the context is left."""
         self._sweep(directory)
-        file = _new_temporary(directory)
+        file = _new_temporary(directory, new)
         self._open.append(file)
         return file
 
@@ -201,11 +202,11 @@ def unwritable(place: Path, error: OSError) -> OutputError:
     )
 
 
-def _new_temporary(directory: Path) -> BinaryIO:
+def _new_temporary(directory: Path, new: Callable[[Path], File]) -> File:
     """A new file, locked, that no sweep took for an abandoned one before it was locked."""
     while True:
         path = directory / f".convsqueeze-{secrets.token_hex(8)}.tmp"
-        file = path.open("xb")
+        file = new(path)
         if fcntl is None or _locked(file):
             return file
         file.close()

@@ -13,6 +13,7 @@ from convsqueeze.cli.options import (
     AsJson,
     BorderPolicy,
     Debug,
+    Device,
     GrowthChoice,
     GrowthPolicy,
     InputShapes,
@@ -86,6 +87,7 @@ def merge(
     overwrite: Overwrite = False,
     trials: Trials = 3,
     seed: Seed = 0,
+    device: Device = "cpu",
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     debug: Debug = False,
@@ -114,7 +116,7 @@ def merge(
 
             onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed)
     console, errors = consoles(as_json)
-    policies = {"border": border.value if border else None, "growth": growth.value}
+    policies: Any = {"border": border.value if border else None, "growth": growth.value}
     manifest: Any = pairs
     with DelayedProgress(errors, quiet=quiet) as track:
         if code is not None:
@@ -135,6 +137,7 @@ def merge(
             largest_shard=max_shard_size,
             beside=in_turn(whole, onnx_job),
             track=track,
+            device=device,
         )
         exported = onnx_job.result() if onnx_job else None
         seen = whole.report if whole else None
@@ -283,6 +286,7 @@ def verify(
         Path | None,
         typer.Option("--plot", help="Draw where layers differ: .png .pdf .svg (matplotlib)."),
     ] = None,
+    device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -313,6 +317,7 @@ def verify(
             key=key,
             settings=Settings(trials, seed, exhaustive, maps=plot is not None),
             track=track,
+            device=device,
         )
         seen: list[dict[str, Any]] = []
         if onnx is not None and report.ok:

@@ -24,6 +24,7 @@ def merge_data(done: "MergedFile") -> dict[str, Any]:
         "bytes_after": done.bytes_after if done.output else None,
         "weights_before": done.weights_before,
         "weights_after": done.weights_after,
+        "device": done.device,
         "layers": [_merge_layer(merge, done) for merge in done.plan.merges],
         "verification": None if done.verification is None else report_data(done.verification),
         "notes": list(done.notes),
@@ -103,6 +104,7 @@ def report_data(report: "Report") -> dict[str, Any]:
         "trials": settings.trials if settings else None,
         "seed": settings.seed if settings else None,
         "exhaustive": settings.exhaustive if settings else None,
+        "device": report.device,
         "layers": [layer_data(layer) for layer in report.layers],
     }
 

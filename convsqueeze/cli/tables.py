@@ -143,7 +143,7 @@ def _print_verdict(console: Console, report: "Report") -> None:
     inside = " away from the border" if excused else ""
     console.print(
         f"[bold green]verified[/]: {count} equal within the rounding of the stored weights"
-        f"{inside} ({how}, seed {settings.seed if settings else 0})"
+        f"{inside} ({how}, seed {settings.seed if settings else 0}{_computed_on(report.device)})"
     )
     for one in excused:
         share = one.border_error / one.border_range if one.border_range else 0.0
@@ -219,6 +219,10 @@ def print_whole(console: Console, report: "WholeReport") -> None:
         f"seed {report.seed})",
         soft_wrap=True,
     )
+
+
+def _computed_on(device: str) -> str:
+    return "" if device == "cpu" else f", computed on {device}"
 
 
 def _layers_are(count: int) -> str:

@@ -4,6 +4,6 @@ Each part is run with random weights on one random image. Knows no checkpoint an
 """
 
 from convsqueeze.latency.cache import default_folder
-from convsqueeze.latency.measuring import Runtime, measuring
+from convsqueeze.latency.timing import Runtime, measuring
 
 __all__ = ["Runtime", "default_folder", "measuring"]

@@ -57,6 +57,7 @@ class Border(nn.Module):
         self._kept: dict[Kind, list[Shortcut] | None] = {}
         for subset in corrections.subsets:
             self.add_module(digits(subset), Term(corrections, subset, geometry, tensors))
+        self._follow()
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """`y`, the plain operator's output for `x`, made exact in place."""
@@ -117,10 +118,14 @@ class Border(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Border":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._follow()
+        return self
+
+    def _follow(self) -> None:
+        """The tables to where the tensors are, if that is one device."""
         devices = {parameter.device for parameter in self.parameters()}
         if len(devices) == 1:
             self.tables = self.packed.to(devices.pop())
-        return self
 
     def named_terms(self) -> Iterator[tuple[Subset, "Term"]]:
         """Each set of axes with its tensors."""

@@ -18,6 +18,7 @@ from convsqueeze.checkpoint import (
 )
 from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
+from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.pipeline.merging import MergeReport, Result, planned, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track, hashed, in_bytes, untracked
@@ -65,14 +66,16 @@ def merge_file(
     largest_shard: int | None = None,
     beside: Beside = lambda result, files: None,
     track: Track = untracked,
+    device: Device = "cpu",
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
     `largest_shard` are the bytes of values that a shard of an output in shards may hold. `beside`
     may write more files of the verified result, which then appear with it or, where it raises, not
-    at all.
+    at all. The `device` (cpu, cuda or cuda:N) merges and verifies.
     Raises ConvsqueezeError of the kind that tells what was wrong.
     """
+    place = device_named(device)
     track(f"opening {path.name}", 0, 0)
     checkpoint = open_checkpoint(path, key=key)
     output = destination or default_destination(path, split=largest_shard is not None)
@@ -80,7 +83,9 @@ def merge_file(
         check_destination(checkpoint, output, overwrite=overwrite, largest_shard=largest_shard)
     plan = planned(manifest, checkpoint, border, growth)
     if dry_run:
-        return MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, 0)
+        return MergedFile(
+            plan, None, plan.notes, path, None, checkpoint.nbytes, 0, device=str(place)
+        )
     with Hashing(checkpoint) as hashing, NewFiles(overwrite=overwrite) as files:
         result = squeeze_checkpoint(
             plan,
@@ -92,6 +97,7 @@ def merge_file(
             keep=Spool(files, output).keep,
             sha256=lambda: hashing.result(hashed(checkpoint, track)),
             track=track,
+            device=place,
         )
         beside(result, files)
         total = bytes_to_write(checkpoint, result.edits)
@@ -118,6 +124,7 @@ def merge_file(
         checkpoint.nbytes,
         written,
         widened=result.widened,
+        device=str(place),
     )
 
 
@@ -129,12 +136,15 @@ def verify_files(
     key: str | None = None,
     settings: Settings | None = None,
     track: Track = untracked,
+    device: Device = "cpu",
 ) -> Report:
     """The squeezed file against the original, by the manifest in its recipe or the one given.
 
-    `key` names the state dict inside both, where they are pickles. What fails is in the report;
-    raises CheckpointError, ManifestError or PlanError where there is nothing to compare.
+    `key` names the state dict inside both, where they are pickles. The `device` (cpu, cuda or
+    cuda:N) runs the layers. What fails is in the report; raises CheckpointError, ManifestError or
+    PlanError where there is nothing to compare, DeviceError where the device does not compute.
     """
+    place = device_named(device)
     track(f"opening {original.name}", 0, 0)
     before = open_checkpoint(original, key=key)
     after = _open_like(before, squeezed)
@@ -157,6 +167,7 @@ def verify_files(
             sha256=lambda: hashing.result(hashed(before, track)),
             track=advance,
             advance=in_bytes(f"comparing {squeezed.name}", kept, track),
+            device=place,
         )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from convsqueeze.checkpoint import (
@@ -13,6 +14,7 @@ from convsqueeze.checkpoint import (
     New,
     Spooled,
 )
+from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.module import SqueezedConv, module_of
@@ -36,13 +38,15 @@ class MergeReport:
     """What merging did: the plan, what verification saw, and what is good to know.
 
     `verification` is None where none was asked for (or only a plan was). `widened` are, by layer,
-    the tensors that are stored in a wider dtype than their layers were, if that was allowed.
+    the tensors that are stored in a wider dtype than their layers were, if that was allowed;
+    `device` is what they were computed on.
     """
 
     plan: Plan
     verification: Report | None
     notes: tuple[str, ...] = ()
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict, kw_only=True)
+    device: str = field(default="cpu", kw_only=True)
 
     @property
     def weights_before(self) -> int:
@@ -92,14 +96,16 @@ def squeeze_checkpoint(
     keep: Keep = _in_memory,
     sha256: Callable[[], str] | None = None,
     track: Track = untracked,
+    device: torch.device = CPU,
 ) -> Result:
     """Do what a plan says, merge by merge, each verified at once unless `settings` is None.
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
     Beside what `keep` keeps, only one merge's tensors are in memory at a time. `sha256` gives the
-    hash of the source where it is computed already.
+    hash of the source where it is computed already. The `device` composes and verifies; what is
+    kept is on the CPU.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
-    values that cannot be merged.
+    values that cannot be merged, DeviceError where the device's memory is full.
     """
     names = list(checkpoint.tensors)
     edits: list[Edit] = []
@@ -109,11 +115,12 @@ def squeeze_checkpoint(
     layers: list[RecipeLayer] = []
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
-        squeezed = squeeze_one(merge, checkpoint.load, widen=widen)
+        with computing_on(device):
+            squeezed = squeeze_one(merge, checkpoint.load, widen=widen, device=device)
         layers.append(recipe_layer(merge, squeezed.widened))
         if settings is not None:
             track(f"verifying {merge.into}", done, len(plan.merges))
-            reports.append(_verified(squeezed, layers[-1], checkpoint, settings))
+            reports.append(_verified(squeezed, layers[-1], checkpoint, settings, device))
         edits.append(edit_of(squeezed, names, keep))
         notes += squeezed.notes
         if squeezed.widened:
@@ -121,7 +128,7 @@ def squeeze_checkpoint(
         del squeezed  # before the next merge takes its memory
     report = None
     if settings is not None:
-        report = Report(tuple(reports), settings=settings)
+        report = Report(tuple(reports), settings=settings, device=str(device))
         report.raise_if_failed()
     draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
     given = checkpoint.sha256 if sha256 is None else sha256
@@ -129,10 +136,14 @@ def squeeze_checkpoint(
 
 
 def _verified(
-    squeezed: Squeezed, layer: RecipeLayer, checkpoint: Checkpoint, settings: Settings
+    squeezed: Squeezed,
+    layer: RecipeLayer,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    device: torch.device,
 ) -> LayerReport:
     stored, exact = squeezed.tensors(), squeezed.exact
-    return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings)
+    return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings, device)
 
 
 def planned(

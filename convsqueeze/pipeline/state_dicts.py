@@ -9,6 +9,7 @@ from convsqueeze.checkpoint import (
     edited_state_dict,
     from_state_dict,
 )
+from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest, manifest_from_data
 from convsqueeze.pipeline.merging import MergeReport, planned, squeeze_checkpoint
 from convsqueeze.plan import Growth
@@ -23,13 +24,17 @@ def merge_state_dict(
     growth: Growth = "refuse",
     widen: bool = False,
     verify: bool = True,
+    device: Device = "cpu",
 ) -> tuple[OrderedDict[str, Any], MergeReport]:
     """A new state dict with the manifest's layers merged, and the report; the given one is kept.
 
     `manifest` is a Manifest, plain data, or the path of a YAML file. `border` and `growth` override
-    what it says; `widen` as for `squeeze_checkpoint`. Raises PlanError with every refusal,
-    ManifestError, TensorDataError, and VerificationError unless `verify` is False.
+    what it says; `widen` as for `squeeze_checkpoint`. The `device` (cpu, cuda or cuda:N) merges and
+    verifies; merged tensors are given on the CPU, wherever the state dict's are. Raises PlanError
+    with every refusal, ManifestError, TensorDataError, DeviceError where the device does not
+    compute, and VerificationError unless `verify` is False.
     """
+    place = device_named(device)
     if isinstance(manifest, str):
         manifest = Path(manifest)
     elif not isinstance(manifest, Manifest | Path):
@@ -43,7 +48,11 @@ def merge_state_dict(
         growth=growth,
         widen=widen,
         settings=Settings() if verify else None,
+        device=place,
     )
     merged = edited_state_dict(checkpoint, result.edits, result.recipe.to_json())
     notes = (*plan.notes, *result.notes)
-    return merged, MergeReport(plan, result.verification, notes, widened=result.widened)
+    report = MergeReport(
+        plan, result.verification, notes, widened=result.widened, device=str(place)
+    )
+    return merged, report

@@ -24,7 +24,7 @@ def placement_in(
         return Placement(merge.into, ())
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
-        if isinstance(tree, Chain | Sum):
+        if isinstance(tree, Chain | Sum) or tree.layer.name is None:
             return _enclosing(model, own, tree)
         return tree.layer.name
 

@@ -59,6 +59,7 @@ def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | Non
     unit = modules.unit(tree)
     if unit and modules.may_take(unit):
         return Placement(unit, ())
+    tree = _in_units(tree, modules)
     for index, part in enumerate(_parts(tree)):
         inside = placement(part, modules)
         silent = _others_silenced(tree, index, modules) if inside else None
@@ -79,6 +80,7 @@ def silenced(
     """
     if unit := modules.unit(tree):
         return (Silenced(unit, passes, tree, before),)
+    tree = _in_units(tree, modules)
     if isinstance(tree, Chain):
         return _links_silenced(tree, modules, passes, before)
     if isinstance(tree, Sum) and passes:
@@ -137,6 +139,26 @@ def _together(
             return None
         every += part
     return tuple(every)
+
+
+def _in_units(tree: Tree[Leaf], modules: Modules[Leaf]) -> Tree[Leaf]:
+    """A chain with every run of links that one module does, the longest first, as one link."""
+    if not isinstance(tree, Chain):
+        return tree
+    links: list[Tree[Leaf]] = []
+    start, count = 0, len(tree.links)
+    while start < count:
+        longest = min(count, start + count - 1)
+        ends = (end for end in range(longest, start + 1, -1) if _is_unit(tree, start, end, modules))
+        end = next(ends, start + 1)
+        run = tree.links[start:end]
+        links.append(run[0] if len(run) == 1 else Chain(run))
+        start = end
+    return Chain(tuple(links))
+
+
+def _is_unit(chain: Chain[Leaf], start: int, end: int, modules: Modules[Leaf]) -> bool:
+    return end - start > 1 and modules.unit(Chain(chain.links[start:end])) is not None
 
 
 def _parts(tree: Tree[Leaf]) -> tuple[Tree[Leaf], ...]:

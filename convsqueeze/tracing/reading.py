@@ -14,6 +14,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.errors import TracingError
 from convsqueeze.manifest import ConvLayer, Layer, PadLayer, ScaleLayer
 from convsqueeze.tracing.constants import (
     Computed,
@@ -25,22 +26,40 @@ from convsqueeze.tracing.constants import (
     shape_of,
 )
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.graph import Call, Graph, Step
+from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing, meaning_of
+from convsqueeze.tracing.stored import calls_of, tied
+from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
 
 
 def traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
     """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
 
-    Raises TracingError where torch.export cannot follow the model's code.
+    Followed by torch.export, else by torch.fx. Raises TracingError where neither can.
     """
-    made = exported(model, inputs)
+    try:
+        made = exported(model, inputs)
+    except TracingError as error:
+        return _by_fx(model, error)
     reader = _Reader(made.program, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
+
+
+def _by_fx(model: nn.Module, refusal: TracingError) -> Graph:
+    try:
+        graph = symbolically_traced(model)
+    except TracingError as error:
+        raise TracingError(
+            f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "
+            f"{refusal}; torch.fx says {error}. Write a manifest by hand (`convsqueeze inspect`), "
+            "or scan a part of the model that can be followed."
+        ) from refusal
+    note = f"torch.export cannot follow the model's code ({refusal}): read by torch.fx, no shapes"
+    return replace(graph, notes=(note,))
 
 
 class _Reader:
@@ -225,27 +244,4 @@ def _tensors(*arguments: Any) -> list[Node]:
         return node
 
     torch.fx.map_arg(arguments, take)
-    return found
-
-
-def calls_of(node: Node) -> tuple[Call, ...]:
-    """The module calls that a node runs in, outermost first, without the model's own."""
-    stack = node.meta.get("nn_module_stack") or {}
-    found = []
-    for key, (name, kind) in stack.items():
-        if name and "nn_module_stack" not in name:
-            kind = kind if isinstance(kind, str) else kind.__name__
-            found.append(Call(key, name, kind.rpartition(".")[2]))
-    return tuple(found)
-
-
-def tied(model: nn.Module) -> dict[str, str]:
-    """Stored tensors that are one in memory, each by the first name that it has."""
-    first: dict[int, str] = {}
-    found: dict[str, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, Tensor):
-            known = first.setdefault(id(tensor), name)
-            if known != name:
-                found |= {name: known, known: known}
     return found

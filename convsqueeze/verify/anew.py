@@ -76,7 +76,9 @@ def checked_anew(
     """
     anew = exact is None
     try:
-        values = exact_values(merge, load, module.weight.dtype) if exact is None else exact
+        values = exact
+        if values is None:
+            values = exact_values(merge, load, module.weight.dtype, module.weight.device)
     except (TensorDataError, GeometryError) as error:
         return replace(report, problem=f"cannot be merged anew: {str(error).rstrip('.')}")
     problem = misfit(merge, module, values)
@@ -167,7 +169,7 @@ class _Look:
             laid_out["weight"] = transposed_layout(exact["weight"], merge.geometry.groups)
         layer, tensors = cut.cut(module.layer, laid_out)
         own = layer_of(layer, tensors)
-        ones = torch.ones(1, cut.geometry.in_channels, dtype=torch.float64)
+        ones = own.weight.new_ones(1, cut.geometry.in_channels)
         most = self.amplitudes.of(ones, "affine").every
         added = None  # a plain operator adds up no more than the layers do
         if own.border is not None:
@@ -183,7 +185,7 @@ class _Look:
         images = (
             bounded_image(cut.geometry, size, generator, batch) for size, batch in counts.items()
         )
-        both = Comparison(reference(cut.tree, cut.load), run_of(own), bound)
+        both = Comparison(reference(cut.tree, cut.load), run_of(own), bound, own.weight.device)
         return Probe("random", images, both, cut.channels)
 
     def of_inputs(
@@ -199,7 +201,7 @@ class _Look:
         groups = self.cut.geometry.groups
         if self.merge.geometry.bias:
             zeros = (torch.zeros(1, groups, *size, dtype=torch.float64) for size in sizes)
-            most = self._most("affine", [])
+            most = self._most("affine", [], module.weight.device)
             both = self._of_input(module, order[0], "affine", most)
             yield Probe("zero", zeros, both, self.cut.channels)
         wanted: dict[int, list[Tensor]] = {}
@@ -213,18 +215,18 @@ class _Look:
             images = impulse_images([(0, place) for place in places], groups, 1, one.size)
             for channel in order[: max(1, count // len(places))]:
                 wanted.setdefault(channel, []).append(images)
-        most = self._most("linear", list(wanted))
+        most = self._most("linear", list(wanted), module.weight.device)
         for index, (channel, batches) in enumerate(wanted.items()):
             both = self._of_input(module, channel, "linear", most[index : index + 1])
             yield Probe("impulse", iter(batches), both, self.cut.channels)
 
-    def _most(self, part: Part, channels: Sequence[int]) -> Tensor:
+    def _most(self, part: Part, channels: Sequence[int], device: torch.device) -> Tensor:
         """What float64 can lose where a channel is one, or none: (channels, out_channels)."""
         x = torch.zeros(max(len(channels), 1), self.cut.geometry.in_channels, dtype=torch.float64)
         for index, channel in enumerate(channels):
             x[index, channel :: self.cut.per_group] = 1.0
         noise, floor = self.noise
-        return noise * self.amplitudes.of(x, part).every + floor
+        return noise * self.amplitudes.of(x.to(device), part).every + floor
 
     def _of_input(self, module: SqueezedConv, channel: int, part: Part, most: Tensor) -> Comparison:
         """For inputs (batch, groups, *size): this channel of every group."""
@@ -242,6 +244,7 @@ class _Look:
             cut.of_input(channel, part),
             run_of(layer_of(layer, double)),
             lambda x: own(x.abs()) + self._spread(most, x),
+            own.weight.device,
         )
 
     def _spread(self, by_channel: Tensor, x: Tensor) -> Tensor:

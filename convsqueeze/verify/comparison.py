@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,13 +24,14 @@ UNIT_ROUNDOFF = 2.0**-53
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two functions of a float64 input (batch, in_channels, *size) that must agree, and the bound
-    on their difference, all (batch, out_channels, *output_size).
+    """Two functions of a float64 input (batch, in_channels, *size) on the `device` that must agree,
+    and the bound on their difference, all (batch, out_channels, *output_size).
     """
 
     original: Run
     squeezed: Run
     bound: Run
+    device: torch.device
 
 
 def noise_of(merge: Merge) -> tuple[float, float]:
@@ -60,6 +62,7 @@ def comparison(
         original=reference(merge.tree, load, part),
         squeezed=_double(module, part),
         bound=lambda x: bound(x.abs()),
+        device=module.weight.device,
     )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_beside, kept_difference
 from convsqueeze.checkpoint.disk import Advance, unwatched
+from convsqueeze.device import CPU, computing_on, loading_to
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
-from convsqueeze.module import Source, module_of, stored_tensors
+from convsqueeze.module import Source, SqueezedConv, module_of, stored_tensors
 from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
@@ -41,6 +42,7 @@ class Report:
     """What verification saw: one report a layer, and what is wrong with the file around them.
 
     `maps`, if asked for: where each layer differs that failed or may differ at the border.
+    `device` is what the layers were run on.
     """
 
     layers: tuple[LayerReport, ...]
@@ -49,6 +51,7 @@ class Report:
     settings: Settings | None = None
     plan: Plan | None = field(default=None, repr=False)
     maps: tuple[DifferenceMap, ...] = field(default=(), repr=False)
+    device: str = "cpu"
 
     @property
     def ok(self) -> bool:
@@ -79,9 +82,10 @@ def verify_plan(
     layers: Mapping[str, RecipeLayer],
     settings: Settings,
     track: Track = lambda name: None,
+    device: torch.device = CPU,
 ) -> tuple[LayerReport, ...]:
     """Every merge of a plan, run from the two sets of tensors with the recipe's geometry."""
-    return tuple(_reports(plan, original, squeezed, layers, settings, track))
+    return tuple(_reports(plan, original, squeezed, layers, settings, track, device))
 
 
 def _reports(
@@ -91,6 +95,7 @@ def _reports(
     layers: Mapping[str, RecipeLayer],
     settings: Settings,
     track: Track,
+    device: torch.device,
 ) -> Iterator[LayerReport]:
     for merge in plan.merges:
         track(merge.into)
@@ -98,7 +103,7 @@ def _reports(
         if layer is None:
             continue
         stored = stored_tensors(layer, squeezed)
-        yield verify_merge(merge, layer, original, stored, None, settings)
+        yield verify_merge(merge, layer, original, stored, None, settings, device)
 
 
 def verify_merge(
@@ -108,27 +113,38 @@ def verify_merge(
     stored: Mapping[str, Tensor],
     exact: Mapping[str, Tensor] | None,
     settings: Settings,
+    device: torch.device = CPU,
 ) -> LayerReport:
-    """One merge, run with a recipe's geometry from its `stored` tensors by full name.
+    """One merge, run on the `device` with a recipe's geometry from its `stored` tensors by full
+    name.
 
-    `exact` are the values that these were rounded from, where they are known.
+    `exact` are the values that these were rounded from, where they are known. Raises DeviceError
+    where the device's memory is full.
     """
     problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
         return _unrunnable(merge, problem)
     try:
-        module = module_of(layer, stored)
+        module = _module_on(device, layer, stored)
     except (GeometryError, CheckpointError, ValueError) as error:
         return _unrunnable(merge, str(error).rstrip("."))
-    return check_layer(
-        merge,
-        module,
-        original.load,
-        trials=settings.trials,
-        seed=settings.seed,
-        exhaustive=settings.exhaustive,
-        exact=exact,
-    )
+    with computing_on(device):
+        return check_layer(
+            merge,
+            module,
+            loading_to(original.load, device),
+            trials=settings.trials,
+            seed=settings.seed,
+            exhaustive=settings.exhaustive,
+            exact=None if exact is None else {n: one.to(device) for n, one in exact.items()},
+        )
+
+
+def _module_on(
+    device: torch.device, layer: RecipeLayer, stored: Mapping[str, Tensor]
+) -> SqueezedConv:
+    with computing_on(device):
+        return module_of(layer, {name: tensor.to(device) for name, tensor in stored.items()})
 
 
 def _dtype_problem(merge: Merge, layer: RecipeLayer, stored: Mapping[str, Tensor]) -> str | None:
@@ -156,6 +172,7 @@ def _maps(
     layers: Mapping[str, RecipeLayer],
     reports: Sequence[LayerReport],
     settings: Settings,
+    device: torch.device,
 ) -> Iterator[DifferenceMap]:
     """Of every layer that is not exact at every pixel, by policy or by failing, and was run: one
     that could not be has no sizes.
@@ -165,13 +182,14 @@ def _maps(
         if not report.sizes or (report.ok and report.policy != "interior"):
             continue
         layer = layers[report.name]
-        found = difference_map(
-            merges[report.name],
-            module_of(layer, stored_tensors(layer, squeezed)),
-            original.load,
-            trials=settings.trials,
-            seed=settings.seed,
-        )
+        with computing_on(device):
+            found = difference_map(
+                merges[report.name],
+                _module_on(device, layer, stored_tensors(layer, squeezed)),
+                loading_to(original.load, device),
+                trials=settings.trials,
+                seed=settings.seed,
+            )
         if found is not None:
             yield found
 
@@ -194,12 +212,13 @@ def verify_checkpoints(
     sha256: Callable[[], str] | None = None,
     track: Track = lambda name: None,
     advance: Advance = unwatched,
+    device: torch.device = CPU,
 ) -> Report:
     """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
 
     A layer that its recipe makes far larger than planned is a problem as it is, and not run.
     `sha256` gives the original's hash where it is computed already; it is asked for last. `track`
-    is told of each layer, `advance` of the bytes of untouched tensors.
+    is told of each layer, `advance` of the bytes of untouched tensors. Layers run on the `device`.
 
     Raises PlanError where the given manifest does not fit the original, CheckpointError where the
     recipe's cannot be read.
@@ -231,13 +250,13 @@ def verify_checkpoints(
         for layer in recipe.layers
         if layer.name in planned and not is_far_larger(layer, planned[layer.name])
     }
-    reports = verify_plan(plan, original, squeezed, layers, settings, track)
+    reports = verify_plan(plan, original, squeezed, layers, settings, track, device)
     maps: tuple[DifferenceMap, ...] = ()
     if settings.maps:
-        maps = tuple(_maps(plan, original, squeezed, layers, reports, settings))
+        maps = tuple(_maps(plan, original, squeezed, layers, reports, settings, device))
         reports = _with_strays(reports, maps)
     problems = [*_source_problems(original, recipe, hashed()), *problems]
-    return Report(reports, tuple(problems), len(untouched), settings, plan, maps)
+    return Report(reports, tuple(problems), len(untouched), settings, plan, maps, str(device))
 
 
 def _source_problems(original: Checkpoint, recipe: Recipe, sha256: str) -> Iterator[str]:

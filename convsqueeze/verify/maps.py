@@ -83,18 +83,20 @@ def difference_map(
     generator = torch.Generator().manual_seed(seed)
     differences, differing, largest = [], [], 0.0
     for _ in range(trials):
-        x = random_image(merge.geometry, size, generator, 1)
+        x = random_image(merge.geometry, size, generator, 1).to(both.device)
         expected = both.original(x)
         try:
             actual, bound = both.squeezed(x), both.bound(x)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return None
         if actual.shape != expected.shape:
             return None
         difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
-        differences.append(difference.amax((0, 1)))
+        differences.append(difference.amax((0, 1)).cpu())
         wrong = (difference > bound) | difference.isinf()
-        differing.append(wrong.any(0).any(0))
+        differing.append(wrong.any(0).any(0).cpu())
         largest = max(largest, float(expected.abs().max()))
     plain = merge.border == "interior"  # any other policy excuses nothing
     return DifferenceMap(

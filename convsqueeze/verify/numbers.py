@@ -49,7 +49,7 @@ def numbers_checked(
     `exact` is laid out as `squeeze.exact_values` gives it, and no `misfit`; `anew` says that the
     stored tensors were not rounded from these very values.
     """
-    slack = _Slack(merge, load) if anew else None
+    slack = _Slack(merge, load, module.weight.device) if anew else None
     for name, tensor in _as_in_geometry(module).items():
         values = exact[name]
         worst = _worst_of(tensor, values, f"{merge.into}.{name}", name, slack)
@@ -131,8 +131,8 @@ class _Slack:
     rounding error analysis", SIAM Journal on Scientific Computing 41, 2019, theorem 2.4).
     """
 
-    def __init__(self, merge: Merge, load: Callable[[str], Tensor]) -> None:
-        self.merge, self.amplitudes = merge, Amplitudes(merge.tree, load)
+    def __init__(self, merge: Merge, load: Callable[[str], Tensor], device: torch.device) -> None:
+        self.merge, self.amplitudes, self.device = merge, Amplitudes(merge.tree, load), device
         terms = term_count(merge.tree)
         self.noise = 2 * min(terms, _LIKELY * sqrt(terms)) * UNIT_ROUNDOFF
         self.floor = terms * SMALLEST
@@ -156,7 +156,7 @@ class _Slack:
         missing = [channel for channel in channels if channel not in self._known]
         x = torch.zeros(len(missing), geometry.groups, geometry.in_channels // geometry.groups)
         x[range(len(missing)), :, missing] = 1.0
-        found = self.amplitudes.of(x.double().flatten(1))
+        found = self.amplitudes.of(x.to(self.device, torch.float64).flatten(1))
         self._known |= zip(missing, zip(found.single, found.every, strict=True), strict=True)
         return torch.stack([self._known[channel][0 if single else 1] for channel in channels])
 
@@ -168,13 +168,13 @@ class _Slack:
             return Conv(torch.ones(1, 1, *geometry.kernel_size), None, geometry.axes)
 
         counts = composed(mapped(self.merge.geometry_tree, of_ones))
-        return (counts.weight > 0).flatten()
+        return (counts.weight > 0).flatten().to(self.device)
 
     @cached_property
     def _constant(self) -> Tensor:
         """What goes into a bias: (out,)."""
         nothing = torch.zeros(1, self.merge.geometry.in_channels, dtype=torch.float64)
-        return self.amplitudes.of(nothing, "affine").every[0]
+        return self.amplitudes.of(nothing.to(self.device), "affine").every[0]
 
     @cached_property
     def _factor(self) -> float:

@@ -59,13 +59,14 @@ class LayerReport:
         """The part that counts for the verdict."""
         if self.policy == "interior":
             return self.interior
-        return max(self.interior, self.border, key=lambda worst: worst.share)
+        return max(self.interior, self.border, key=lambda worst: (worst.share, bool(worst.place)))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs of one kind and the two functions that must agree on them, whose outputs have the
-    `channels` of the layer's outputs, by default all.
+    """Inputs of one kind, made on the CPU so that a seed means the same everywhere, and the two
+    functions that must agree on them, whose outputs have the `channels` of the layer's outputs, by
+    default all.
     """
 
     kind: str
@@ -77,7 +78,7 @@ class Probe:
 def checked(report: LayerReport, merge: Merge, probe: Probe) -> LayerReport:
     """The report after the inputs of a probe, or those up to the first that differs."""
     for x in probe.inputs:
-        report = _compared(report, merge, probe, x)
+        report = _compared(report, merge, probe, x.to(probe.both.device))
         if not report.ok:
             break
     return report
@@ -90,6 +91,8 @@ def _compared(report: LayerReport, merge: Merge, probe: Probe, x: Tensor) -> Lay
     try:
         actual = probe.both.squeezed(x)
         bound = probe.both.bound(x) if actual.shape == expected.shape else None
+    except torch.OutOfMemoryError:  # of a GPU, which says nothing of the layer
+        raise
     except (RuntimeError, GeometryError) as error:
         first = str(error).split("\n")[0]
         return replace(
@@ -107,7 +110,7 @@ def _compared(report: LayerReport, merge: Merge, probe: Probe, x: Tensor) -> Lay
         return replace(report, problem=f"is {actual[tuple(infinite[0])].item()}, {place}")
     difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
     share = torch.where(difference > 0, difference / bound, 0.0)
-    at_border = _border_mask(merge, size, expected.shape[2:])
+    at_border = _border_mask(merge, size, expected.shape[2:]).to(expected.device)
     interior = _worse(report.interior, difference, bound, share, ~at_border, probe, size)
     border = _worse(report.border, difference, bound, share, at_border, probe, size)
     held = ~at_border if merge.border == "interior" else torch.ones_like(at_border)

@@ -10,7 +10,8 @@ from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border, manifest_from_data
 from convsqueeze.plan import Growth, Merge, make_plan
-from partitions.chains import Drawn, Item, Size, written
+
+from .chains import Drawn, Item, Size, written
 
 Numbers = tuple[int, ...]
 Clock = Callable[[Merge], tuple[int, int]]

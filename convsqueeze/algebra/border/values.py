@@ -7,6 +7,7 @@ For a chain of layers and, on each axis, some sums of combinations (rows of `tap
 where the combinations `c0, c1, ...` choose one tap of each layer on each axis. The last layer is
 taken apart tap by tap; what is left of each sum is one over the layers before it, of which only
 those that differ are computed. With the sums of a merged kernel this would be the merged kernel.
+Values are computed on the layers' device; which sums there are is found on the CPU.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +101,8 @@ def _carried(bias: Tensor, behind: Sequence[Conv], sums: Sums) -> Tensor:
     if not behind:
         constant = bias.reshape(-1, *ones)
         for axis, factors in enumerate(sums):
-            constant = constant * factors.reshape(_shape_along(axis, len(sums)))
+            along = factors.to(bias.device).reshape(_shape_along(axis, len(sums)))
+            constant = constant * along
         return constant
     source = Conv(bias.reshape(-1, 1, *ones), None, (Axis(),) * len(sums))
     weight, groups = _of_chain([source, *behind], sums)
@@ -125,7 +127,8 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
     if not before:
         weight = last.weight.double()
         for factors in sums:
-            weight = torch.tensordot(weight, factors, dims=([2], [1]))  # the axis goes to the end
+            # the axis goes to the end
+            weight = torch.tensordot(weight, factors.to(weight.device), dims=([2], [1]))
         return weight, last.groups
     rests = [
         _Rest.of(factors, taps) for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
@@ -148,7 +151,7 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
             yield
 
     large = term.numel() * second.shape[2] * last.weight[0, 0].numel() >= LARGE
-    share(add_taps, parts(term.shape[1], ROWS), large=large)
+    share(add_taps, parts(term.shape[1], ROWS), large=large and term.device.type == "cpu")
     return joined(term, last.groups, inner_groups), gcd(last.groups, inner_groups)
 
 

@@ -1,0 +1,209 @@
+"""What a merge takes, measured: both runtimes compute the layers, and what is kept is read again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from command_line import run_here
+from safetensors.torch import save_file
+
+from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.latency import cache, measuring, timing
+from convsqueeze.latency.apart import as_onnx, in_torch, valued
+from convsqueeze.manifest import manifest_from_data
+from convsqueeze.plan import Merge, Timing, make_plan
+
+EPS = {"type": "batch_norm", "eps": 1e-5}
+
+
+def merge_of(entry: dict[str, Any], border: str = "corrected", **shapes: tuple[int, ...]) -> Merge:
+    tensors = {}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            tensors[f"{name}.weight"] = torch.zeros(shape)
+            continue
+        roles = ("weight", "bias", "running_mean", "running_var")
+        tensors |= {f"{name}.{role}": torch.ones(shape) for role in roles}
+    manifest = manifest_from_data({"version": 1, "pairs": [entry]})
+    plan = make_plan(manifest, from_state_dict(tensors), border=border, growth="allow")  # type: ignore[arg-type]
+    return plan.merges[0]
+
+
+PAIR = {"chain": [{"name": "a", "padding": 1}, {"name": "b", "padding": 1}]}
+WIDE = {"a": (32, 4, 3, 3), "b": (4, 32, 3, 3)}
+MERGES = {
+    "pair": lambda: merge_of(PAIR, **WIDE),
+    "norms and scales": lambda: merge_of(
+        {
+            "chain": [
+                {"name": "a", "padding": [[0, 1], [2, 0]]},
+                {"name": "n", **EPS},
+                {"type": "scale", "factor": 0.5},
+                {"type": "identity"},
+                {"name": "b"},
+            ]
+        },
+        n=(32,),
+        **WIDE,
+    ),
+    "pool and pad": lambda: merge_of(
+        {
+            "chain": [
+                {"type": "pad", "padding": 1, "padding_mode": "reflect"},
+                {"name": "a"},
+                {"type": "avg_pool", "kernel_size": 2},
+            ]
+        },
+        **WIDE,
+    ),
+    "transposed": lambda: merge_of(
+        {"chain": [{"name": "a"}, {"name": "b", "type": "conv_transpose", "stride": 2}]},
+        a=(8, 4, 1, 1),
+        b=(8, 3, 4, 4),
+    ),
+    "sum": lambda: merge_of(
+        {"sum": [{"name": "a", "padding": 1}, {"type": "identity"}, {"name": "n", **EPS}]},
+        a=(4, 4, 3, 3),
+        n=(4,),
+    ),
+    "linear": lambda: merge_of(
+        {"chain": [{"name": "a", "type": "linear"}, {"name": "b", "type": "linear"}]},
+        a=(8, 4),
+        b=(4, 8),
+    ),
+    "one axis": lambda: merge_of(
+        {"chain": [{"name": "a", "stride": 2}, {"name": "b", "type": "linear"}]},
+        a=(8, 4, 3),
+        b=(4, 8),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEAST_NS", 0)
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_what_is_timed_are_the_layers(name: str) -> None:
+    """Torch and onnxruntime give the same, of the shape that the merged layer gives."""
+    merge = MERGES[name]()
+    layers = valued(merge, torch.float32)
+    x = torch.randn(1, merge.geometry.in_channels, *merge.size)
+    y = in_torch(layers)(x)
+    model = as_onnx(layers, merge, torch.float32).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (other,) = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(other), y, rtol=1e-4, atol=1e-3)
+    assert timing.squeezed(merge, torch.float32)(x).shape == y.shape
+
+
+@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_every_kind_of_layer_can_be_timed(name: str, runtime: timing.Runtime) -> None:
+    found = timing.measured(MERGES[name](), runtime, 1)
+    assert min(found.before, found.after) > 0
+
+
+def test_faster_is_what_is_faster_in_most_rounds_and_by_enough() -> None:
+    assert timing.judged([100] * 15, [50] * 15) == Timing(100, 50, True)
+    assert not timing.judged([100] * 15, [99] * 15).faster
+    assert not timing.judged([100] * 15, [50] * 10 + [101] * 5).faster
+    assert not timing.judged([50] * 15, [100] * 15).faster
+    assert timing.judged([100] * 14 + [9000], [50] * 14 + [9100]) == Timing(100, 50, True)
+
+
+def test_rounds_take_turns() -> None:
+    order: list[str] = []
+    taken = timing.in_turn(lambda: order.append("a"), lambda: order.append("m"))
+    assert len(taken[0]) == len(taken[1]) == timing.ROUNDS
+    assert "".join(order[6:14]) == "ammaamma"
+
+
+def test_a_measurement_is_made_once_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def measured(merge: Merge, runtime: str, threads: int) -> Timing:
+        made.append(runtime)
+        return Timing(200, 100, True)
+
+    monkeypatch.setattr(timing, "measured", measured)
+    merge = MERGES["pair"]()
+    for _ in range(2):
+        latency = measuring("torch", folder=tmp_path)
+        assert [latency(merge), latency(merge)] == [Timing(200, 100, True)] * 2
+    assert made == ["torch"]
+    measuring("onnxruntime", folder=tmp_path)(merge)
+    measuring("torch", folder=tmp_path, threads=7)(merge)
+    measuring("torch", folder=tmp_path)(replace(merge, size=(9, 9)))
+    measuring("torch", folder=tmp_path)(replace(merge, corrected=False))
+    assert len(made) == 5
+    measuring("torch", folder=tmp_path, keep=False)(merge)
+    assert (len(made), len(list(tmp_path.iterdir()))) == (6, 5)
+
+
+KEY = {"layers": "some", "versions": "torch 1"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:20],
+        lambda text: "[" * 100_000,
+        lambda text: "[]",
+        lambda text: text.replace("100", '"100"'),
+        lambda text: text.replace("100", "-1"),
+        lambda text: text.replace("true", "1"),
+        lambda text: text.replace("torch 1", "torch 2"),
+    ],
+)
+def test_a_damaged_measurement_is_none(tmp_path: Path, damage: Any) -> None:
+    cache.write(tmp_path, KEY, Timing(200, 100, True))
+    assert cache.read(tmp_path, KEY) == Timing(200, 100, True)
+    (place,) = tmp_path.iterdir()
+    place.write_text(damage(place.read_text()))
+    assert cache.read(tmp_path, KEY) is None
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache.write(tmp_path / "file" / "folder", KEY, Timing(200, 100, True))
+    assert cache.read(tmp_path / "file" / "folder", KEY) is None
+
+
+def test_the_versions_and_the_processor_are_part_of_a_measurement() -> None:
+    key = timing.key_of(MERGES["pair"](), "torch", 1)
+    assert torch.__version__.partition("+")[0] in key["versions"]
+    assert onnxruntime.__version__ in key["versions"]
+    assert key["processor"]
+
+
+def test_the_command_decides_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two merges that have fewer weights only the one that is faster is proposed."""
+
+    def measured(merge: Merge, runtime: str, threads: int) -> Timing:
+        fast = [leaf.label for leaf in merge.layers] == ["a", "b"]
+        return Timing(2_000_000, 500_000 if fast else 1_990_000, fast)
+
+    monkeypatch.setattr(timing, "measured", measured)
+    monkeypatch.setattr(timing, "default_folder", lambda: tmp_path / "kept")
+    shapes = {"a": (32, 4, 1, 1), "b": (4, 32, 1, 1), "c": (32, 4, 1, 1)}
+    save_file({f"{n}.weight": torch.ones(s) for n, s in shapes.items()}, tmp_path / "m.safetensors")
+    chain = [{"name": name} for name in shapes]
+    (tmp_path / "pairs.yaml").write_text(json.dumps({"version": 1, "pairs": [{"chain": chain}]}))
+    outcome = run_here(
+        *("plan", tmp_path / "m.safetensors", "--pairs", tmp_path / "pairs.yaml"),
+        *("--minimize", "latency"),
+    )
+    assert outcome.status == 0, outcome
+    assert "one layer: a, b into a" in outcome.stdout
+    assert "2 -> 0.5 ms" in outcome.stdout
+    assert "no faster beyond the noise" in outcome.stdout
+    assert "A better manifest, by time" in outcome.stdout
+    assert len(list((tmp_path / "kept").iterdir())) == 3

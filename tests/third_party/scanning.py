@@ -1,0 +1,49 @@
+"""What a scan finds in a network, in the words of the table."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.scan import Placed, Scan, scan
+from convsqueeze.tracing import traced
+
+from .cases import Case, Left, Names
+from .running import example
+
+
+def scanned(case: Case, network: nn.Module, border: str = "exact") -> Scan:
+    graph = traced(network, (example(case).to(next(network.parameters()).dtype),))
+    return scan(graph, from_state_dict(network.state_dict()).tensors, border=border)
+
+
+def regions(result: Scan) -> tuple[Names, ...]:
+    """Those of two layers or more."""
+    named = (_names(region.layers) for region in result.regions)
+    return tuple(names for names in named if len(names) > 1)
+
+
+def _names(layers: Iterable[Placed]) -> Names:
+    """The module of each layer's tensors, once for a factor and its summand; none for a pad."""
+    found: list[str] = []
+    for placed in layers:
+        layer = placed.layer
+        name = layer.name or _module(getattr(layer, "weight", None) or getattr(layer, "bias", None))
+        name = name or ("identity" if layer.type == "identity" else "")
+        if name and name not in found[-1:]:
+            found.append(name)
+    return tuple(found)
+
+
+def _module(tensor: str | None) -> str:
+    return tensor.rpartition(".")[0] if tensor else ""
+
+
+def kinds(result: Scan, pair: Left) -> set[str]:
+    """The kinds of reason that are told for layers of which these two are some, in this order."""
+    found = set()
+    for left in result.left:
+        names = iter(left.layers)
+        if pair.first in names and pair.second in names:
+            found.add(left.reason.kind)
+    return found
