@@ -134,8 +134,7 @@ def drawn_sum(seed: int) -> tuple[Everything, Item, Size]:
     rng = random.Random(seed)
     source = Source(seed)
     channels = rng.choice((2, 4, 8))
-    branches = [source_branch(source, channels, rng) for _ in range(rng.randint(1, 4))]
-    branches.insert(0, pointwise(source, channels, channels, rng.choice((1, 3))))  # tells the axes
+    branches = [source_branch(source, channels, rng) for _ in range(rng.randint(2, 5))]
     data: Item = {"sum": branches}
     everything = asked_of(source.drawn, rng)
     if rng.random() < 0.5:
