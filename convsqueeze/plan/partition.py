@@ -90,7 +90,7 @@ def best_partition(
         raise ValueError("latency is minimised by a function that measures it, none was given")
     policy = border or entry.border or "exact"
     whole = flat(entry)
-    tree = sound_tree(whole, infos, place)
+    tree = sound_tree(whole, infos, size, place)
     given = input_size(whole, tree, size, place)
     asked = Asked(
         *(whole, tree, infos, place, policy, growth, minimize, given, allowed, name, latency),

@@ -115,9 +115,17 @@ def items_of(item: Entry | Item) -> tuple[Item, ...]:
     return item.sum if isinstance(item, SumItem) else ()
 
 
-def sound_tree(entry: ChainEntry | SumEntry, infos: Infos, place: str) -> Tree[ResolvedLayer]:
-    """The entry's layers; raises PlanError unless each is sound and they could run."""
-    tree, _, problems = resolve(entry, infos)
+def sound_tree(
+    entry: ChainEntry | SumEntry, infos: Infos, size: Sequence[int] | None, place: str
+) -> Tree[ResolvedLayer]:
+    """The entry's layers; raises PlanError unless each is sound and they could run.
+
+    Where no layer tells how many axes there are, `size` does.
+    """
+    sized = entry
+    if size is not None and entry.input is None:
+        sized = entry.model_copy(update={"input": tuple(size)})
+    tree, _, problems = resolve(sized, infos)
     of_entry = entry_problems(entry, infos)
     if tree is None or of_entry or not _runs(tree):
         told = [f"{place}: {problem.reason}" for problem in (*problems, *of_entry)]

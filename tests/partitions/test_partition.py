@@ -136,16 +136,10 @@ def drawn_sum(seed: int) -> tuple[Everything, Item, Size]:
     channels = rng.choice((2, 4, 8))
     branches = [source_branch(source, channels, rng) for _ in range(rng.randint(2, 5))]
     data: Item = {"sum": branches}
-    everything = asked_of(source.drawn, rng)
     if rng.random() < 0.5:
         before, after = (pointwise(source, channels, channels) for _ in range(2))
         data = {"chain": [before, data, after][rng.randrange(2) :]}
-    return everything_again(everything), data, (24,) * source.drawn.rank
-
-
-def everything_again(asked: Everything) -> Everything:
-    """The same questions of all tensors that are there by now."""
-    return Everything(asked.drawn, asked.border, asked.growth, asked.minimize, asked.clock)
+    return asked_of(source.drawn, rng), data, (24,) * source.drawn.rank
 
 
 def source_branch(source: Source, channels: int, rng: random.Random) -> Item:
@@ -388,6 +382,15 @@ def not_all(part: Part) -> str | None:
 def test_layers_that_are_not_sound_have_no_partition(data: Item, told: str) -> None:
     with pytest.raises(PlanError, match=told):
         best(data, WIDE)
+
+
+def test_the_size_tells_the_axes_where_no_layer_does() -> None:
+    stored = {"a.weight": torch.zeros(8, 2), "b.weight": torch.zeros(2, 8)}
+    linear = {"chain": [{"name": n, "type": "linear"} for n in "ab"]}
+    assert best(linear, stored).size == ()
+    found = best(linear, stored, size=(4, 5))
+    assert (found.before.macs, found.entries[0].input) == (32 * 20, (4, 5))
+    assert found.merged[0].merge.geometry.kernel_size == (1, 1)
 
 
 def test_nested_chains_and_sums_are_laid_flat() -> None:
