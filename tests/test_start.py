@@ -148,6 +148,8 @@ def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: s
         ("verify model.pt out.pt --seed some", "--seed"),
         ("verify model.pt", "Missing argument"),
         ("export-onnx out.pt --opset new", "--opset"),
+        ("export-onnx out.pt --checkpoint model.pt", "give --model"),
+        ("export-onnx out.pt --model code:build --layer a", "--layer"),
         ("inspect model.pt other.pt", "unexpected extra argument"),
         ("schema extra", "unexpected extra argument"),
     ],
@@ -260,6 +262,33 @@ def test_a_command_imports_what_it_needs_before_its_work(
     assert seen.late == set()
     assert seen.ended & (needless | {"sympy", "torch._dynamo"}) == set()
     assert seen.collects
+
+
+CODE = """
+from torch import nn
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 2, 3, bias=False))
+
+    def forward(self, x):
+        return self.body(x)
+"""
+
+
+def test_a_whole_model_imports_its_exporter_before_its_work(scene: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    (tmp_path / "code.py").write_text(CODE)
+    seen = run(
+        tmp_path / "seen.json",
+        *("export-onnx", scene / "out.safetensors", "-o", tmp_path / "whole.onnx"),
+        *("--model", f"{tmp_path / 'code.py'}:Model"),
+    )
+    assert seen.status == 0, seen.output
+    assert len(seen.begun) == 1
+    assert seen.late == set()
+    assert seen.ended & {"matplotlib", "convsqueeze.plot"} == set()
 
 
 @pytest.fixture

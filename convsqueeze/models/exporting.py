@@ -9,6 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
+import torch._dynamo  # here, where a signal ends the run, and not in the middle of the work
 from onnx import GraphProto, ModelProto, helper
 from torch import Tensor, nn
 from torch.export import Dim
@@ -38,11 +39,12 @@ def exports(
     the sizes that were given; those that torch can export. Raises OutputError where it can none.
     """
     stood, layers = put_stand_ins(copied(squeezed).cpu().eval().requires_grad_(False))
+    dtype = torch.float32 if _without_bfloat16(stood) else None
     several = inputs.resized([_several(spec.shape) for spec in inputs.tensors])
     count, failure = 0, None
     for given, opened in ((several, None), (several, 1), (inputs, 0)):
         try:
-            made = _exported(stood, given.first(), opened, opset)
+            made = _exported(stood, given.first(dtype), opened, opset)
         except Exception as error:  # noqa: BLE001  the user's code and the exporter's
             failure = error
             continue
@@ -55,6 +57,17 @@ def exports(
             f"({type(_root(failure)).__name__}: {text}). Change what it names in the model's code, "
             "or export the layers alone: leave --model away."
         ) from failure
+
+
+def _without_bfloat16(model: nn.Module) -> bool:
+    """Makes all of it float32, which holds every value: ONNX has no such convolution before opset
+    22, nor onnxruntime on the CPU. Whether there was any.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    narrow = [tensor for tensor in tensors if tensor.dtype == torch.bfloat16]
+    for tensor in narrow:
+        tensor.data = tensor.data.float()
+    return bool(narrow)
 
 
 def _several(shape: Sequence[int]) -> tuple[int, ...]:
@@ -78,18 +91,30 @@ def _exported(
         for one in arguments
     )
     with _quietly(), torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            arguments,
-            dynamo=True,
-            dynamic_shapes=shapes if opened != 0 else None,
-            opset_version=opset,
-            verbose=False,
+        traced = torch.export.export(
+            model, arguments, dynamic_shapes=shapes if opened != 0 else None, strict=False
         )
+        program = torch.onnx.export(traced, dynamo=True, opset_version=opset, verbose=False)
     if program is None:
         raise OutputError("torch's exporter gave nothing.")
     made: ModelProto = program.model_proto
+    _fix_sizes(made.graph, traced)
     return made
+
+
+def _fix_sizes(graph: GraphProto, traced: torch.export.ExportedProgram) -> None:
+    """Sizes that the trace found to be one number, which the exporter still calls by a symbol."""
+    found = {node.name: node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"}
+    known: dict[str, int] = {}
+    for value in graph.input:
+        shape = getattr(found.get(value.name), "shape", ())
+        for size, seen in zip(value.type.tensor_type.shape.dim, shape, strict=False):
+            if size.dim_param and str(seen).isdigit():
+                known[size.dim_param] = int(str(seen))
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param in known:
+                size.dim_value = known[size.dim_param]
 
 
 @contextmanager

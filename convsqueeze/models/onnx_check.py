@@ -102,7 +102,7 @@ class OnnxCheck:
         if not outcomes:
             raise VerificationError(["the model in torch takes none of the inputs."])
         worst, largest = self._judged(outcomes, unit)
-        notes = runs.notes + _fixed(opened)
+        notes = _widened_note(self.squeezed) + runs.notes + _fixed(opened)
         return OnnxReport(opened, tuple(tried), dtype_name(runs.dtype), worst, largest, notes)
 
     def _stored(self) -> dict[str, Tensor]:
@@ -204,7 +204,7 @@ class _Session:
         try:
             self._session = _opened(model, folder)
         except RUNTIME_ERRORS as error:
-            if self.dtype in (torch.float32, torch.float64):
+            if self.dtype == torch.float32:
                 raise VerificationError(
                     [f"onnxruntime refuses it: {first_line(error)}."]
                 ) from error
@@ -264,21 +264,21 @@ def _opened(model: ModelProto, folder: Path) -> Any:
 
 
 def _single(model: ModelProto) -> ModelProto:
-    """A copy in float32: the same nodes, every half value as float32, which holds it."""
-    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    """A copy in float32: the same nodes, every value of another dtype rounded to it."""
+    others = (TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.tensor_type.elem_type in halves:
+        if value.type.tensor_type.elem_type in others:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in copy.graph.initializer:
-        if tensor.data_type in halves:
+        if tensor.data_type in others:
             tensor.CopyFrom(_widened(tensor))
     for node in copy.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in halves:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in others:
                 attribute.i = TensorProto.FLOAT
-            if attribute.HasField("t") and attribute.t.data_type in halves:
+            if attribute.HasField("t") and attribute.t.data_type in others:
                 attribute.t.CopyFrom(_widened(attribute.t))
     return copy
 
@@ -289,6 +289,12 @@ def _widened(tensor: TensorProto) -> TensorProto:
 
 def _sizes(value: Any) -> tuple[int | str, ...]:
     return tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+
+
+def _widened_note(squeezed: nn.Module) -> tuple[str, ...]:
+    if not any(p.dtype == torch.bfloat16 for p in squeezed.parameters()):
+        return ()
+    return ("stored as bfloat16, exported as float32, which holds every value exactly",)
 
 
 def _fixed(opened: Sequence[tuple[str, tuple[int | str, ...]]]) -> tuple[str, ...]:
@@ -330,6 +336,7 @@ def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> I
     names = list(dict.fromkeys(s for sizes in opened for s in sizes if isinstance(s, str)))
     if not names:
         return
+    seen = {tuple(given)}
     for change in _CHANGES:
         sizes: dict[str, int] = {}
         shapes = []
@@ -340,4 +347,6 @@ def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> I
                     size = sizes.setdefault(kind, change(_place(index, len(own)), size))
                 made.append(size)
             shapes.append(tuple(made))
-        yield tuple(shapes)
+        if tuple(shapes) not in seen:
+            seen.add(tuple(shapes))
+            yield tuple(shapes)
