@@ -30,7 +30,10 @@ LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
     "convsqueeze.cli",
-    *(f"convsqueeze.cli.{name}" for name in ("app", "importing", "main", "options", "signals", "sizes")),
+    *(
+        f"convsqueeze.cli.{name}"
+        for name in ("app", "importing", "main", "options", "signals", "sizes")
+    ),
 }
 """All of this program that a run without a command's work needs."""
 COMPLETING = {"_CONVSQUEEZE_COMPLETE": "complete_bash", "COMP_CWORD": "1"}

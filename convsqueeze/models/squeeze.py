@@ -99,9 +99,11 @@ def scan_model(
 
     Raises TracingError where the model's code cannot be followed.
     """
-    graph = traced(model, _beside(model, inputs))
-    infos = from_state_dict(model.state_dict()).tensors
-    return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
+    own = from_state_dict(model.state_dict())
+    graph = traced(model, _beside(model, inputs), own.prefix)
+    return scan(
+        graph, own.tensors, border=border, growth=growth, minimize=minimize, latency=latency
+    )
 
 
 def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
