@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.errors import ModelInputError
 from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
 from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of
 from convsqueeze.models.verifying import verify_whole
@@ -68,6 +70,7 @@ def squeeze(
     is needed, VerificationError where the two models differ by more than rounding.
     """
     notes: tuple[str, ...] = ()
+    _check_values(model)
     if example_inputs is None:
         guess = guess_inputs(model)
         inputs, notes = guess.inputs, (guess.told,)
@@ -99,9 +102,22 @@ def scan_model(
 
     Raises TracingError where the model's code cannot be followed.
     """
-    graph = traced(model, _beside(model, inputs))
-    infos = from_state_dict(model.state_dict()).tensors
-    return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
+    _check_values(model)
+    own = from_state_dict(model.state_dict())
+    graph = traced(model, _beside(model, inputs), own.prefix)
+    return scan(
+        graph, own.tensors, border=border, growth=growth, minimize=minimize, latency=latency
+    )
+
+
+def _check_values(model: nn.Module) -> None:
+    """Raises ModelInputError for a lazy module that has not run yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelInputError(
+                f"{type(model).__name__}: {name} has no shape yet, as its module is lazy and never "
+                "ran. Call the model once, or load its weights, first."
+            )
 
 
 def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:

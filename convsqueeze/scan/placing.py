@@ -7,10 +7,13 @@ from collections import Counter
 from functools import cached_property
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
-from convsqueeze.manifest import IdentityLayer
+from convsqueeze.manifest import AvgPoolLayer, IdentityLayer, Layer, PadLayer
 from convsqueeze.scan.regions import Added, Placed
 from convsqueeze.surgery.places import Modules, Placement, placement
 from convsqueeze.tracing import Graph
+
+BARE = (AvgPoolLayer, PadLayer)
+"""Layers without tensors, which may be modules all the same."""
 
 
 class Placing:
@@ -25,7 +28,17 @@ class Placing:
         """
         if whole := self.unit(tree):
             return Placement(whole, ())
-        return placement(tree, Modules(self.unit, _is_skip))
+        bare = {self.unit(placed) for placed in leaves(tree) if isinstance(placed.layer, BARE)}
+        with_tensors = Modules(self.unit, _is_skip, lambda name: name not in bare)
+        return placement(tree, with_tensors) or placement(tree, Modules(self.unit, _is_skip))
+
+    def layer(self, placed: Placed) -> Layer:
+        """The layer as a manifest has it: a pad or a pool has the name of its module, if one does
+        nothing else.
+        """
+        if not isinstance(placed.layer, BARE) or (name := self.unit(placed)) is None:
+            return placed.layer
+        return placed.layer.model_copy(update={"name": name})
 
     def left_in_code(self, tree: Tree[Placed]) -> str:
         """The first layer of a part that no module does alone, and where it stands."""

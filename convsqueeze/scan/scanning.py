@@ -1,6 +1,6 @@
 """A model's graph -> a manifest of the merges that pay, and why all else is left alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves
@@ -12,6 +12,7 @@ from convsqueeze.manifest import (
     ChainItem,
     Document,
     Item,
+    Layer,
     SumEntry,
     SumItem,
 )
@@ -139,7 +140,7 @@ class _Search:
             return None
         if not any(map(_has_tensors, region.layers)):
             return None
-        entry = _entry(region.links)
+        entry = entry_of(region.links, self._placing.layer)
 
         def allowed(part: Part) -> str | None:
             tree = _part_of(region, part)
@@ -189,7 +190,7 @@ class _Search:
 
     def _unread(self, modules: tuple[str, ...], part: Part) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
-        read = {key for step in self._graph.steps.values() for key in step.keys}
+        read = {*self._graph.kept}.union(*(step.keys for step in self._graph.steps.values()))
         for key in self._infos:
             inside = any(key.startswith(f"{module}.") for module in modules)
             if inside and key not in read and not key.endswith(".num_batches_tracked"):
@@ -197,17 +198,20 @@ class _Search:
                 yield key if owner in modules else owner
 
 
-def _entry(links: tuple[Tree[Placed], ...]) -> ChainEntry | SumEntry:
-    items = [_item(link) for link in links]
+def entry_of(
+    links: tuple[Tree[Placed], ...], layer: Callable[[Placed], Layer]
+) -> ChainEntry | SumEntry:
+    """Links as an entry of a manifest, its layers as `layer` gives them."""
+    items = [_item(link, layer) for link in links]
     if len(items) == 1 and isinstance(items[0], SumItem):
         return SumEntry(sum=items[0].sum)
     return ChainEntry(chain=tuple(items))
 
 
-def _item(tree: Tree[Placed]) -> Item:
+def _item(tree: Tree[Placed], layer: Callable[[Placed], Layer]) -> Item:
     return fold(
         tree,
-        lambda placed: placed.layer,
+        layer,
         lambda links: ChainItem(chain=tuple(links)),
         lambda branches: SumItem(sum=tuple(branches)),
     )

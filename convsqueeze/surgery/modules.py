@@ -81,9 +81,13 @@ def submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def encloses(merge: Merge) -> bool:
     """Whether the module `into` holds every merged layer, so that replacing it replaces all."""
-    return all(
-        key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys
-    ) and any(leaf.layer.name != merge.into for leaf in merge.layers)
+    inside = f"{merge.into}."
+    names = [leaf.layer.name for leaf in merge.layers]
+    return (
+        all(key.startswith(inside) for leaf in merge.layers for key in leaf.keys)
+        and all(name is None or f"{name}.".startswith(inside) for name in names)
+        and any(name != merge.into for name in names)
+    )
 
 
 def computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:

@@ -3,8 +3,9 @@
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
 
 
 def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Exported:
-    with warnings.catch_warnings(), _without_log(), torch.no_grad():
+    with warnings.catch_warnings(), _silently(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         in_vain = tuple(_read_in_vain(program))
@@ -66,12 +67,15 @@ def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Expor
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """Torch tells of every axis that the model's code fixes; no one asked."""
+def _silently() -> Iterator[None]:
+    """Torch tells of every axis that the model's code fixes, and of what it cannot follow before it
+    raises that: in its log, and printed.
+    """
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -337,7 +337,7 @@ def _factor(number: float) -> Linear | Passing:
 
 def _scaled(given: Parameters, other: Any) -> Meaning:
     """A product with a number, or with one stored number for each channel."""
-    if isinstance(other, Known):
+    if isinstance(other, Known) and other.number is not None:
         other = other.number
     if isinstance(other, int | float) and not isinstance(other, bool):
         return _factor(float(other))
@@ -350,6 +350,8 @@ def _scaled(given: Parameters, other: Any) -> Meaning:
 
 def _channel_rank(given: Parameters, other: Any) -> int | Reason | None:
     """The axes behind the channels that a stored tensor has one number each for."""
+    if isinstance(other, Known):
+        return Reason("not linear", "it is combined with numbers that no stored tensor holds")
     if not isinstance(other, Stored) or other.spread or len(other.keys) > 1:
         return Reason("not linear", "it is combined with a tensor that is computed")
     ndim = given.node.meta["val"].ndim
@@ -373,7 +375,8 @@ def _subtracted(given: Parameters) -> Meaning:
 
 
 def _shifted(given: Parameters, other: Any, *, negated: bool) -> Meaning:
-    number = other.number if isinstance(other, Known) else other
+    is_one = isinstance(other, Known) and other.number is not None
+    number = other.number if is_one else other
     if isinstance(number, int | float) and not isinstance(number, bool):
         reason = "it adds a number that no stored tensor holds"
         return Reason("not linear", reason) if number else Passing()

@@ -29,16 +29,22 @@ from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing, meaning_of
+from convsqueeze.tracing.prefix import without_prefix
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
 
 
-def traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
     """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
 
-    Followed by torch.export, else by torch.fx. Raises TracingError where neither can.
+    Followed by torch.export, else by torch.fx. Names leave out `prefix`, as a wrapper puts it
+    before all of them. Raises TracingError where neither can follow the code.
     """
+    return without_prefix(_traced(model, inputs), prefix)
+
+
+def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
     try:
         made = exported(model, inputs)
     except TracingError as error:
