@@ -27,6 +27,20 @@ class Sum(Generic[Leaf]):
 Tree: TypeAlias = Leaf | Chain[Leaf] | Sum[Leaf]
 
 
+def children(tree: Tree[Leaf]) -> "tuple[Tree[Leaf], ...]":
+    """The links of a chain or the branches of a sum; a leaf has none."""
+    if isinstance(tree, Chain):
+        return tree.links
+    return tree.branches if isinstance(tree, Sum) else ()
+
+
+def at(tree: Tree[Leaf], place: "Sequence[int]") -> "Tree[Leaf]":
+    """What stands where an index for each step leads."""
+    for index in place:
+        tree = children(tree)[index]
+    return tree
+
+
 def fold(
     tree: Tree[Leaf],
     leaf: Callable[[Leaf], Result],

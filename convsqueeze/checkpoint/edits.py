@@ -58,6 +58,13 @@ class Edit:
     remove: frozenset[str]
     insert: Mapping[str, New]
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The new tensors with their values at hand, wherever they wait."""
+        return {
+            name: new.load() if isinstance(new, Spooled) else new
+            for name, new in self.insert.items()
+        }
+
 
 @dataclass(frozen=True)
 class Splice:

@@ -109,7 +109,8 @@ def merge(
         from convsqueeze.verify import Settings
 
         if code is not None:
-            from convsqueeze.cli.scanning import code_of, manifest_from_code, whole_job
+            from convsqueeze.cli.scanning import manifest_from_code, whole_job
+            from convsqueeze.models import code_of
         onnx_job = whole = None
         if onnx is not None:
             from convsqueeze.cli.onnx_job import OnnxJob
@@ -188,13 +189,12 @@ def scan(
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.scanning import (
             check_output,
-            code_of,
             latency_of,
             print_scan,
             scan_data,
             write_scan,
         )
-        from convsqueeze.models import scan_model
+        from convsqueeze.models import code_of, scan_model
         from convsqueeze.scan.writing import scan_yaml
 
         latency = latency_of(minimize, runtime)

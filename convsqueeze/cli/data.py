@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.checkpoint import Checkpoint
     from convsqueeze.inspection import FoundLayer
     from convsqueeze.pipeline import MergedFile
-    from convsqueeze.plan import Merge, Plan
+    from convsqueeze.plan import Merge, Merged, Plan
     from convsqueeze.plot import Plot
     from convsqueeze.storage import Widened
     from convsqueeze.verify import LayerReport, Report, Worst
@@ -28,6 +28,22 @@ def merge_data(done: "MergedFile") -> dict[str, Any]:
         "layers": [_merge_layer(merge, done) for merge in done.plan.merges],
         "verification": None if done.verification is None else report_data(done.verification),
         "notes": list(done.notes),
+    }
+
+
+def part_data(merged: "Merged") -> dict[str, Any]:
+    """A part of an entry that becomes one layer."""
+    merge = merged.merge
+    return {
+        "into": merge.into,
+        "layers": list(merged.part.labels),
+        "weights_before": merge.weights_before,
+        "weights_after": merge.weights_after,
+        "macs_before": merge.macs_before,
+        "macs_after": merge.macs_after,
+        "macs_input_size": list(merge.size),
+        "border": merge.border,
+        "timing": None if merged.timing is None else asdict(merged.timing),
     }
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from convsqueeze.cli.data import merge_data
+from convsqueeze.cli.data import merge_data, part_data
 from convsqueeze.cli.layout import count_told, print_notes
 from convsqueeze.cli.tables import print_merge
 from convsqueeze.manifest import document_data, manifest_yaml
 
 if TYPE_CHECKING:
     from convsqueeze.pipeline import ReviewedFile
-    from convsqueeze.plan import Cost, Merged, Partition, Rejected, Reviewed, Timing
+    from convsqueeze.plan import Cost, Merged, Partition, Rejected, Reviewed
 
 MEASURES = {"weights": "weights", "macs": "multiplications", "latency": "time"}
 
@@ -111,19 +111,7 @@ def _entry_data(one: "Reviewed") -> dict[str, Any]:
         "before": _cost_data(best.before),
         "given": None if one.given is None else _cost_data(one.given),
         "after": _cost_data(best.after),
-        "merged": [
-            {
-                "into": merged.merge.into,
-                "layers": list(merged.part.labels),
-                "weights_before": merged.merge.weights_before,
-                "weights_after": merged.merge.weights_after,
-                "macs_before": merged.merge.macs_before,
-                "macs_after": merged.merge.macs_after,
-                "border": merged.merge.border,
-                "timing": _timing_data(merged.timing),
-            }
-            for merged in best.merged
-        ],
+        "merged": [part_data(merged) for merged in best.merged],
         "apart": list(best.apart),
         "kept_apart": [_rejected_data(reason) for reason in best.kept_apart],
         "notes": list(best.notes),
@@ -132,10 +120,6 @@ def _entry_data(one: "Reviewed") -> dict[str, Any]:
 
 def _cost_data(cost: "Cost") -> dict[str, Any]:
     return {name: value for name, value in asdict(cost).items() if name != "links"}
-
-
-def _timing_data(timing: "Timing | None") -> dict[str, Any] | None:
-    return None if timing is None else asdict(timing)
 
 
 def _rejected_data(one: "Rejected") -> dict[str, Any]:

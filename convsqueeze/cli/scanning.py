@@ -1,6 +1,5 @@
 """`scan`, and the scan in `merge --model`: the user's code is run, and its layers are read off."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,11 @@ from rich.text import Text
 
 from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
+from convsqueeze.cli.data import part_data
 from convsqueeze.cli.layout import change_told, file_told, new_table, print_notes
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Manifest, document_data
-from convsqueeze.models import (
-    Inputs,
-    WholeJob,
-    guess_inputs,
-    load_model,
-    manifest_of,
-    parsed_inputs,
-    scan_model,
-    with_checkpoint,
-)
+from convsqueeze.models import Code, WholeJob, manifest_of, scan_model
 from convsqueeze.plan.wording import kernel
 from convsqueeze.scan import Scan
 from convsqueeze.scan.writing import left_lines, scan_yaml
@@ -31,30 +22,6 @@ if TYPE_CHECKING:
     from convsqueeze.cli.options import MinimizeChoice, RuntimeChoice
     from convsqueeze.pipeline.tracking import Track
     from convsqueeze.plan.parts import Latency
-
-
-@dataclass(frozen=True, eq=False)
-class Code:
-    """A model from its own code: in eval mode, and what it is run on."""
-
-    model: Any
-    inputs: Inputs
-    notes: tuple[str, ...]
-
-
-def code_of(
-    place: str, shapes: list[str], track: "Track", checkpoint: Path | None, key: str | None
-) -> Code:
-    """The model that the user's code builds, with the tensors of a checkpoint if one is given."""
-    given = parsed_inputs(shapes) if shapes else None
-    track(f"running {place}", 0, 0)
-    model = load_model(place).eval()
-    if checkpoint is not None:
-        model = with_checkpoint(model, checkpoint, key)
-    if given is not None:
-        return Code(model, given, ())
-    guess = guess_inputs(model)
-    return Code(model, guess.inputs, (guess.told,))
 
 
 def latency_of(minimize: "MinimizeChoice", runtime: "RuntimeChoice") -> "Latency | None":
@@ -134,19 +101,7 @@ def scan_data(found: Scan, place: str, notes: tuple[str, ...]) -> dict[str, Any]
         "border": found.border,
         "minimize": found.minimize,
         "manifest": None if document is None else document_data(document),
-        "merges": [
-            {
-                "into": merged.merge.into,
-                "layers": list(merged.part.labels),
-                "weights_before": merged.merge.weights_before,
-                "weights_after": merged.merge.weights_after,
-                "macs_before": merged.merge.macs_before,
-                "macs_after": merged.merge.macs_after,
-                "macs_input_size": list(merged.merge.size),
-                "border": merged.merge.border,
-            }
-            for merged in found.merged
-        ],
+        "merges": [part_data(merged) for merged in found.merged],
         "left": [
             {"layers": list(one.layers), "kind": one.reason.kind, "reason": one.reason.text}
             for one in found.left

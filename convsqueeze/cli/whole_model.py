@@ -19,29 +19,25 @@ def export_whole_model(
 ) -> None:
     """What can be refused is refused before the user's code runs."""
     with importing():
+        from convsqueeze.cli.layout import print_notes
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_whole_export
         from convsqueeze.export import check_onnx_destination, default_onnx_destination
-        from convsqueeze.models import guess_inputs, load_model, parsed_inputs
+        from convsqueeze.models import code_of
         from convsqueeze.models.onnx import check_exporter, export_whole
     console, errors = consoles(as_json)
     destination = output or default_onnx_destination(squeezed)
     check_onnx_destination(destination, overwrite=overwrite, source=squeezed)
     check_exporter(opset)
-    inputs = parsed_inputs(shapes) if shapes else None
     with DelayedProgress(errors, quiet=False) as track:
-        track(f"running {place}", 0, 0)
-        model = load_model(place).eval()
-        if inputs is None:
-            guess = guess_inputs(model)
-            inputs = guess.inputs
-            errors.print(f"[yellow]note[/]: {guess.told}", soft_wrap=True, highlight=False)
+        own = code_of(place, shapes, track)
+        print_notes(errors, own.notes)
         result = export_whole(
-            model,
+            own.model,
             squeezed,
             destination,
-            inputs,
+            own.inputs,
             checkpoint=checkpoint,
             key=key,
             opset=opset,

@@ -89,11 +89,11 @@ def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
     torch.set_num_threads(threads)
     try:
         if runtime == "torch":
-            runs = _torch_run(in_torch(layers), x), _torch_run(whole, x)
+            runs = torch_run(in_torch(layers), x), torch_run(whole, x)
         else:
             runs = (
-                _onnx_run(as_onnx(layers, merge, dtype), x, threads),
-                _onnx_run(build_model({"merged": whole}), x, threads),
+                onnx_run(as_onnx(layers, merge, dtype), x, threads),
+                onnx_run(build_model({"merged": whole}), x, threads),
             )
         return judged(*in_turn(*runs))
     finally:
@@ -151,7 +151,9 @@ def _dtype(merge: Merge, runtime: Runtime) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+def torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
+    """Runs a module in torch, without gradients; gives what it gives."""
+
     def timed() -> Tensor:
         with torch.inference_mode():
             return run(x)
@@ -159,7 +161,8 @@ def _torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], objec
     return timed
 
 
-def _onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:
+def onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:
+    """Runs a model of one input in onnxruntime on so many threads; gives what it gives."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads

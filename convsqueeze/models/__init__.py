@@ -1,10 +1,12 @@
 """The user's own model: from its code, with a checkpoint, on inputs, against another, as ONNX.
 
-`factory`: code and checkpoints; `inputs`: what a model is run on; `running`, `outputs`, `whole`,
-`layerwise`: two models on the same inputs; `verifying`: a squeezed model against its original;
-`squeeze`: all of it in one go; `onnx`: a whole model as ONNX, imported only where it is asked for.
+`factory`, `code`: from code and checkpoints; `inputs`: what a model is run on; `running`,
+`outputs`, `whole`, `layerwise`: two models on the same inputs; `verifying`: a squeezed model
+against its original; `squeeze`, `job`: all of it in one go; `onnx`: a whole model as ONNX, imported
+only where it is asked for.
 """
 
+from convsqueeze.models.code import Code, code_of
 from convsqueeze.models.factory import load_model, with_checkpoint
 from convsqueeze.models.inputs import (
     Guess,
@@ -20,12 +22,14 @@ from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
 
 __all__ = [
+    "Code",
     "Guess",
     "InputSpec",
     "Inputs",
     "SqueezeReport",
     "WholeJob",
     "WholeReport",
+    "code_of",
     "compare_models",
     "exact_parameters",
     "guess_inputs",

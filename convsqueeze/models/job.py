@@ -2,13 +2,11 @@
 written.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
-from convsqueeze.checkpoint import Spooled, edited_state_dict, from_state_dict
-from convsqueeze.checkpoint.edits import Edit
+from convsqueeze.checkpoint import edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.verifying import untracked, verify_whole
@@ -34,17 +32,10 @@ class WholeJob:
         has no place in the model.
         """
         own = from_state_dict(self._model.state_dict())
-        edits = [_in_memory(edit) for edit in result.edits]
+        edits = [replace(edit, insert=edit.tensors()) for edit in result.edits]
         state = edited_state_dict(own, edits, result.draft.to_json())
         squeezed, plan = applied(self._model, from_state_dict(state))
         self.report = verify_whole(
             self._model, squeezed, self._inputs, plan=plan, seed=self._seed, track=self._track
         )
         self.report.raise_if_failed()
-
-
-def _in_memory(edit: Edit) -> Edit:
-    inserted: Mapping[str, Any] = {
-        name: new.load() if isinstance(new, Spooled) else new for name, new in edit.insert.items()
-    }
-    return Edit(edit.at, edit.remove, inserted)

@@ -12,7 +12,6 @@ from convsqueeze.checkpoint import (
     Checkpoint,
     Edit,
     New,
-    Spooled,
 )
 from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
@@ -77,11 +76,7 @@ class Result:
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
-        tensors = {
-            name: new.load() if isinstance(new, Spooled) else new
-            for edit in self.edits
-            for name, new in edit.insert.items()
-        }
+        tensors = {name: new for edit in self.edits for name, new in edit.tensors().items()}
         return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
 
 

@@ -13,7 +13,7 @@ from convsqueeze.algebra.border.leaks import leaks
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
-from convsqueeze.algebra.tree import Chain, Tree, leaves
+from convsqueeze.algebra.tree import Tree, at, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.manifest import (
     Border,
@@ -125,10 +125,7 @@ def _into(entry: Entry, tree: Tree[ResolvedLayer]) -> str:
 
 def _blamed(merge: Merge) -> tuple[str | int, ...]:
     """The key of the layer whose padding leaks."""
-    tree = merge.tree
-    for index in merge.leaks[0].link:
-        tree = tree.links[index] if isinstance(tree, Chain) else tree.branches[index]  # type: ignore[union-attr]
-    return next(leaves(tree)).path
+    return next(leaves(at(merge.tree, merge.leaks[0].link))).path
 
 
 def entry_problems(entry: Entry, infos: Infos) -> list[Problem]:

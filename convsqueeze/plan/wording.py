@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
+from convsqueeze.algebra.tree import Chain, Tree, at, children, leaves
 from convsqueeze.plan.model import Form, FormName, Merge
 from convsqueeze.plan.resolve import ResolvedLayer
 
@@ -63,7 +63,7 @@ def common_stem(names: Sequence[str]) -> str:
 def border_refusal(merge: Merge) -> str:
     """Why the plain merge is not exact, where, and what can be done about it at which cost."""
     tree, leaks = merge.tree, merge.leaks
-    outer = _at(tree, leaks[0].link)
+    outer = at(tree, leaks[0].link)
     inner = _before(tree, leaks[0].link)
     plain, *corrected = merge.forms[1:]
     exactly = "".join(f"border: corrected (exact, {_cost(merge, f)}) or " for f in corrected)
@@ -130,26 +130,14 @@ def names(tree: Tree[ResolvedLayer]) -> str:
     return " + ".join(leaf.label for leaf in leaves(tree))
 
 
-def _at(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
-    for index in link:
-        tree = _children(tree)[index]
-    return tree
-
-
 def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
     """All that the blamed link follows, in whichever chain around it."""
-    parts: list[Tree[ResolvedLayer]] = []
+    found: list[Tree[ResolvedLayer]] = []
     for index in link:
         if isinstance(tree, Chain):
-            parts += tree.links[:index]
-        tree = _children(tree)[index]
-    return Chain(tuple(parts))
-
-
-def _children(tree: Tree[ResolvedLayer]) -> tuple[Tree[ResolvedLayer], ...]:
-    if isinstance(tree, Chain):
-        return tree.links
-    return tree.branches if isinstance(tree, Sum) else ()
+            found += tree.links[:index]
+        tree = children(tree)[index]
+    return Chain(tuple(found))
 
 
 def _size_hint(leaks: Sequence[Leak]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves
+from convsqueeze.algebra.tree import Chain, Sum, Tree, at, children, fold, leaves
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import (
@@ -221,20 +221,13 @@ def _part_of(region: Region, part: Part) -> Tree[Placed]:
     """The part of the region's layers that it is."""
     only = region.links[0]
     tree: Tree[Placed] = only if len(region.links) == 1 else Chain(region.links)
-    for index in part.within:
-        tree = _parts(tree)[index]
-    parts = _parts(tree)
-    chosen = tuple(parts[index] for index in part.indices)
+    tree = at(tree, part.within)
+    every_part = children(tree)
+    chosen = tuple(every_part[index] for index in part.indices)
     if isinstance(tree, Sum):
-        every = len(chosen) == len(parts) and isinstance(tree, Added)
+        every = len(chosen) == len(every_part) and isinstance(tree, Added)
         return tree if every else Sum(chosen)
     return Chain(chosen)
-
-
-def _parts(tree: Tree[Placed]) -> tuple[Tree[Placed], ...]:
-    if isinstance(tree, Chain):
-        return tree.links
-    return tree.branches if isinstance(tree, Sum) else (tree,)
 
 
 KINDS: Mapping[str, ReasonKind] = {

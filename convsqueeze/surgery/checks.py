@@ -10,9 +10,10 @@ from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError
+from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import BatchNormLayer
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.surgery.modules import computes, encloses, own_hooks, placement_in, submodule
+from convsqueeze.surgery.modules import computes, encloses, placement_in, submodule
 
 COMPARED = (
     nn.Conv1d,
@@ -117,7 +118,7 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
 
 def _hook_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[str]:
     """A hook on a merged layer would go with it; weight norm's own is resolved."""
-    if module is not None and own_hooks(module):
+    if module is not None and has_hooks(module):
         yield f"{leaf.label}: has a hook in the model that would be lost. Remove it first."
 
 
@@ -125,7 +126,7 @@ def _hooks_lost(target: nn.Module, merge: Merge) -> Iterator[str]:
     """Hooks in a module that is replaced as a whole, on others than the merged layers."""
     layers = {leaf.layer.name for leaf in merge.layers}
     for name, module in target.named_modules(prefix=merge.into):
-        if own_hooks(module) and name not in layers:
+        if has_hooks(module) and name not in layers:
             yield (
                 f"{merge.into}: {name} has a hook in the model that would be lost. Remove it first."
             )

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.weight_norm import WeightNorm
 
 from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import IdentityLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
 from convsqueeze.surgery.places import Modules, Placement, placement, silenced
@@ -56,7 +56,7 @@ def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> 
         shared.append(parts[0])
     name = ".".join(shared)
     module = submodule(model, own.prefix + name) if name else None
-    if module is None or any(map(own_hooks, module.modules())):
+    if module is None or any(map(has_hooks, module.modules())):
         return None
     return name if computes(module, own, tree) else None
 
@@ -115,12 +115,3 @@ def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
     if not isinstance(found, Tensor) or found.shape != wanted.shape:
         return False
     return bool((found - wanted).abs().max() <= 1e-9 * wanted.abs().max())
-
-
-def own_hooks(module: nn.Module) -> bool:
-    """Whether a module calls a hook; weight norm's is a part of the layer."""
-    hooks = [
-        *(*module._forward_hooks.values(), *module._forward_pre_hooks.values()),
-        *(*module._backward_hooks.values(), *module._backward_pre_hooks.values()),
-    ]
-    return any(not isinstance(hook, WeightNorm) for hook in hooks)

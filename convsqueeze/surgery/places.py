@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, leaves
+from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, children, leaves
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | Non
     if unit and modules.may_take(unit):
         return Placement(unit, (), tree)
     tree = _in_units(tree, modules)
-    for index, part in enumerate(_parts(tree)):
+    for index, part in enumerate(children(tree)):
         inside = placement(part, modules)
         silent = _others_silenced(tree, index, modules) if inside else None
         if inside is not None and silent is not None:
@@ -111,7 +111,7 @@ def _others_silenced(
     """All parts but one: the other links pass, the other branches add nothing."""
     return _together(
         silenced(part, modules, passes=isinstance(tree, Chain))
-        for number, part in enumerate(_parts(tree))
+        for number, part in enumerate(children(tree))
         if number != index
     )
 
@@ -160,9 +160,3 @@ def _in_units(tree: Tree[Leaf], modules: Modules[Leaf]) -> Tree[Leaf]:
 
 def _is_unit(chain: Chain[Leaf], start: int, end: int, modules: Modules[Leaf]) -> bool:
     return end - start > 1 and modules.unit(Chain(chain.links[start:end])) is not None
-
-
-def _parts(tree: Tree[Leaf]) -> tuple[Tree[Leaf], ...]:
-    if isinstance(tree, Chain):
-        return tree.links
-    return tree.branches if isinstance(tree, Sum) else ()

@@ -50,7 +50,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
             return _functional(watched(model), arguments, shapes)
         except Exception as error:  # noqa: BLE001 - the model's own code, and torch's on it
             failed.append(error)
-    raise TracingError(_told(failed[-1])) from failed[-1]
+    raise TracingError(told(failed[-1])) from failed[-1]
 
 
 def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Exported:
@@ -164,6 +164,7 @@ def _guards(program: ExportedProgram) -> Sequence[Any]:
     return ()
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
+    """Kind and first line of what torch, or the model's own code, raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no more is said'}"

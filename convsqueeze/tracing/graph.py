@@ -5,12 +5,12 @@ Knows layers in the manifest's words, modules by their names and nothing of how 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from convsqueeze.algebra.tree import Chain, Tree, leaves
-from convsqueeze.manifest import Layer
+from convsqueeze.manifest import Layer, ScaleLayer
 
 ReasonKind = Literal[
     "activation",
@@ -66,6 +66,17 @@ class Step:
     sums: bool = False
     opaque: Reason | None = None
     keys: tuple[str, ...] = ()
+
+    def negated(self, value: str) -> "Step":
+        """A step of its own in front of this sum, for one of its inputs that it subtracts."""
+        return replace(
+            self,
+            name=f"{self.name}.minus",
+            operator="neg",
+            inputs=(value,),
+            tree=ScaleLayer(type="scale", factor=-1.0),
+            sums=False,
+        )
 
     @property
     def place(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from convsqueeze.tracing.constants import Constant, Known, Stored, bound, operator_of, shape_of
+from convsqueeze.tracing.operators import axis_pairs
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _padded_around(node: Node, constants: Mapping[Node, Constant]) -> Ringed | N
     if not _is_of_zero(of_zero, terms["self"], constants):
         return None
     axes = terms["self"].meta["val"].ndim - 2
-    pairs = [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
+    pairs = axis_pairs(flat)
     return Ringed(terms["self"], tuple(pairs)) if len(pairs) == axes else None
 
 

@@ -96,12 +96,17 @@ def meaning_of(
     given = Parameters(node, constants, names, bound(node))
     if len(values) > 1:
         return _of_several(operator, given, values)
-    if operator in ACTIVATIONS:
-        return Reason("activation", f"{operator} is not linear")
-    rule = _RULES.get(operator)
+    rule = None if operator in ACTIVATIONS else _RULES.get(operator)
     if rule is None or not values:
-        return Reason("not linear", f"{operator} is no layer that can be merged")
+        return no_layer(operator)
     return rule(given)
+
+
+def no_layer(operator: str) -> Reason:
+    """Why an operator without a rule is none of the manifest's layers."""
+    if operator.rstrip("_") in ACTIVATIONS:
+        return Reason("activation", f"{operator} is not linear")
+    return Reason("not linear", f"{operator} is no layer that can be merged")
 
 
 def _of_several(operator: str, given: Parameters, values: Sequence[Node]) -> Meaning:
@@ -136,8 +141,8 @@ def _transposed(given: Parameters, rank: int | None = None) -> Meaning:
     weight = given["weight"]
     rank = _weight_ndim(weight) - 2 if isinstance(weight, Stored) else rank or 0
     settings = _settings(given, rank, padding=given["padding"])
-    if any(output_padding := _per_axis(given["output_padding"], rank)):
-        settings["output_padding"] = _plain(output_padding)
+    if any(output_padding := per_axis_numbers(given["output_padding"], rank)):
+        settings["output_padding"] = on_every_axis(output_padding)
     settings["type"] = "conv_transpose"
     return _with_kernel(given, rank, lambda names: ConvTransposeLayer(**names, **settings))
 
@@ -152,19 +157,19 @@ def _settings(given: Parameters, rank: int, *, padding: Any) -> dict[str, Any]:
     """Stride, padding, dilation and groups, as far as they are not the default."""
     settings: dict[str, Any] = {}
     for name, default in (("stride", 1), ("dilation", 1)):
-        numbers = _per_axis(given[name], rank, default)
+        numbers = per_axis_numbers(given[name], rank, default)
         if any(number != default for number in numbers):
-            settings[name] = _plain(numbers)
+            settings[name] = on_every_axis(numbers)
     if isinstance(padding, str):
         settings["padding"] = padding
-    elif any(numbers := _per_axis(padding, rank, 0)):
-        settings["padding"] = _plain(numbers)
+    elif any(numbers := per_axis_numbers(padding, rank, 0)):
+        settings["padding"] = on_every_axis(numbers)
     if (groups := given["groups"]) not in (1, None):
         settings["groups"] = groups
     return settings
 
 
-def _per_axis(value: Any, rank: int, default: int = 0) -> list[int]:
+def per_axis_numbers(value: Any, rank: int, default: int = 0) -> list[int]:
     """One number for each axis; ATen gives one for all, or none for the default."""
     if isinstance(value, int):
         return [value] * rank
@@ -172,8 +177,10 @@ def _per_axis(value: Any, rank: int, default: int = 0) -> list[int]:
     return numbers * rank if len(numbers) == 1 else numbers
 
 
-def _plain(numbers: Sequence[int]) -> int | list[int]:
-    """`2` instead of `[2, 2]`."""
+def on_every_axis(numbers: int | str | Sequence[int]) -> int | str | list[int]:
+    """`2` instead of `[2, 2]`; what is one for all axes already stays."""
+    if isinstance(numbers, int | str):
+        return numbers
     return numbers[0] if len(set(numbers)) == 1 else list(numbers)
 
 
@@ -286,31 +293,39 @@ def _padding(given: Parameters, flat: Sequence[Any], mode: str) -> Meaning:
     """`flat` holds before and after of the last axis, then of the one before it."""
     if not all(isinstance(number, int) for number in flat):
         return Reason("not linear", "how far it pads depends on the size of the input")
-    pairs = [[flat[i], flat[i + 1]] for i in range(0, len(flat), 2)][::-1]
-    if not any(number for pair in pairs for number in pair):
+    pairs = axis_pairs(flat)
+    return padding_meaning([(0, 0)] * (given.ndim() - 2 - len(pairs)) + pairs, mode)
+
+
+def axis_pairs(flat: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) for each axis in order, of torch's flat list, which begins with the last."""
+    return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)][::-1]
+
+
+def padding_meaning(pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Linear | Passing:
+    """A pad by (before, after) on each axis."""
+    numbers = {number for pair in pairs for number in pair}
+    if not any(numbers):
         return Passing()
-    pairs = [[0, 0]] * (given.ndim() - 2 - len(pairs)) + pairs
-    rank = len(pairs)
     settings = {} if mode == "zeros" else {"padding_mode": mode}
-    alike = len({number for pair in pairs for number in pair}) == 1
-    padding = pairs[0][0] if alike else pairs
-    return Linear(PadLayer(type="pad", padding=padding, **settings), rank)
+    padding = pairs[0][0] if len(numbers) == 1 else [list(pair) for pair in pairs]
+    return Linear(PadLayer(type="pad", padding=padding, **settings), len(pairs))
 
 
 def _pool(given: Parameters) -> Meaning:
     operator = operator_of(given.node)
     rank = int(operator[len("avg_pool")])
-    kernel, padding = (_per_axis(given[name], rank) for name in ("kernel_size", "padding"))
-    stride = _per_axis(given["stride"], rank) if given["stride"] else kernel
+    kernel, padding = (per_axis_numbers(given[name], rank) for name in ("kernel_size", "padding"))
+    stride = per_axis_numbers(given["stride"], rank) if given["stride"] else kernel
     if given["ceil_mode"]:
         return Reason("not linear", "a pool that rounds its size up")
     if any(padding) and given["count_include_pad"] is False:
         return Reason("not linear", "a pool that does not count what it pads")
     if given["divisor_override"]:
         return Reason("not linear", "a pool with a divisor of its own")
-    settings: dict[str, Any] = {"padding": _plain(padding)} if any(padding) else {}
+    settings: dict[str, Any] = {"padding": on_every_axis(padding)} if any(padding) else {}
     if stride != kernel:
-        settings["stride"] = _plain(stride)
+        settings["stride"] = on_every_axis(stride)
     return Linear(AvgPoolLayer(type="avg_pool", kernel_size=kernel, **settings), rank)
 
 
@@ -323,15 +338,16 @@ def _divided(given: Parameters) -> Meaning:
     other = given["other"]
     number = other.number if isinstance(other, Known) else other
     if isinstance(number, int | float) and number and given["rounding_mode"] is None:
-        return _factor(1 / number)
+        return factor_meaning(1 / number)
     return Reason("not linear", "it divides by a value")
 
 
 def _negated(given: Parameters) -> Meaning:
-    return _factor(-1.0)
+    return factor_meaning(-1.0)
 
 
-def _factor(number: float) -> Linear | Passing:
+def factor_meaning(number: float) -> Linear | Passing:
+    """A product with a number that stands in the code."""
     return Passing() if number == 1 else Linear(ScaleLayer(type="scale", factor=number), None)
 
 
@@ -340,7 +356,7 @@ def _scaled(given: Parameters, other: Any) -> Meaning:
     if isinstance(other, Known) and other.number is not None:
         other = other.number
     if isinstance(other, int | float) and not isinstance(other, bool):
-        return _factor(float(other))
+        return factor_meaning(float(other))
     rank = _channel_rank(given, other)
     if isinstance(rank, Reason):
         return rank

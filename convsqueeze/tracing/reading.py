@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import TracingError
-from convsqueeze.manifest import ConvLayer, Layer, PadLayer, ScaleLayer
+from convsqueeze.manifest import ConvLayer, Layer, PadLayer
 from convsqueeze.tracing.constants import (
     Computed,
     Constant,
@@ -28,7 +28,14 @@ from convsqueeze.tracing.constants import (
 from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
-from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing, meaning_of
+from convsqueeze.tracing.operators import (
+    Adding,
+    Linear,
+    Meaning,
+    Passing,
+    meaning_of,
+    padding_meaning,
+)
 from convsqueeze.tracing.prefix import without_prefix
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
@@ -131,11 +138,10 @@ class _Reader:
         step = self.steps.get(self.values.get(found.inner, "")) if found else None
         if found is None or step is None or step.tree is None:
             return False
-        pairs = [list(pair) for pair in found.padding]
-        alike = len({number for pair in pairs for number in pair}) == 1
-        pad = PadLayer(type="pad", padding=pairs[0][0] if alike else pairs)
         self.values[node] = node.name
-        tree: Tree[Layer] = Chain((pad, step.tree))
+        pad = padding_meaning(found.padding)
+        links = (pad.tree, step.tree) if isinstance(pad, Linear) else (step.tree,)
+        tree: Tree[Layer] = Chain(links)
         self.steps[node.name] = replace(
             step, name=node.name, tree=tree, calls=calls_of(node), shape=shape_of(node)
         )
@@ -172,12 +178,9 @@ class _Reader:
             if index not in adding.negated:
                 yield name
                 continue
-            minus = ScaleLayer(type="scale", factor=-1.0)
-            negated = f"{step.name}.minus"
-            self.steps[negated] = replace(
-                step, name=negated, operator="neg", inputs=(name,), tree=minus
-            )
-            yield negated
+            minus = step.negated(name)
+            self.steps[minus.name] = minus
+            yield minus.name
 
     def _with_its_padding(self, step: Step) -> Step:
         """A convolution that pads by a mode does so in a step before it: both are one layer."""

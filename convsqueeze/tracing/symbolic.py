@@ -21,11 +21,22 @@ from convsqueeze.manifest import (
     ConvTransposeLayer,
     Layer,
     LinearLayer,
-    PadLayer,
-    ScaleLayer,
 )
+from convsqueeze.tracing.exported import told
 from convsqueeze.tracing.graph import Graph, Reason, Step
-from convsqueeze.tracing.operators import ACTIVATIONS, Adding, Linear, Meaning, Passing
+from convsqueeze.tracing.operators import (
+    ACTIVATIONS,
+    Adding,
+    Linear,
+    Meaning,
+    Passing,
+    axis_pairs,
+    factor_meaning,
+    no_layer,
+    on_every_axis,
+    padding_meaning,
+    per_axis_numbers,
+)
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.watched import hooked
 
@@ -40,8 +51,7 @@ def symbolically_traced(model: nn.Module) -> Graph:
     try:
         graph_module = torch.fx.symbolic_trace(model)
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise TracingError(f"{type(error).__name__}: {lines[0] if lines else ''}") from error
+        raise TracingError(told(error)) from error
     reader = _Reader(model)
     for node in graph_module.graph.nodes:
         reader.read(node)
@@ -90,7 +100,7 @@ class _Reader:
             found = _scaled(node)
             if found is not None:
                 return found
-        return _unknown(getattr(target, "__name__", str(target)))
+        return no_layer(getattr(target, "__name__", str(target)))
 
     def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
         names = tuple(self._values[one] for one in inputs)
@@ -105,13 +115,7 @@ class _Reader:
         elif isinstance(meaning, Adding):
             step = replace(step, sums=True)
             for index in meaning.negated:
-                minus = replace(
-                    step,
-                    name=f"{step.name}.minus",
-                    inputs=(names[index],),
-                    tree=ScaleLayer(type="scale", factor=-1.0),
-                    sums=False,
-                )
+                minus = step.negated(names[index])
                 self.steps[minus.name] = minus
                 kept = (*names[:index], minus.name, *names[index + 1 :])
                 step = replace(step, inputs=kept)
@@ -127,20 +131,10 @@ def _scaled(node: Node) -> Meaning | None:
     if not isinstance(number, int | float) or isinstance(number, bool):
         return None
     if node.target in FACTORS:
-        return _factor(float(number))
+        return factor_meaning(float(number))
     if node.target in DIVIDES and isinstance(first, Node) and number:
-        return _factor(1 / number)
+        return factor_meaning(1 / number)
     return None
-
-
-def _factor(number: float) -> Meaning:
-    return Passing() if number == 1 else Linear(ScaleLayer(type="scale", factor=number), None)
-
-
-def _unknown(name: str) -> Reason:
-    if name.rstrip("_") in ACTIVATIONS:
-        return Reason("activation", f"{name} is not linear")
-    return Reason("not linear", f"{name} is no layer that can be merged")
 
 
 def module_meaning(module: nn.Module, name: str, names: frozenset[str]) -> Meaning:
@@ -148,7 +142,7 @@ def module_meaning(module: nn.Module, name: str, names: frozenset[str]) -> Meani
     rule = next((rule for kind, rule in _MODULES.items() if type(module) is kind), None)
     if rule is None:
         kind = type(module).__name__
-        return _unknown(kind.lower() if kind.lower() in ACTIVATIONS else kind)
+        return no_layer(kind.lower() if kind.lower() in ACTIVATIONS else kind)
     meaning = rule(module, name)
     if isinstance(meaning, Linear) and meaning.keys:
         return replace(meaning, keys=tuple(key for key in _keys(name, names)))
@@ -162,29 +156,22 @@ def _keys(name: str, names: frozenset[str]) -> list[str]:
 def _convolution(module: Any, name: str) -> Meaning:
     rank = module.weight.ndim - 2
     settings: dict[str, Any] = {
-        field: _plain(getattr(module, field))
+        field: on_every_axis(getattr(module, field))
         for field, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-        if _plain(getattr(module, field)) != default
+        if on_every_axis(getattr(module, field)) != default
     }
     if module.groups != 1:
         settings["groups"] = module.groups
     layer: Layer
     if module.transposed:
-        if _plain(module.output_padding) != 0:
-            settings["output_padding"] = _plain(module.output_padding)
+        if on_every_axis(module.output_padding) != 0:
+            settings["output_padding"] = on_every_axis(module.output_padding)
         layer = ConvTransposeLayer(type="conv_transpose", name=name, **settings)
     else:
         if module.padding_mode != "zeros":
             settings["padding_mode"] = module.padding_mode
         layer = ConvLayer(name=name, **settings)
     return Linear(layer, rank, (name,))
-
-
-def _plain(value: Any) -> Any:
-    """`2` instead of `(2, 2)`."""
-    if isinstance(value, tuple):
-        return value[0] if len(set(value)) == 1 else list(value)
-    return value
 
 
 def _norm(module: Any, name: str) -> Meaning:
@@ -202,7 +189,7 @@ def _linear(module: Any, name: str) -> Meaning:
 def _pool(module: Any, name: str) -> Meaning:
     rank = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
     sizes = {
-        field: _numbers(getattr(module, field), rank)
+        field: per_axis_numbers(getattr(module, field), rank)
         for field in ("kernel_size", "stride", "padding")
     }
     padded = any(sizes["padding"])
@@ -213,17 +200,9 @@ def _pool(module: Any, name: str) -> Meaning:
     return Linear(AvgPoolLayer(type="avg_pool", **sizes), rank)
 
 
-def _numbers(value: Any, rank: int) -> list[int]:
-    numbers = list(value) if isinstance(value, tuple | list) else [value]
-    return numbers * rank if len(numbers) == 1 else numbers
-
-
 def _padding(mode: str) -> Callable[[Any, str], Meaning]:
     def rule(module: Any, name: str) -> Meaning:
-        flat = module.padding
-        pairs = [[flat[i], flat[i + 1]] for i in range(0, len(flat), 2)][::-1]
-        settings = {} if mode == "zeros" else {"padding_mode": mode}
-        return Linear(PadLayer(type="pad", padding=pairs, **settings), len(pairs))
+        return padding_meaning(axis_pairs(module.padding), mode)
 
     return rule
 

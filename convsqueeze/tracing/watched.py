@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map
+
+from convsqueeze.hooks import has_hooks
 
 _LIBRARY = torch.library.Library("convsqueeze", "FRAGMENT")
 _LIBRARY.define("seen(Tensor value, str module) -> Tensor")
@@ -38,14 +39,8 @@ def watched(model: nn.Module) -> nn.Module:
 
 
 def hooked(model: nn.Module) -> Iterator[str]:
-    """Modules with hooks of the user's own; weight norm's is a part of the layer."""
-    for name, module in model.named_modules():
-        hooks = [
-            *(*module._forward_hooks.values(), *module._forward_pre_hooks.values()),
-            *(*module._backward_hooks.values(), *module._backward_pre_hooks.values()),
-        ]
-        if any(not isinstance(hook, WeightNorm) for hook in hooks):
-            yield name
+    """Modules with hooks of the user's own."""
+    return (name for name, module in model.named_modules() if has_hooks(module))
 
 
 def _mark(module: nn.Module, name: str) -> None:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from convsqueeze.export import build_model
+from convsqueeze.latency.timing import onnx_run, torch_run
 from tests.benchmarks.geometries import PAIRS, Pair
-from tests.benchmarks.rounds import Run, in_onnxruntime, in_torch, in_turn
+from tests.benchmarks.rounds import Run, in_turn
 
 TITLE = "time of a corrected merge, of a plain one and of the layers apart"
 LARGEST_COST = 1.5
@@ -84,10 +85,8 @@ def measure(pair: Pair, rounds: int, threads: int) -> Measured:
         "plain": build_model({"L": plain}),
     }
     timings = [
-        _timing(
-            "onnxruntime", {way: in_onnxruntime(models[way], x, threads) for way in WAYS}, rounds
-        ),
-        _timing("torch", {way: in_torch(modules[way], x) for way in WAYS}, rounds),
+        _timing("onnxruntime", {way: onnx_run(models[way], x, threads) for way in WAYS}, rounds),
+        _timing("torch", {way: torch_run(modules[way], x) for way in WAYS}, rounds),
     ]
     weights = {
         "pair": merge.weights_before,

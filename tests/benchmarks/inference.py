@@ -20,8 +20,9 @@ from rich.table import Table
 from torch import nn
 
 import convsqueeze
+from convsqueeze.latency.timing import onnx_run, torch_run
 from convsqueeze.manifest import Border
-from tests.benchmarks.rounds import Rounds, in_onnxruntime, in_torch, in_turn
+from tests.benchmarks.rounds import Rounds, in_turn
 
 TITLE = "time of the samples before and after"
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -128,9 +129,9 @@ def _timed(block: Block, options: Namespace) -> Mapping[str, Rounds]:
     models = {way: _as_onnx(module, x) for way, module in ways.items()}
     return {
         "onnxruntime": in_turn(
-            {way: in_onnxruntime(models[way], x, options.threads) for way in ways}, options.rounds
+            {way: onnx_run(models[way], x, options.threads) for way in ways}, options.rounds
         ),
-        "torch": in_turn({way: in_torch(ways[way], x) for way in ways}, options.rounds),
+        "torch": in_turn({way: torch_run(ways[way], x) for way in ways}, options.rounds),
     }
 
 

@@ -5,11 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-import onnxruntime
-import torch
-from onnx import ModelProto
-from torch import nn
-
 LEAST_SECONDS = 1.0
 """How long ways are timed at least, however short one round is."""
 
@@ -45,22 +40,3 @@ def in_turn(runs: Mapping[str, Run], rounds: int) -> Rounds:
             taken[way].append(time.perf_counter() - start)
         index += 1
     return Rounds(taken)
-
-
-def in_torch(module: nn.Module, x: torch.Tensor) -> Run:
-    def run() -> torch.Tensor:
-        with torch.inference_mode():
-            return module(x)
-
-    return run
-
-
-def in_onnxruntime(model: ModelProto, x: torch.Tensor, threads: int) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, feed)

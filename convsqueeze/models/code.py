@@ -1,0 +1,43 @@
+"""A model from its own code, ready to be followed: in eval mode, and with what it is run on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from convsqueeze.models.factory import load_model, with_checkpoint
+from convsqueeze.models.inputs import Inputs, guess_inputs, parsed_inputs
+from convsqueeze.models.whole import Track
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A model from its own code; `notes` say what was guessed."""
+
+    model: nn.Module
+    inputs: Inputs
+    notes: tuple[str, ...]
+
+
+def code_of(
+    place: str,
+    shapes: Sequence[str],
+    track: Track,
+    checkpoint: Path | None = None,
+    key: str | None = None,
+) -> Code:
+    """The model that the user's code at `place` builds, with the tensors of a checkpoint if given.
+
+    `shapes` are what its forward takes, guessed where there are none. Raises as `load_model`,
+    `with_checkpoint`, `parsed_inputs` and `guess_inputs` do.
+    """
+    given = parsed_inputs(shapes) if shapes else None
+    track(f"running {place}", 0, 0)
+    model = load_model(place).eval()
+    if checkpoint is not None:
+        model = with_checkpoint(model, checkpoint, key)
+    if given is not None:
+        return Code(model, given, ())
+    guess = guess_inputs(model)
+    return Code(model, guess.inputs, (guess.told,))
