@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import convsqueeze
-from tests.benchmarks.rounds import in_torch, in_turn
+from convsqueeze.latency.timing import torch_run
+from tests.benchmarks.rounds import in_turn
 
 from .cases import Case
 
@@ -41,7 +42,7 @@ class Squeezing:
         """Of one image, before and after: medians, timed in turn in float32."""
         x = example(self.case, batch=1).float()
         runs = {
-            name: in_torch(module.float(), x)
+            name: torch_run(module.float(), x)
             for name, module in (("before", self.before), ("after", self.after))
         }
         rounds = in_turn(runs, ROUNDS)

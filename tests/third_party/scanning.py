@@ -4,17 +4,15 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.scan import Placed, Scan, scan
-from convsqueeze.tracing import traced
+from convsqueeze.models import inputs_of, scan_model
+from convsqueeze.scan import Placed, Scan
 
 from .cases import Case, Left, Names
 from .running import example
 
 
-def scanned(case: Case, network: nn.Module, border: str = "exact") -> Scan:
-    graph = traced(network, (example(case).to(next(network.parameters()).dtype),))
-    return scan(graph, from_state_dict(network.state_dict()).tensors, border=border)
+def scanned(case: Case, network: nn.Module) -> Scan:
+    return scan_model(network, inputs_of(example(case)))
 
 
 def regions(result: Scan) -> tuple[Names, ...]:

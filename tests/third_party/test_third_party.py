@@ -1,20 +1,16 @@
 """Networks whose code pip installs: a scan finds their regions, and squeezing keeps the output.
 
-The packages are the extra `models`, which `dev` includes: without them these tests fail.
+The packages are the extra `networks`, which `dev` includes: without them these tests fail.
 """
-
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-import convsqueeze
+from convsqueeze.scan import Scan
 
 from .cases import CASES, Case
-from .running import example, stored_numbers, tensors
-
-if TYPE_CHECKING:
-    from convsqueeze.scan import Scan
+from .running import example, squeezed, stored_numbers, tensors
+from .scanning import kinds, regions, scanned
 
 FLOAT64_LOSS = 1e-12
 
@@ -25,10 +21,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(scope="module")
-def found(case: Case) -> "Scan":
-    pytest.importorskip("convsqueeze.scan")
-    from .scanning import scanned
-
+def found(case: Case) -> Scan:
     return scanned(case, case.factory())
 
 
@@ -50,23 +43,16 @@ def test_its_outputs_hide_nothing(case: Case) -> None:
     assert max(float(output.std()) for output in outputs) > 0
 
 
-def test_a_scan_finds_the_regions(case: Case, found: "Scan") -> None:
-    from .scanning import regions
-
+def test_a_scan_finds_the_regions(case: Case, found: Scan) -> None:
     assert sorted(regions(found)) == sorted(case.regions)
 
 
-def test_a_scan_says_why_a_pair_is_left_alone(case: Case, found: "Scan") -> None:
-    from .scanning import kinds
-
+def test_a_scan_says_why_a_pair_is_left_alone(case: Case, found: Scan) -> None:
     wrong = {left: kinds(found, left) for left in case.left}
     assert {left: {left.kind} for left in case.left} == wrong
 
 
-@pytest.mark.skipif(not hasattr(convsqueeze, "squeeze"), reason="there is no squeeze yet")
 def test_squeezed_it_gives_the_same_and_stores_less(case: Case) -> None:
-    from .running import squeezed
-
     one = squeezed(case)
     assert one.weights == case.weights
     assert one.difference <= FLOAT64_LOSS
