@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from convsqueeze.manifest import Border
 from convsqueeze.models import inputs_of, scan_model
 from convsqueeze.scan import Placed, Scan
 
@@ -11,8 +12,8 @@ from .cases import Case, Left, Names
 from .running import example
 
 
-def scanned(case: Case, network: nn.Module) -> Scan:
-    return scan_model(network, inputs_of(example(case)))
+def scanned(case: Case, network: nn.Module, border: Border = "exact") -> Scan:
+    return scan_model(network, inputs_of(example(case)), border=border)
 
 
 def regions(result: Scan) -> tuple[Names, ...]:
