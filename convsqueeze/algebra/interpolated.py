@@ -20,7 +20,7 @@ pairs is at most the product of two roots of sums of squares, one for each layer
 again).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import product
 from math import prod
 
@@ -81,8 +81,7 @@ class _Interpolated:
         self.depths = parts(self.cell, DEPTH)
         self.inner = own.numbers("inner", cells, rows, self.cell, ins)
         self.inner_squares = self.raw.new_empty((cells, len(self.depths), rows, ins))
-        self.tap_squares = self.raw.new_empty((cells, len(self.depths), taps, ins))
-        self.inner_taps = first.new_empty((cells, taps, ins, self.cell))
+        self.tap_squares = self.raw.new_empty((cells, len(self.depths), ins, taps))
         self.is_plain = all(pairs == ((slot, slot),) for slot, pairs in enumerate(way.slots))
         sums = max(map(len, way.slots)) * len(self.depths)
         self.roundings = DEPTH + sums + way.last_roundings + 4
@@ -100,18 +99,16 @@ class _Interpolated:
         """Some channels of the inner kernel at every point, and their squares."""
         group, index = block
         depth = self.depths[index]
-        stored = self.first[group, depth].flatten(2)
-        self.inner_taps[group, :, :, depth] = stored.permute(2, 1, 0)
-        taps = scratch.copied("taps", stored.permute(2, 0, 1))
+        stored = scratch.copied("stored", self.first[group, depth].flatten(2))
         values = self.inner[group][:, depth]
-        _along_axes(self.way.inner, taps, values, scratch)
+        _along_axes(self.way.inner, stored.permute(2, 0, 1), values, scratch)
         _sum_squares(values, 1, self.inner_squares[group, index], scratch)
-        _sum_squares(taps, 1, self.tap_squares[group, index], scratch)
+        _sum_squares(stored, 0, self.tap_squares[group, index], scratch)
         yield
 
     def _inner_bound(self, group: int) -> Tensor:
         """(raw taps, in): the inner layer's factor of the bound, and what both have in common."""
-        squares = self.inner_squares[group].sum(0), self.tap_squares[group].sum(0)
+        squares = self.inner_squares[group].sum(0), self.tap_squares[group].sum(0).T
         bound = self._bound(*squares, self.way.inner, self.way.inner_weights)
         return bound * (1.1 * UNIT * self.roundings)
 
@@ -131,41 +128,45 @@ class _Interpolated:
     def _make(self, block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
         """One block of the result: its products, then all that follows a few rows at a time."""
         group, rows, columns = block
-        stored = self.second[group, rows].flatten(2)
-        count, width = len(stored), columns.stop - columns.start
-        taps = scratch.copied("taps", stored.permute(2, 0, 1))
-        outer = scratch.numbers("outer", rows_of_all(self.way.outer), count, self.cell)
-        _along_axes(self.way.outer, taps, outer, scratch)
-        bounds = self._outer_bound(outer, taps, scratch), self.inner_bounds[group][:, columns]
-        yield
-        held = scratch.numbers("slots", len(self.way.slots), count, width)
-        inner = self.inner[group][..., columns]
-        for depth in self.depths:
-            self._add_products(held, outer[..., depth], inner[:, depth], anew=depth.start == 0)
-            yield
+        second, first = self.second[group, rows], self.first[group, :, columns]
+        inner, inner_bound = self.inner[group][..., columns], self.inner_bounds[group][:, columns]
+        held, outer_bound = yield from self._held(second.flatten(2), inner, scratch)
+        raw, width = self.raw[group, rows, columns], inner.shape[-1]
         doubted = []
-        for piece in parts(count, max(1, PIECE // width)):
-            here = slice(rows.start + piece.start, rows.start + piece.stop)
-            sums = scratch.numbers(
-                "sums", len(self.way.partners[0]), piece.stop - piece.start, width
-            )
+        for piece in parts(len(second), max(1, PIECE // width)):
+            sums = scratch.numbers("sums", raw[0, 0].numel(), piece.stop - piece.start, width)
             _along_axes(self.way.combine, held[:, piece], sums, scratch)
-            places = self._doubted(sums, bounds[0][:, piece], bounds[1], scratch)
-            target = self.raw[group, here, columns]
+            places = self._doubted(sums, outer_bound[:, piece], inner_bound, scratch)
             if len(places) > MOST_DOUBTED * sums.numel():
-                second, first = self.second[group, here], self.first[group, :, columns]
-                target.copy_(summed_products(second[None], first[None], self.merges)[0])
+                raw[piece] = summed_products(second[None, piece], first[None], self.merges)[0]
             else:
-                target.flatten(2).copy_(sums.permute(1, 2, 0))
+                raw[piece].flatten(2).copy_(sums.permute(1, 2, 0))
                 places[:, 1] += piece.start
                 doubted.append(places)
             yield
         if doubted:
-            target = self.raw[group, rows, columns].flatten(2)
-            inner_taps = self.inner_taps[group][:, columns]
-            for places in torch.cat(doubted).split(max(1, SUMMED_AT_ONCE // self.cell)):
-                self._sum_directly(target, places, taps, inner_taps)
-                yield
+            places = torch.cat(doubted)
+            yield from self._sum_directly(raw, places, second.flatten(2), first.flatten(2))
+
+    def _held(
+        self, second: Tensor, inner: Tensor, scratch: Scratch
+    ) -> Generator[None, None, tuple[Tensor, Tensor]]:
+        """The products of every slot (slots, out, in) of `second` (out, cell, taps) and `inner`
+        (rows, cell, in), and the outer layer's factor of the bound (raw taps, out).
+        """
+        way, count = self.way, len(second)
+        held = scratch.numbers("slots", len(way.slots), count, inner.shape[-1])
+        squares = held.new_zeros(rows_of_all(way.outer), count)
+        tap_squares = held.new_zeros(count, second.shape[2])
+        for depth in self.depths:
+            stored = scratch.copied("stored", second[:, depth])
+            outer = scratch.numbers("outer", len(squares), count, stored.shape[1])
+            _along_axes(way.outer, stored.permute(2, 0, 1), outer, scratch)
+            squares += torch.linalg.vector_norm(outer, dim=2).square_()
+            tap_squares += _sum_squares(stored, 1, torch.empty_like(tap_squares), scratch)
+            self._add_products(held, outer, inner[:, depth], anew=depth.start == 0)
+            yield
+        return held, self._bound(squares, tap_squares.T, way.outer, way.outer_weights)
 
     def _add_products(self, held: Tensor, outer: Tensor, inner: Tensor, *, anew: bool) -> None:
         """The products of some channels, of every slot; `anew` overwrites what is held."""
@@ -176,13 +177,6 @@ class _Interpolated:
             for number, (j, i) in enumerate(pairs):
                 beta = 0 if anew and number == 0 else 1
                 torch.addmm(slot, outer[j], inner[i], beta=beta, out=slot)
-
-    def _outer_bound(self, outer: Tensor, taps: Tensor, scratch: Scratch) -> Tensor:
-        """(raw taps, out): the outer layer's factor of the bound."""
-        squares, tap_squares = outer.new_empty(outer.shape[:2]), taps.new_empty(taps.shape[:2])
-        _sum_squares(outer, 2, squares, scratch)
-        _sum_squares(taps, 2, tap_squares, scratch)
-        return self._bound(squares, tap_squares, self.way.outer, self.way.outer_weights)
 
     def _doubted(
         self, sums: Tensor, outer_bound: Tensor, inner_bound: Tensor, scratch: Scratch
@@ -203,23 +197,29 @@ class _Interpolated:
             found.append(places)
         return torch.cat(found)
 
-    def _sum_directly(self, raw: Tensor, places: Tensor, outer: Tensor, inner: Tensor) -> None:
-        """Sets numbers of `raw` (out, in, taps) at places (tap, out, in); `outer` is (taps, out,
-        cell), `inner` (taps, in, cell).
+    def _sum_directly(
+        self, raw: Tensor, places: Tensor, outer: Tensor, inner: Tensor
+    ) -> Iterator[None]:
+        """Sets numbers of `raw` (out, in, *raw_taps) at places (tap, out, in), of the kernels
+        `outer` (out, cell, taps) and `inner` (cell, in, taps).
         """
         taps, rows, columns = places.unbind(1)
+        partners = self.way.partners[:, taps]
+        pairs = (partners >= 0).nonzero()
         totals = raw.new_zeros(len(places))
-        for tap, partners in zip(outer, self.way.partners, strict=True):
-            partner = partners[taps]
-            there = (partner >= 0).nonzero().flatten()
-            left = tap.index_select(0, rows[there])
-            right = inner[partner[there], columns[there]]
-            totals.index_add_(0, there, (left * right).sum(1))
-        raw.index_put_((rows, columns, taps), totals)
+        for some in pairs.split(max(1, SUMMED_AT_ONCE // self.cell)):
+            tap, place = some.unbind(1)
+            left = outer.transpose(1, 2)[rows[place], tap].double()
+            right = inner.permute(1, 2, 0)[columns[place], partners[tap, place]].double()
+            totals.index_add_(0, place, left.mul_(right).sum(1))
+            yield
+        raw.flatten(2).index_put_((rows, columns, taps), totals)
 
 
 def _along_axes(matrices: Sequence[Tensor], values: Tensor, out: Tensor, scratch: Scratch) -> None:
     """`values` (columns of all matrices, *rest) to `out` (rows of all, *rest)."""
+    if len(matrices) > 1:
+        values = scratch.copied("in order", values)
     before, leading = values.flatten(1), 1
     for number, matrix in enumerate(matrices):
         rows, columns = matrix.shape
@@ -235,9 +235,9 @@ def _along_axes(matrices: Sequence[Tensor], values: Tensor, out: Tensor, scratch
         before, leading = after, leading * rows
 
 
-def _sum_squares(values: Tensor, dim: int, out: Tensor, scratch: Scratch) -> None:
+def _sum_squares(values: Tensor, dim: int, out: Tensor, scratch: Scratch) -> Tensor:
     square = scratch.numbers("square", *values.shape)
-    torch.sum(torch.mul(values, values, out=square), dim, out=out)
+    return torch.sum(torch.mul(values, values, out=square), dim, out=out)
 
 
 def _applied(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
