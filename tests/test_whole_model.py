@@ -23,6 +23,7 @@ from convsqueeze.models import (
     parsed_inputs,
     verify_whole,
 )
+from convsqueeze.models.running import Running
 from convsqueeze.surgery import plan_of
 
 INPUTS = parsed_inputs(["2,3,17,18"])
@@ -387,6 +388,24 @@ def test_a_layer_that_no_output_depends_on_is_told(single: Scene) -> None:
     report = compare_models(*pooled, INPUTS)
     assert any("inner.block.expand" in note for note in report.notes), report.notes
     assert not whole(single).notes
+
+
+class WithoutGradients(PooledAlone):
+    """Its output depends on all layers, though no gradient says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def test_a_layer_without_a_gradient_may_still_move_an_output(single: Scene) -> None:
+    squeezed = single.squeezed()
+    names = ["inner.stem.0.weight", "inner.block.expand.weight"]
+    for kind, known in ((PooledAlone, frozenset(names)), (WithoutGradients, frozenset())):
+        running = Running(kind(squeezed), torch.float64)
+        assert running.moves_outputs(INPUTS.first(torch.float64), names) == known
+        assert not any(p.requires_grad for p in running.module.parameters())
+        assert not compare_models(kind(single.model), kind(squeezed), INPUTS).notes
 
 
 def test_what_interior_gets_wrong_is_told_and_accepted(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ def named_tensors(output: Any) -> Named:
     """Every tensor of an output by where it stands in it: `output[0]`, `output["sample"]`,
     `output.logits`; numbers are tensors too. Real, on the CPU, without gradients.
     """
-    return {place: _plain(tensor) for place, tensor in _walk(output, "output", frozenset())}
+    return {place: _plain(tensor) for place, tensor in given_tensors(output)}
+
+
+def given_tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """The same as the model gives them, with their gradients."""
+    return _walk(output, "output", frozenset())
 
 
 def _walk(value: Any, place: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.errors import ModelInputError
-from convsqueeze.models.outputs import Named, named_tensors
+from convsqueeze.models.outputs import Named, given_tensors, named_tensors
 from convsqueeze.surgery.modules import copied
 
 Steps = Mapping[str, Tensor]
@@ -36,10 +36,36 @@ class Running:
 
     def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
         """`seed` is for a model that draws random numbers itself."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
+            return named_tensors(self._output(arguments, seed))
+
+    def _output(self, arguments: Sequence[Any], seed: int) -> Any:
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             given = [one.clone() if isinstance(one, Tensor) else one for one in arguments]
-            return named_tensors(self.module(*given))
+            return self.module(*given)
+
+    def moves_outputs(self, arguments: Sequence[Any], names: Sequence[str]) -> frozenset[str]:
+        """Those parameters whose gradient says that outputs move with them; the others may do so,
+        where the model's code cannot be differentiated or its gradient vanishes.
+        """
+        own = dict(self.module.named_parameters())
+        chosen = [own[name].requires_grad_() for name in names]
+        try:
+            with torch.enable_grad():
+                given = given_tensors(self._output(arguments, seed=0))
+                outputs = [tensor for _, tensor in given if tensor.requires_grad]
+                weights = [torch.rand_like(tensor) for tensor in outputs]
+                found = torch.autograd.grad(outputs, chosen, weights, allow_unused=True)
+        except RuntimeError:
+            return frozenset()
+        finally:
+            self.module.requires_grad_(False)
+        return frozenset(
+            name
+            for name, gradient in zip(names, found, strict=True)
+            if gradient is not None and gradient.isfinite().all() and gradient.any()
+        )
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.module.named_parameters()}

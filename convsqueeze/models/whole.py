@@ -273,16 +273,19 @@ def _unseen(found: _Comparison) -> list[str]:
     """Squeezed layers whose weights move no output: they are multiplied by zero, or not run."""
     own = dict(found.two.module.named_parameters())
     arguments = found.inputs.first(found.two.dtype)
+    layers = {
+        f"{name}.weight" if name else "weight": name
+        for name, module in found.two.module.named_modules()
+        if isinstance(module, SqueezedConv)
+    }
+    seen = found.two.moves_outputs(arguments, list(layers)) if layers else frozenset()
     base = found.two.run(arguments)
     unseen = []
-    for name, module in found.two.module.named_modules():
-        if not isinstance(module, SqueezedConv):
-            continue
-        key = f"{name}.weight" if name else "weight"
+    for key in layers.keys() - seen:
         values = own[key].data
         moved = values + values.abs().max() * torch.rand_like(values) / 16 + 1e-6
         with found.two.with_values({key: moved}):
             again = found.two.run(arguments)
         if all(largest_difference(base[place], again.get(place)) == 0 for place in base):
-            unseen.append(name)
-    return unseen
+            unseen.append(layers[key])
+    return sorted(unseen)

@@ -17,7 +17,7 @@ from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
 from convsqueeze.surgery.modules import copied, encloses, placement_in, submodule
-from convsqueeze.surgery.places import Silenced
+from convsqueeze.surgery.places import Placement, Silenced
 
 
 class Zero(nn.Module):
@@ -72,19 +72,20 @@ def applied(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, Plan]:
     recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
     own = from_state_dict(model.state_dict())
     prefix, plan = own.prefix, plan_of(own, recipe)
-    problems = [
-        *recipe_differences(plan, recipe, str(checkpoint.path)),
-        *(p for merge in plan.merges for p in module_problems(model, own, merge)),
-    ]
+    problems = [*recipe_differences(plan, recipe, str(checkpoint.path))]
+    places: list[Placement[ResolvedLayer] | None] = []
+    for merge in plan.merges:
+        places.append(placement_in(model, own, merge))
+        problems += module_problems(model, own, merge, places[-1])
     if problems:
         raise ModelMismatchError(problems)
     squeezed = copied(model)
     by_name = {layer.name: layer for layer in recipe.layers}
-    for merge in plan.merges:
+    for merge, place in zip(plan.merges, places, strict=True):
         layer = by_name[merge.into]
         module = module_of(layer, stored_tensors(layer, checkpoint))
-        placed = _in_the_place_of(squeezed, own, merge, module)
-        _replace(squeezed, own, merge, placed)
+        new = _in_the_place_of(squeezed, own, merge, module)
+        _replace(squeezed, prefix, merge, place, new)
     _load(squeezed, prefix, checkpoint)
     return squeezed, plan
 
@@ -147,10 +148,14 @@ def _in_the_place_of(
     return placed.requires_grad_(trained)
 
 
-def _replace(model: nn.Module, own: Checkpoint, merge: Merge, module: nn.Module) -> None:
-    prefix = own.prefix
-    placed = placement_in(model, own, merge)
-    for part in placed.silenced if placed is not None else ():
+def _replace(
+    model: nn.Module,
+    prefix: str,
+    merge: Merge,
+    place: Placement[ResolvedLayer] | None,
+    module: nn.Module,
+) -> None:
+    for part in place.silenced if place is not None else ():
         model.set_submodule(prefix + part.name, _silent(part))
     for name in _dropped_modules(model, prefix, merge):
         model.set_submodule(prefix + name, nn.Identity())

@@ -13,7 +13,8 @@ from convsqueeze.errors import GeometryError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import BatchNormLayer
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.surgery.modules import computes, encloses, placement_in, submodule
+from convsqueeze.surgery.modules import computes, encloses, submodule
+from convsqueeze.surgery.places import Placement
 
 COMPARED = (
     nn.Conv1d,
@@ -30,8 +31,10 @@ COMPARED = (
 """Types whose settings are all compared; a module of any other type is run to see what it does."""
 
 
-def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
-    """What in the model stands against one merge; `own` are the model's tensors."""
+def module_problems(
+    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+) -> Iterator[str]:
+    """What in the model stands against one merge at its place; `own` are the model's tensors."""
     named = [
         (leaf, submodule(model, own.prefix + leaf.layer.name))
         for leaf in merge.layers
@@ -51,7 +54,7 @@ def module_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator
         yield from _hooks_lost(target, merge)
         yield from _lost(target, own, merge)
     else:
-        yield from _parts_problems(model, own, merge)
+        yield from _parts_problems(model, own, merge, place)
 
 
 def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
@@ -176,17 +179,18 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
     ).axes
 
 
-def _parts_problems(model: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+def _parts_problems(
+    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+) -> Iterator[str]:
     """Parts of the merge that the model's own code would go on doing, and modules that do something
     else than the layer that they are named after.
     """
-    placed = placement_in(model, own, merge)
-    if placed is None:
+    if place is None:
         yield from _left_in_code(merge)
         return
-    whole = {part.name for part in placed.silenced if isinstance(part.tree, Chain | Sum)}
-    if isinstance(placed.tree, Chain | Sum):
-        whole.add(placed.into)
+    whole = {part.name for part in place.silenced if isinstance(part.tree, Chain | Sum)}
+    if isinstance(place.tree, Chain | Sum):
+        whole.add(place.into)
     for leaf in merge.layers:
         name = leaf.layer.name
         if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):
