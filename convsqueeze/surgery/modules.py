@@ -47,18 +47,27 @@ def _is_within(merge: Merge) -> bool:
 
 
 def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> str | None:
-    """The smallest module that holds all tensors of these layers, if it does just what they do."""
-    names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
+    """The smallest module that holds all tensors of these layers and does just what they do; of
+    those around it only such as hold no others.
+    """
+    keys = {key for leaf in leaves(tree) for key in leaf.keys}
+    names = [key.split(".")[:-1] for key in keys]
     shared: list[str] = []
     for parts in zip(*names, strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    name = ".".join(shared)
-    module = submodule(model, own.prefix + name) if name else None
-    if module is None or any(map(has_hooks, module.modules())):
-        return None
-    return name if computes(module, own, tree) else None
+    for length in range(len(shared), 0, -1):
+        name = ".".join(shared[:length])
+        inside = {key for key in own.tensors if key.startswith(f"{name}.")}
+        if length < len(shared) and not inside <= keys:
+            return None
+        module = submodule(model, own.prefix + name)
+        if module is None or any(map(has_hooks, module.modules())):
+            return None
+        if computes(module, own, tree):
+            return name
+    return None
 
 
 def copied(module: nn.Module) -> nn.Module:

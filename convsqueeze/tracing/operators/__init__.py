@@ -6,7 +6,7 @@ be; `kernels`, `norms`, `pads_and_pools`, `arithmetic` and `passing` hold the ru
 `rules` finds the one for a call.
 """
 
-from convsqueeze.tracing.operators.arithmetic import factor_meaning
+from convsqueeze.tracing.operators.arithmetic import is_number, scale_meaning, shares
 from convsqueeze.tracing.operators.axes import axis_pairs, on_every_axis, per_axis_numbers
 from convsqueeze.tracing.operators.meanings import (
     ACTIVATIONS,
@@ -26,10 +26,12 @@ __all__ = [
     "Meaning",
     "Passing",
     "axis_pairs",
-    "factor_meaning",
+    "is_number",
     "meaning_of",
     "no_layer",
     "on_every_axis",
     "padding_meaning",
     "per_axis_numbers",
+    "scale_meaning",
+    "shares",
 ]

@@ -1,50 +1,102 @@
 """Products, quotients, sums and differences of one value and a constant."""
 
-from typing import Any
+from math import isfinite
+from typing import Any, TypeGuard
 
-from convsqueeze.algebra.tree import Chain
-from convsqueeze.manifest import ScaleLayer
+from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.manifest import Layer, ScaleLayer
 from convsqueeze.tracing.constants import Known, Stored
 from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
 
 
+def scale_meaning(*, factor: float = 1.0, shift: float = 0.0) -> Linear | Passing | Reason:
+    """`factor * x + shift`, with numbers that stand in the code."""
+    if not isfinite(factor) or not isfinite(shift):
+        return Reason("not linear", "it computes with a number that is not finite")
+    settings = {"factor": factor} if factor != 1 else {}
+    settings |= {"shift": shift} if shift else {}
+    return Linear(ScaleLayer(type="scale", **settings), None) if settings else Passing()
+
+
 def multiplied(given: Parameters) -> Meaning:
-    """A product with a constant on either side."""
-    other = next((c for name in ("other", "self") if (c := given[name]) is not None), None)
-    return _scaled(given, other)
+    """A product with a number, or with one stored number for each channel, on either side."""
+    constant, _ = _constant(given)
+    number = _number(constant)
+    if number is not None:
+        return given.changed() or scale_meaning(factor=number)
+    rank = _channel_rank(given, constant)
+    if isinstance(rank, Reason):
+        return rank
+    factor = {"factor": constant.factor} if constant.factor != 1 else {}
+    return Linear(ScaleLayer(type="scale", weight=constant.key, **factor), rank, constant.keys)
 
 
 def divided(given: Parameters) -> Meaning:
     """A quotient by a number."""
-    other = given["other"]
-    number = other.number if isinstance(other, Known) else other
-    if isinstance(number, int | float) and number and given["rounding_mode"] is None:
-        return factor_meaning(1 / number)
-    return Reason("not linear", "it divides by a value")
+    number = _number(given["other"])
+    if isinstance(given["other"], Stored):
+        return Reason("not linear", "it divides by a stored tensor")
+    if not number or given["rounding_mode"] is not None:
+        return Reason("not linear", "it divides by a value")
+    return given.changed() or scale_meaning(factor=1 / number)
 
 
 def negated(given: Parameters) -> Meaning:
     """`-x`."""
-    return factor_meaning(-1.0)
+    return scale_meaning(factor=-1.0)
 
 
-def factor_meaning(number: float) -> Linear | Passing:
-    """A product with a number that stands in the code."""
-    return Passing() if number == 1 else Linear(ScaleLayer(type="scale", factor=number), None)
-
-
-def _scaled(given: Parameters, other: Any) -> Meaning:
-    """A product with a number, or with one stored number for each channel."""
-    if isinstance(other, Known) and other.number is not None:
-        other = other.number
-    if isinstance(other, int | float) and not isinstance(other, bool):
-        return factor_meaning(float(other))
-    rank = _channel_rank(given, other)
+def combined(given: Parameters) -> Meaning:
+    """`add`, `sub` and `rsub`: a value and a constant, on either side, one of them by `alpha`."""
+    alpha = given.arguments.get("alpha", 1)
+    if not is_number(alpha):
+        return Reason("not linear", "it adds a multiple that depends on the input")
+    constant, is_second = _constant(given)
+    factor, share = shares(given.operator, alpha, is_second=is_second)
+    number = _number(constant)
+    if number is not None:
+        return given.changed() or scale_meaning(factor=factor, shift=share * number)
+    rank = _channel_rank(given, constant)
     if isinstance(rank, Reason):
         return rank
-    factor = {"factor": other.factor} if other.factor != 1 else {}
-    return Linear(ScaleLayer(type="scale", weight=other.key, **factor), rank, other.keys)
+    return _with_stored(constant, factor, share * constant.factor, rank)
+
+
+def shares(operator: str, alpha: float, *, is_second: bool) -> tuple[float, float]:
+    """By what a value and a constant are added up in `add`, `sub` and `rsub`; the constant stands
+    second, or first.
+    """
+    first, second = {"add": (1.0, alpha), "sub": (1.0, -alpha), "rsub": (-alpha, 1.0)}[operator]
+    return (first, second) if is_second else (second, first)
+
+
+def _with_stored(constant: Stored, factor: float, share: float, rank: int | None) -> Meaning:
+    """`factor * x + share * stored`."""
+    if not share or not isfinite(factor / share):
+        return Reason("not linear", "it adds no share of a stored tensor")
+    inner = {"factor": factor / share} if factor != share else {}
+    tree: Tree[Layer] = ScaleLayer(type="scale", bias=constant.key, **inner)
+    if share != 1:
+        tree = Chain((tree, ScaleLayer(type="scale", factor=share)))
+    return Linear(tree, rank, constant.keys)
+
+
+def _constant(given: Parameters) -> tuple[Any, bool]:
+    """What a value is combined with, None if that is not known, and whether it stands second."""
+    is_second = given.arguments["self"] is given.value
+    return given["other" if is_second else "self"], is_second
+
+
+def _number(constant: Any) -> float | None:
+    """The one number that a constant is, if it is one."""
+    if isinstance(constant, Known):
+        return constant.number
+    return float(constant) if is_number(constant) else None
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _channel_rank(given: Parameters, other: Any) -> int | Reason | None:
@@ -53,41 +105,12 @@ def _channel_rank(given: Parameters, other: Any) -> int | Reason | None:
         return Reason("not linear", "it is combined with numbers that no stored tensor holds")
     if not isinstance(other, Stored) or other.spread or len(other.keys) > 1:
         return Reason("not linear", "it is combined with a tensor that is computed")
-    ndim = given.node.meta["val"].ndim
+    if changed := given.changed():
+        return changed
+    ndim = given.ndim()
     long = [axis - len(other.shape) for axis, size in enumerate(other.shape) if size > 1]
     if not long:
-        return None if len(other.shape) <= ndim else Reason("not linear", "it adds an axis")
-    if len(long) > 1 or len(other.shape) > ndim or ndim + long[0] == 0:
+        return None
+    if len(long) > 1 or ndim + long[0] == 0:
         return Reason("not linear", "it is combined with a tensor that is not one for each channel")
     return -long[0] - 1
-
-
-def added(given: Parameters) -> Meaning:
-    """A sum with a constant on either side."""
-    other = next((c for name in ("other", "self") if (c := given[name]) is not None), None)
-    return _shifted(given, other, negated=False)
-
-
-def subtracted(given: Parameters) -> Meaning:
-    """A difference from which a constant is taken."""
-    if isinstance(given["self"], Known | Stored):
-        return Reason("not linear", "it is subtracted from a constant")
-    return _shifted(given, given["other"], negated=True)
-
-
-def _shifted(given: Parameters, other: Any, *, negated: bool) -> Meaning:
-    is_one = isinstance(other, Known) and other.number is not None
-    number = other.number if is_one else other
-    if isinstance(number, int | float) and not isinstance(number, bool):
-        reason = "it adds a number that no stored tensor holds"
-        return Reason("not linear", reason) if number else Passing()
-    rank = _channel_rank(given, other)
-    if isinstance(rank, Reason):
-        return rank
-    if given["alpha"] not in (1, None) or other.factor != 1:
-        return Reason("not linear", "it adds a multiple of a stored tensor")
-    shift = ScaleLayer(type="scale", bias=other.key)
-    if not negated:
-        return Linear(shift, rank, other.keys)
-    minus = ScaleLayer(type="scale", factor=-1.0)
-    return Linear(Chain((minus, shift, minus)), rank, other.keys)

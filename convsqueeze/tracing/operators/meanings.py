@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Node
 
 from convsqueeze.algebra.tree import Tree
@@ -51,6 +52,7 @@ class Parameters:
     """
 
     node: Node
+    operator: str
     constants: Mapping[Node, Constant]
     names: frozenset[str]
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -59,9 +61,24 @@ class Parameters:
         value = self.arguments.get(name)
         return self.constants.get(value) if isinstance(value, Node) else value
 
+    @property
+    def value(self) -> Node:
+        """The value that comes in, the first if there are several."""
+        return next(one for one in self.node.all_input_nodes if self._is_value(one))
+
+    def _is_value(self, node: Node) -> bool:
+        return node not in self.constants and isinstance(node.meta.get("val"), Tensor)
+
     def ndim(self) -> int:
         """Dimensions of what comes in."""
-        return int(self.node.all_input_nodes[0].meta["val"].ndim)
+        return int(self.value.meta["val"].ndim)
+
+    def changed(self) -> Reason | None:
+        """What becomes of the shape or the dtype of what comes in, if anything does."""
+        before, after = (one.meta["val"] for one in (self.value, self.node))
+        if before.dtype != after.dtype:
+            return Reason("not linear", f"it converts to {after.dtype}")
+        return None if alike((self.value, self.node)) else Reason("not linear", "it reshapes")
 
 
 def no_layer(operator: str) -> Reason:

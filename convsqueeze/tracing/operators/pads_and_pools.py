@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from convsqueeze.manifest import AvgPoolLayer, PadLayer
-from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.axes import axis_pairs, on_every_axis, per_axis_numbers
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
@@ -38,8 +37,7 @@ def padding_meaning(pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Li
 
 def pool(given: Parameters) -> Meaning:
     """An average pool that counts what it pads."""
-    operator = operator_of(given.node)
-    rank = int(operator[len("avg_pool")])
+    rank = int(given.operator[len("avg_pool")])
     kernel, padding = (per_axis_numbers(given[name], rank) for name in ("kernel_size", "padding"))
     stride = per_axis_numbers(given["stride"], rank) if given["stride"] else kernel
     if given["ceil_mode"]:

@@ -6,7 +6,7 @@ from torch.fx import Node
 
 from convsqueeze.tracing.constants import Constant, bound, operator_of
 from convsqueeze.tracing.graph import Reason
-from convsqueeze.tracing.operators.arithmetic import added, divided, multiplied, negated, subtracted
+from convsqueeze.tracing.operators.arithmetic import combined, divided, multiplied, negated
 from convsqueeze.tracing.operators.kernels import convolution, linear, transposed
 from convsqueeze.tracing.operators.meanings import (
     ACTIVATIONS,
@@ -18,25 +18,28 @@ from convsqueeze.tracing.operators.meanings import (
 )
 from convsqueeze.tracing.operators.norms import batch_norm, trained_norm
 from convsqueeze.tracing.operators.pads_and_pools import pad, pad_by, pool
-from convsqueeze.tracing.operators.passing import PASSING, converted, passed, reshaped, seen
+from convsqueeze.tracing.operators.passing import PASSING, kept, passed, seen
 
 
 def meaning_of(
     node: Node, values: Sequence[Node], constants: Mapping[Node, Constant], names: frozenset[str]
 ) -> Meaning:
     """What the call is of the `values` that come in; its other tensors are constants."""
-    operator = operator_of(node)
-    given = Parameters(node, constants, names, bound(node))
+    operator = ALIASES.get(operator_of(node), operator_of(node))
+    given = Parameters(node, operator, constants, names, bound(node))
     if len(values) > 1:
-        return _of_several(operator, given, values)
+        return _of_several(given, values)
     rule = None if operator in ACTIVATIONS else _RULES.get(operator)
     if rule is None or not values:
         return no_layer(operator)
     return rule(given)
 
 
-def _of_several(operator: str, given: Parameters, values: Sequence[Node]) -> Meaning:
-    if operator in ("add", "sub") and given["alpha"] in (1, None) and alike(values):
+def _of_several(given: Parameters, values: Sequence[Node]) -> Meaning:
+    operator = given.operator
+    if operator in ("add", "sub") and given.arguments["alpha"] != 1:
+        return Reason("not linear", "a multiple of a value is added")
+    if operator in ("add", "sub") and alike(values):
         return Adding(frozenset({1} if operator == "sub" else ()))
     if operator == "mul":
         return Reason("not linear", "two values are multiplied")
@@ -44,6 +47,14 @@ def _of_several(operator: str, given: Parameters, values: Sequence[Node]) -> Mea
         return Reason("not linear", "values of different shapes are added")
     return Reason("not linear", f"{operator} joins several values")
 
+
+ALIASES = {
+    **{"multiply": "mul", "divide": "div", "true_divide": "div"},
+    **{"subtract": "sub", "negative": "neg"},
+}
+"""Other names of operators, which torch.export does not resolve."""
+KEEPING = ("_to_copy", "to", "view", "reshape", "_unsafe_view", "expand", "slice")
+"""Operators that give what they take where that has their shape and dtype."""
 
 _RULES: Mapping[str, Callable[[Parameters], Meaning]] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), convolution),
@@ -61,10 +72,8 @@ _RULES: Mapping[str, Callable[[Parameters], Meaning]] = {
     "mul": multiplied,
     "div": divided,
     "neg": negated,
-    "add": added,
-    "sub": subtracted,
+    **dict.fromkeys(("add", "sub", "rsub"), combined),
     **dict.fromkeys(PASSING, passed),
-    **dict.fromkeys(("_to_copy", "to"), converted),
     "seen": seen,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "slice"), reshaped),
+    **dict.fromkeys(KEEPING, kept),
 }
