@@ -48,6 +48,7 @@ SUBTRACTS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 SUBTRACTED = {torch.rsub}
 FACTORS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 DIVIDES = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 def symbolically_traced(model: nn.Module) -> Graph:
@@ -97,6 +98,8 @@ class _Reader:
             name = str(node.target)
             return module_meaning(self._modules[name], name, self._names)
         target = node.target
+        if _changes(node) and len(inputs[0].users) > 1:
+            return Reason("not linear", "it changes in place what something else reads too")
         adds, subtracts = target in ADDS, target in SUBTRACTS
         if (adds or subtracts) and len(inputs) == 2 and "alpha" not in node.kwargs:
             return Adding(frozenset({1} if subtracts else ()))
@@ -126,6 +129,12 @@ class _Reader:
         else:
             step = replace(step, opaque=meaning)
         self.steps[node.name] = step
+
+
+def _changes(node: Node) -> bool:
+    """Whether a call changes its first value in place."""
+    is_method = node.op == "call_method" and str(node.target).endswith("_")
+    return is_method or node.target in IN_PLACE
 
 
 def _with_number(node: Node) -> Meaning | None:
