@@ -24,6 +24,7 @@ from convsqueeze.manifest import (
     json_schema,
     load_manifest,
     manifest_from_data,
+    manifest_yaml,
     parse_manifest,
 )
 from convsqueeze.plan import Plan, make_plan
@@ -585,6 +586,24 @@ def test_program_and_schema_refuse_the_layer(
     for data in around(layer):
         assert not accepted(data)
         assert not schema.is_valid(data)
+
+
+def test_shifts_are_written_as_they_are_read() -> None:
+    text = (
+        "version: 1\n"
+        "pairs:\n"
+        "  - chain:\n"
+        "      - {name: a}\n"
+        "      - {type: scale, shift: -1e-20}\n"
+        "      - {type: scale, factor: 0.1, shift: 3.0}\n"
+        "      - {type: scale, factor: 2.0}\n"
+    )
+    document = manifest(text).document
+    assert manifest_yaml(document) == text
+    (entry,) = document.pairs
+    _, *scales = entry.chain  # type: ignore[union-attr]
+    numbers = [(one.factor, one.shift) for one in scales]  # type: ignore[union-attr]
+    assert numbers == [(1.0, -1e-20), (0.1, 3.0), (2.0, 0.0)]
 
 
 GOOD = {"version": 1, "pairs": [{"first": {"name": "a"}, "second": {"name": "b"}}]}
