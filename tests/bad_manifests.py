@@ -58,6 +58,26 @@ MANIFESTS = [
         (("pairs.yaml:3 pairs[0].first.stride", "'two'", "whole number", "needed"),),
     ),
     Case(
+        "shift of infinity",
+        entry("{chain: [{name: body.0}, {type: scale, shift: -.inf}, {name: body.1}]}"),
+        (("pairs.yaml:3 pairs[0].chain[1].shift", "is -inf, a finite number was needed"),),
+    ),
+    Case(
+        "shift that is no number",
+        entry("{chain: [{name: body.0}, {type: scale, shift: .nan}, {name: body.1}]}"),
+        (("pairs.yaml:3 pairs[0].chain[1].shift", "is nan, a finite number was needed"),),
+    ),
+    Case(
+        "shift too large",
+        entry("{chain: [{name: body.0}, {type: scale, shift: 1.0e+999}, {name: body.1}]}"),
+        (("pairs.yaml:3 pairs[0].chain[1].shift", "is inf, a finite number was needed"),),
+    ),
+    Case(
+        "scale by nothing",
+        entry("{chain: [{name: body.0}, {type: scale}, {name: body.1}]}"),
+        (("pairs.yaml:3 pairs[0].chain[1]", "a factor or a shift to scale by"),),
+    ),
+    Case(
         "fraction",
         entry("{first: {name: body.0, padding: 1.5}, second: {name: body.1}}"),
         (("pairs[0].first.padding", "1.5", "needed"),),

@@ -66,6 +66,15 @@ EXTRAS: dict[str, Drawn] = {
         ),
         {"a.weight": (6, 3, 3), "s.bias": (6,), "b.weight": (2, 6, 3)},
     ),
+    "shifted by a number": (
+        entry(
+            {**A, "padding": 1},
+            {"type": "scale", "factor": 0.6, "shift": -0.4},
+            {**B, "padding": 1},
+            border="corrected",
+        ),
+        {"a.weight": (6, 3, 3), "b.weight": (2, 6, 3)},
+    ),
 }  # fmt: skip
 
 

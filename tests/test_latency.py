@@ -42,7 +42,8 @@ MERGES = {
             "chain": [
                 {"name": "a", "padding": [[0, 1], [2, 0]]},
                 {"name": "n", **EPS},
-                {"type": "scale", "factor": 0.5},
+                {"type": "scale", "factor": 0.5, "shift": 2.0},
+                {"type": "scale", "shift": -0.5},
                 {"type": "identity"},
                 {"name": "b"},
             ]

@@ -24,6 +24,7 @@ from convsqueeze.manifest import (
     json_schema,
     load_manifest,
     manifest_from_data,
+    manifest_yaml,
     parse_manifest,
 )
 from convsqueeze.plan import Plan, make_plan
@@ -204,6 +205,7 @@ SHAPES = {
         ),
         ("{chain: [{type: pad, padding: 1}, {name: a}, {name: b}]}", "a", ["pad", "a", "b"]),
         ("{chain: [{type: scale, factor: 2}, {name: c}]}", "c", ["scale", "c"]),
+        ("{chain: [{name: c}, {type: scale, shift: 2}]}", "c", ["c", "scale"]),
         ("{into: x, chain: [{weight: c.weight}, {name: a}]}", "x", ["c.weight", "a"]),
     ],
 )
@@ -498,6 +500,9 @@ LAYERS_THAT_ARE: list[dict[str, Any]] = [
     {"name": "a", "type": "scale"},
     {"type": "scale", "factor": 0.5},
     {"type": "scale", "weight": "gamma"},
+    {"type": "scale", "shift": 0.5},
+    {"type": "scale", "factor": -2, "shift": -1},
+    {"name": "a", "type": "scale", "shift": 0},
     {"type": "avg_pool", "kernel_size": [2, 2], "stride": 1, "padding": [0, 1]},
     {"type": "identity"},
     {"type": "pad", "padding": [[-1, 0], [2, 2]], "padding_mode": "reflect"},
@@ -507,6 +512,11 @@ LAYERS_THAT_ARE_NOT: list[Any] = [
     {},
     {"type": "conv"},
     {"type": "scale"},
+    {"type": "scale", "shift": "0.5"},
+    {"type": "scale", "shift": True},
+    {"type": "scale", "shift": [0.5, 1]},
+    {"type": "scale", "shift": None},
+    {"name": "a", "shift": 0.5},
     {"type": "linear"},
     {"name": ""},
     {"name": 3},
@@ -576,6 +586,24 @@ def test_program_and_schema_refuse_the_layer(
     for data in around(layer):
         assert not accepted(data)
         assert not schema.is_valid(data)
+
+
+def test_shifts_are_written_as_they_are_read() -> None:
+    text = (
+        "version: 1\n"
+        "pairs:\n"
+        "  - chain:\n"
+        "      - {name: a}\n"
+        "      - {type: scale, shift: -1e-20}\n"
+        "      - {type: scale, factor: 0.1, shift: 3.0}\n"
+        "      - {type: scale, factor: 2.0}\n"
+    )
+    document = manifest(text).document
+    assert manifest_yaml(document) == text
+    (entry,) = document.pairs
+    _, *scales = entry.chain  # type: ignore[union-attr]
+    numbers = [(one.factor, one.shift) for one in scales]  # type: ignore[union-attr]
+    assert numbers == [(1.0, -1e-20), (0.1, 3.0), (2.0, 0.0)]
 
 
 GOOD = {"version": 1, "pairs": [{"first": {"name": "a"}, "second": {"name": "b"}}]}

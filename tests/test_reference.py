@@ -45,15 +45,17 @@ class Does(nn.Module):
 
 
 class Scaled(nn.Module):
-    def __init__(self, *shape: int, factor: float = 1.0, bias: bool = False) -> None:
+    def __init__(
+        self, *shape: int, factor: float = 1.0, shift: float = 0.0, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.shift = factor, shift
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(4)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         spread = (-1, *(1,) * (x.ndim - 2))
-        y = self.factor * self.weight.reshape(spread) * x
+        y = self.factor * self.weight.reshape(spread) * x + self.shift
         return y if self.bias is None else y + self.bias.reshape(spread)
 
 
@@ -158,6 +160,12 @@ OTHERS = {
     ),
     "scale": Case({"type": "scale", "factor": -0.3}, Scaled(4, factor=-0.3, bias=True), (2, 3)),
     "one scale": Case({"type": "scale"}, Scaled(1), (3,)),
+    "shift": Case(
+        {"type": "scale", "factor": -0.3, "shift": -0.7},
+        Scaled(4, factor=-0.3, shift=-0.7, bias=True),
+        (2, 3),
+    ),
+    "nothing but a shift": Case({"type": "scale", "shift": 0.6}, Does(lambda x: x + 0.6), (3,)),
     "pool": Case(
         {"type": "avg_pool", "kernel_size": [2, 3], "stride": [1, 2], "padding": [1, 0]},
         nn.AvgPool2d((2, 3), (1, 2), (1, 0)),
@@ -255,7 +263,7 @@ def absolute(module: nn.Module) -> nn.Module:
     for name, tensor in made.state_dict().items():
         tensor.copy_(-tensor.abs() if name.endswith("running_mean") else tensor.abs())
     if isinstance(made, Scaled):
-        made.factor = abs(made.factor)
+        made.factor, made.shift = abs(made.factor), abs(made.shift)
     return made
 
 

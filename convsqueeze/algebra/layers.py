@@ -161,9 +161,11 @@ def scale(
     *,
     channels: int,
     factor: float = 1.0,
+    shift: float = 0.0,
     rank: int,
 ) -> Conv:
-    """`factor * weight * x + bias`, as in LayerScale; `weight` and `bias` one number or `channels`.
+    """`factor * weight * x + bias + shift`, as in LayerScale; `weight` and `bias` one number or
+    `channels`. A shift of zero alone is no bias.
 
     Raises GeometryError where they hold another count.
     """
@@ -175,7 +177,12 @@ def scale(
             )
         spread.append(None if values is None else values.double().flatten().expand(channels))
     weights = torch.ones(channels, dtype=torch.float64) if spread[0] is None else spread[0]
-    return diagonal(weights * factor, spread[1], rank=rank)
+    summands = spread[1]
+    if shift and summands is not None:
+        summands = summands + shift
+    elif shift:
+        summands = torch.full((channels,), shift, dtype=torch.float64)
+    return diagonal(weights * factor, summands, rank=rank)
 
 
 def average_pool(

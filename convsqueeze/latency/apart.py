@@ -18,6 +18,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
 from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
+from convsqueeze.manifest import ScaleLayer
 from convsqueeze.plan import Merge, ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
@@ -50,7 +51,7 @@ def valued(merge: Merge, dtype: torch.dtype) -> Tree[Layer]:
 
 
 def _valued(leaf: ResolvedLayer, name: str, dtype: torch.dtype) -> Layer:
-    kind, geometry, tensors = leaf.layer.type, leaf.geometry, {}
+    kind, geometry, tensors = kind_of(leaf), leaf.geometry, {}
     channels = geometry.out_channels
     if kind in ("conv", "conv_transpose", "linear"):
         tensors["weight"] = torch.randn(geometry.weight_shape, dtype=dtype)
@@ -58,13 +59,22 @@ def _valued(leaf: ResolvedLayer, name: str, dtype: torch.dtype) -> Layer:
             tensors["bias"] = torch.randn(channels, dtype=dtype)
     elif kind == "batch_norm":
         tensors = {role: torch.rand(channels, dtype=dtype) + 0.5 for role in _NORM}
-    elif kind == "scale":
-        tensors["weight"] = torch.randn(channels, dtype=dtype)
+    elif kind in _DIAGONAL:
+        if kind == "scale":
+            tensors["weight"] = torch.randn(channels, dtype=dtype)
         if geometry.bias:
             tensors["bias"] = torch.randn(channels, dtype=dtype)
     return Layer(name, kind, geometry, tensors)
 
 
+def kind_of(leaf: ResolvedLayer) -> str:
+    """The layer's type; a scale that multiplies by nothing is a `shift`."""
+    layer = leaf.layer
+    adds_only = isinstance(layer, ScaleLayer) and layer.factor == 1
+    return "shift" if adds_only and "weight" not in leaf.parameters else layer.type
+
+
+_DIAGONAL = ("scale", "shift")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -86,8 +96,8 @@ def _applied(layer: Layer, x: Tensor) -> Tensor:
     if layer.kind == "batch_norm":
         mean, variance = tensors["running_mean"], tensors["running_var"]
         return F.batch_norm(x, mean, variance, weight, bias)
-    if layer.kind == "scale" and weight is not None:
-        x = x * weight.view(layer.column)
+    if layer.kind in _DIAGONAL:
+        x = x if weight is None else x * weight.view(layer.column)
         return x if bias is None else x + bias.view(layer.column)
     if layer.kind == "avg_pool":
         kernel, strides = [a.kernel_size for a in axes], [a.stride for a in axes]
@@ -131,7 +141,7 @@ def _stored(layer: Layer) -> dict[str, Tensor]:
     tensors = dict(layer.tensors)
     if layer.geometry.is_transposed and "weight" in tensors:
         tensors["weight"] = transposed_layout(tensors["weight"], layer.geometry.groups)
-    if layer.kind == "scale":
+    if layer.kind in _DIAGONAL:
         tensors = {role: tensor.view(layer.column) for role, tensor in tensors.items()}
     return {f"{layer.name}.{role}": tensor for role, tensor in tensors.items()}
 
@@ -152,8 +162,8 @@ def _added_layer(nodes: Nodes, x: str, layer: Layer) -> str:
         return x
     if layer.kind == "batch_norm":
         return nodes.add("BatchNormalization", x, *(named[role] for role in _NORM))
-    if layer.kind == "scale":
-        x = nodes.add("Mul", x, named["weight"])
+    if layer.kind in _DIAGONAL:
+        x = nodes.add("Mul", x, named["weight"]) if "weight" in named else x
         return nodes.add("Add", x, named["bias"]) if "bias" in named else x
     if layer.kind == "pad":
         return padded(nodes, x, axes)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
-from convsqueeze.latency.apart import as_onnx, in_torch, valued
+from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, valued
 from convsqueeze.latency.cache import Key, default_folder, processor, read, write
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing, geometry_tree
@@ -66,7 +66,7 @@ def key_of(merge: Merge, runtime: Runtime, threads: int) -> Key:
     """Everything that the time of a merge depends on."""
     return {
         "layers": repr(geometry_tree(merge.tree)),
-        "kinds": " ".join(leaf.layer.type for leaf in merge.layers),
+        "kinds": " ".join(map(kind_of, merge.layers)),
         "merged": repr(merge.geometry),
         "corrections": repr(merge.corrections),
         "dtype": str(_dtype(merge, runtime)),

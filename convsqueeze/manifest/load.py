@@ -209,6 +209,8 @@ def _plain(
         return node, []
     if isinstance(node, float) and isfinite(node):
         return node, []
+    if isinstance(node, float):
+        return None, [f"{_where(source, lines, path)}: is {node}, a finite number was needed."]
     told = (
         f"is a {type(node).__name__}, plain text, a number or a list was needed. Write it plainly."
     )

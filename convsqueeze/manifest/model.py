@@ -159,18 +159,23 @@ class BatchNormLayer(_Layer):
 
 
 class ScaleLayer(_WithTensors):
-    """A factor (and summand) for each channel: LayerScale, a residual scale, LoRA's alpha / r."""
+    """`factor * weight * x + bias + shift`: a factor and a summand for each channel, as LayerScale
+    and a normalisation have them, or numbers that stand in the code, as LoRA's alpha / r.
+    """
 
-    model_config = _one_of("name", "weight", "bias", "factor")
+    model_config = _one_of("name", "weight", "bias", "factor", "shift")
 
     type: Literal["scale"]
     factor: float = Field(1.0, allow_inf_nan=False)
+    shift: float = Field(
+        0.0, allow_inf_nan=False, description="Added to every channel, after the factor."
+    )
 
     @model_validator(mode="after")
     def _is_named(self) -> "ScaleLayer":
         named = self.name or self.weight or self.bias
-        if named is None and "factor" not in self.model_fields_set:
-            raise ValueError("a name, a weight, a bias or a factor to scale by")
+        if named is None and not self.model_fields_set & {"factor", "shift"}:
+            raise ValueError("a name, a weight, a bias, a factor or a shift to scale by")
         return self
 
 

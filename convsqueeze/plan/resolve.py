@@ -118,7 +118,8 @@ def build(layer: Layer, tensors: Mapping[str, Tensor], rank: int, channels: int)
             mean, variance = tensors["running_mean"], tensors["running_var"]
             return layers.batch_norm(mean, variance, weight, bias, eps=layer.eps, rank=rank)
         case ScaleLayer():
-            return layers.scale(weight, bias, channels=channels, factor=layer.factor, rank=rank)
+            numbers = {"factor": layer.factor, "shift": layer.shift}
+            return layers.scale(weight, bias, channels=channels, rank=rank, **numbers)
         case AvgPoolLayer():
             size = layers.per_axis(layer.kernel_size, rank, "kernel_size")
             return layers.average_pool(

@@ -50,7 +50,12 @@ class Placing:
         return "no module takes the place of all of it"
 
     def unit(self, tree: Tree[Placed]) -> str | None:
-        """The innermost module that does these layers and nothing else."""
+        """The innermost module that does these layers and nothing else, if a manifest tells it: by
+        a tensor of theirs, or by the name of a lone pad or pool.
+        """
+        lone = isinstance(tree, Placed) and isinstance(tree.layer, BARE)
+        if not lone and not any(placed.has_tensors for placed in leaves(tree)):
+            return None
         steps = self._steps_of(tree)
         if not steps or (isinstance(tree, Sum) and not isinstance(tree, Added)):
             return None  # some branches of a sum: what adds them adds others too

@@ -1,6 +1,7 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def placement_in(
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
         if isinstance(tree, Chain | Sum) or tree.layer.name is None:
-            return _enclosing(model, own, tree)
+            return _enclosing(model, own, tree, merge.consumed)
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
@@ -46,19 +47,29 @@ def _is_within(merge: Merge) -> bool:
     return any(key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys)
 
 
-def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> str | None:
-    """The smallest module that holds all tensors of these layers, if it does just what they do."""
+def _enclosing(
+    model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer], consumed: Sequence[str]
+) -> str | None:
+    """The smallest module that holds all tensors of these layers and does just what they do: the
+    innermost, or one around it that holds nothing but what the merge consumes.
+    """
     names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
     shared: list[str] = []
     for parts in zip(*names, strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    name = ".".join(shared)
-    module = submodule(model, own.prefix + name) if name else None
-    if module is None or any(map(has_hooks, module.modules())):
-        return None
-    return name if computes(module, own, tree) else None
+    for length in range(len(shared), 0, -1):
+        name = ".".join(shared[:length])
+        inside = [key for key in own.tensors if key.startswith(f"{name}.")]
+        if length < len(shared) and not set(inside) <= set(consumed):
+            return None
+        module = submodule(model, own.prefix + name)
+        if module is None or any(map(has_hooks, module.modules())):
+            return None
+        if computes(module, own, tree):
+            return name
+    return None
 
 
 def copied(module: nn.Module) -> nn.Module:

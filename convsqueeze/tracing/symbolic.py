@@ -1,7 +1,8 @@
 """A model -> the graph of its steps by torch.fx, where torch.export cannot follow its code.
 
 Nothing is run, so no shape is known: what cannot be told without one stays opaque. Layers are
-torch's own modules, called as such; sums and factors may stand in code.
+torch's own modules, called as such; sums, and factors and summands that are numbers, may stand in
+code.
 """
 
 import operator
@@ -31,19 +32,23 @@ from convsqueeze.tracing.operators import (
     Meaning,
     Passing,
     axis_pairs,
-    factor_meaning,
+    is_number,
     no_layer,
     on_every_axis,
     padding_meaning,
     per_axis_numbers,
+    scale_meaning,
+    shares,
 )
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.watched import hooked
 
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACTS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
+SUBTRACTED = {torch.rsub}
 FACTORS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 DIVIDES = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 
 def symbolically_traced(model: nn.Module) -> Graph:
@@ -93,11 +98,13 @@ class _Reader:
             name = str(node.target)
             return module_meaning(self._modules[name], name, self._names)
         target = node.target
+        if _changes(node) and len(inputs[0].users) > 1:
+            return Reason("not linear", "it changes in place what something else reads too")
         adds, subtracts = target in ADDS, target in SUBTRACTS
         if (adds or subtracts) and len(inputs) == 2 and "alpha" not in node.kwargs:
             return Adding(frozenset({1} if subtracts else ()))
-        if tensors == 1 and len(node.args) == 2 and not node.kwargs:
-            found = _scaled(node)
+        if tensors == 1 and len(node.args) == 2 and node.kwargs.keys() <= {"alpha"}:
+            found = _with_number(node)
             if found is not None:
                 return found
         return no_layer(getattr(target, "__name__", str(target)))
@@ -124,16 +131,27 @@ class _Reader:
         self.steps[node.name] = step
 
 
-def _scaled(node: Node) -> Meaning | None:
-    """A product with, or a quotient by, a number that stands in the code."""
+def _changes(node: Node) -> bool:
+    """Whether a call changes its first value in place."""
+    is_method = node.op == "call_method" and str(node.target).endswith("_")
+    return is_method or node.target in IN_PLACE
+
+
+def _with_number(node: Node) -> Meaning | None:
+    """A product, quotient, sum or difference of the value and a number that stands in the code."""
     first, second = node.args
-    number = second if isinstance(first, Node) else first
-    if not isinstance(number, int | float) or isinstance(number, bool):
+    is_second, alpha = isinstance(first, Node), node.kwargs.get("alpha", 1)
+    number = second if is_second else first
+    if not is_number(number) or not is_number(alpha):
         return None
     if node.target in FACTORS:
-        return factor_meaning(float(number))
-    if node.target in DIVIDES and isinstance(first, Node) and number:
-        return factor_meaning(1 / number)
+        return scale_meaning(factor=number)
+    if node.target in DIVIDES and is_second and number:
+        return scale_meaning(factor=1 / number)
+    for name, targets in (("add", ADDS), ("sub", SUBTRACTS), ("rsub", SUBTRACTED)):
+        if node.target in targets:
+            factor, share = shares(name, alpha, is_second=is_second)
+            return scale_meaning(factor=factor, shift=share * number)
     return None
 
 

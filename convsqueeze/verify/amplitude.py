@@ -115,7 +115,7 @@ def _diagonal(
         scale = (values["running_var"] + layer.eps).rsqrt() * weight
         return scale, values["running_mean"].abs() * scale
     if isinstance(layer, ScaleLayer):
-        return abs(layer.factor) * weight, 0.0
+        return abs(layer.factor) * weight, abs(layer.shift)
     return 1.0, 0.0  # pads, identities, and pools, whose taps add up to one
 
 

@@ -45,9 +45,9 @@ def reference(
 ) -> Run:
     """The layers of `tree` as one function of a float64 input (batch, channels, *size).
 
-    `part`: the whole `affine` function, or its `linear` part (no biases, no means). `magnitude`:
-    the same sums over absolute values, which bounds what rounding can do to them. Each layer loads
-    its tensors when it runs, so that one at a time is there in float64.
+    `part`: the whole `affine` function, or its `linear` part (no biases, shifts or means).
+    `magnitude`: the same sums over absolute values, which bounds what rounding can do to them. Each
+    layer loads its tensors when it runs, so that one at a time is there in float64.
     """
 
     def chain(links: Sequence[Run]) -> Run:
@@ -92,8 +92,9 @@ def _applied(
                 x, mean, tensors["running_var"], weight, bias, training=False, eps=layer.eps
             )
         case ScaleLayer():
-            factor = abs(layer.factor) if magnitude else layer.factor
-            return _scale(x, factor, weight, bias)
+            shift = 0.0 if part == "linear" else layer.shift
+            factor, shift = (abs(n) if magnitude else n for n in (layer.factor, shift))
+            return _scale(x, factor, weight, bias) + shift
         case AvgPoolLayer():
             padded = _pad(x, layer.padding, rank, "zeros")
             return _AVG_POOL[rank](padded, layer.kernel_size, layer.stride)

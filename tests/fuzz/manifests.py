@@ -40,7 +40,11 @@ LAYERS: tuple[dict[str, Any], ...] = (
         {"name": "body.0", "padding": 1},
         {"name": "body.1", "padding": 1, "padding_mode": "circular"},
     ),
-    *({"type": "identity"}, {"type": "scale", "factor": 2.0}, {"type": "pad", "padding": [1, 1]}),
+    *(
+        {"type": "identity"},
+        {"type": "scale", "factor": 2.0, "shift": -0.5},
+        {"type": "pad", "padding": [1, 1]},
+    ),
     *(
         {"type": "avg_pool", "kernel_size": [2, 2]},
         {"type": "avg_pool", "kernel_size": 3, "stride": 2},

@@ -178,17 +178,20 @@ def test_a_scale(rank: int, channels: int, spread: str | None, seed: int) -> Non
     shape = (-1, *(1,) * rank)
     expected = 0.5 * x * (1 if weight is None else weight.reshape(shape))
     expected = expected if bias is None else expected + bias.reshape(shape)
-    conv = layers.scale(weight, bias, channels=channels, factor=0.5, rank=rank)
+    shift = seed % 5 - 2
+    expected = expected + shift
+    conv = layers.scale(weight, bias, channels=channels, factor=0.5, shift=shift, rank=rank)
     assert torch.equal(conv(x), expected)
+    assert conv.geometry.bias == (bias is not None or shift != 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_scale_is_multiplied_out_in_float64(dtype: torch.dtype) -> None:
     weight = torch.tensor([1.0, 3.0], dtype=dtype)
-    conv = layers.scale(weight, weight, channels=2, factor=0.1, rank=1)
+    conv = layers.scale(weight, weight, channels=2, factor=0.1, shift=1e-9, rank=1)
     assert conv.weight.dtype == conv.bias.dtype == torch.float64
     assert conv.weight.flatten().tolist() == [0.1, 3 * 0.1]
-    assert conv.bias.tolist() == [1.0, 3.0]
+    assert conv.bias.tolist() == [1.0 + 1e-9, 3.0 + 1e-9]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

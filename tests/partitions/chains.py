@@ -147,7 +147,8 @@ class Source:
 
     def scale(self, channels: int, style: str) -> Item:
         if self.rng.random() < 0.3:
-            return {"type": "scale", "factor": 0.5, "channels": channels}
+            number = self.rng.choice(("factor", "shift"))
+            return {"type": "scale", number: 0.5, "channels": channels}
         bias = (channels,) if self.rng.random() < 0.3 else None
         name = self.stored(weight=(channels,), bias=bias)
         return {"name": name, "type": "scale", "channels": channels}

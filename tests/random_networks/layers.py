@@ -196,6 +196,8 @@ class LayerSource:
         spread = [(channels,), (channels, *(1,) * self.rank), (1,), ()]
         weight = self.rng.choice(spread) if "factor" not in item or self.chance(0.5) else None
         added = self.biased(bias) and self.chance(0.6)
+        if self.biased(bias) and self.chance(0.5):
+            item["shift"] = self.rng.choice((0.5, -1.3, 2.0))
         if weight is not None or added:
             item["name"] = self.stored(weight=weight, bias=(channels,) if added else None)
         return Part(item, channels, (Sizes(),) * self.rank)

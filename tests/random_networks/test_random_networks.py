@@ -112,6 +112,8 @@ def features_of_layer(item: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
             yield from ("wider than the kernel" for sides, k in reach if max(sides) > k)
     if "output_padding" in item:
         yield "output_padding"
+    if "shift" in item:
+        yield "a shift by channel" if "name" in item else "nothing but numbers"
 
 
 def test_the_cases_speak_all_of_the_language() -> None:
@@ -127,6 +129,7 @@ def test_the_cases_speak_all_of_the_language() -> None:
     wanted += ["bias", "no bias", "padding int", "padding list", "padding by side"]
     wanted += ["same", "valid", "cropping", "output_padding"]
     wanted += ["a variance of zero", "one input size", "wider than the kernel"]
+    wanted += ["a shift by channel", "nothing but numbers"]
     wanted += ["sum before a layer", "sum behind a layer", *(f"then {mode}" for mode in MODES)]
     assert [feature for feature in wanted if not seen[feature]] == []
 

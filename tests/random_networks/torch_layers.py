@@ -64,18 +64,21 @@ class OnChannels(nn.Module):
 
 
 class Scaled(nn.Module):
-    """`factor * weight * x + bias`, weight and bias one number or one a channel."""
+    """`factor * weight * x + bias + shift`, weight and bias one number or one a channel."""
 
-    def __init__(self, factor: float, weight: Tensor | None, bias: Tensor | None) -> None:
+    def __init__(
+        self, factor: float, shift: float, weight: Tensor | None, bias: Tensor | None
+    ) -> None:
         super().__init__()
-        self.factor, self.weight, self.bias = factor, weight, bias
+        self.factor, self.shift, self.weight, self.bias = factor, shift, weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (-1, *(1,) * (x.ndim - 2))
         y = self.factor * x
         if self.weight is not None:
             y = self.weight.reshape(shape) * y
-        return y if self.bias is None else y + self.bias.reshape(shape)
+        y = y if self.bias is None else y + self.bias.reshape(shape)
+        return y + self.shift
 
 
 def network(
@@ -182,8 +185,10 @@ def _batch_norm(
 def _scale(
     item: Mapping[str, Any], tensors: Mapping[str, Tensor], rank: int, magnitude: bool
 ) -> nn.Module:
-    factor = item.get("factor", 1.0)
-    return Scaled(abs(factor) if magnitude else factor, *_weight_and_bias(item, tensors))
+    factor, shift = item.get("factor", 1.0), item.get("shift", 0.0)
+    if magnitude:
+        factor, shift = abs(factor), abs(shift)
+    return Scaled(factor, shift, *_weight_and_bias(item, tensors))
 
 
 def _avg_pool(
