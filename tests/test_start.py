@@ -32,7 +32,11 @@ LIGHT = {
     "convsqueeze.cli",
     *(
         f"convsqueeze.cli.{name}"
-        for name in ("app", "importing", "main", "options", "signals", "sizes")
+        for name in ("app", "commands", "importing", "main", "options", "signals", "sizes")
+    ),
+    *(
+        f"convsqueeze.cli.commands.{name}"
+        for name in ("export_onnx", "inspect", "merge", "plan", "scan", "schema", "verify")
     ),
 }
 """All of this program that a run without a command's work needs."""
@@ -126,7 +130,9 @@ def test_what_needs_no_command_imports_nothing(
     assert seen.begun == ()
 
 
-@pytest.mark.parametrize("command", ["merge", "plan", "verify", "export-onnx", "inspect", "schema"])
+@pytest.mark.parametrize(
+    "command", ["merge", "scan", "plan", "verify", "export-onnx", "inspect", "schema"]
+)
 def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: str) -> None:
     seen = run(tmp_path / "seen.json", command, "--help")
     assert (seen.status, f"convsqueeze {command}" in seen.output) == (0, True), seen.output
@@ -317,11 +323,11 @@ def test_a_needless_import_is_seen(
 
 
 def test_a_late_import_is_seen(tmp_path: Path, house: Path, scene: Path) -> None:
-    app = house / "convsqueeze" / "cli" / "app.py"
-    text = app.read_text()
+    command = house / "convsqueeze" / "cli" / "commands" / "inspect.py"
+    text = command.read_text()
     assert "    checkpoint = open_checkpoint" in text
     late = "    import convsqueeze.cli.progress\n    checkpoint = open_checkpoint"
-    app.write_text(text.replace("    checkpoint = open_checkpoint", late))
+    command.write_text(text.replace("    checkpoint = open_checkpoint", late))
     seen = run(tmp_path / "seen.json", "inspect", scene / "out.safetensors", house=house)
     assert seen.status == 0, seen.output
     assert "convsqueeze.cli.progress" in seen.late

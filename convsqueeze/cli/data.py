@@ -1,5 +1,6 @@
 """Reports as plain data, for --json. The tables print the same facts."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.checkpoint import Checkpoint
     from convsqueeze.inspection import FoundLayer
     from convsqueeze.pipeline import MergedFile
-    from convsqueeze.plan import Merge, Merged, Plan
+    from convsqueeze.plan import Merge, Merged
     from convsqueeze.plot import Plot
     from convsqueeze.storage import Widened
     from convsqueeze.verify import LayerReport, Report, Worst
@@ -158,11 +159,11 @@ def inspect_data(checkpoint: "Checkpoint", layers: "list[FoundLayer]") -> dict[s
     }
 
 
-def plan_totals(plan: "Plan") -> tuple[int, int, int, int]:
+def totals(merges: "Sequence[Merge]") -> tuple[int, int, int, int]:
     """Weights before and after, multiplications before and after."""
     return (
-        plan.weights_before,
-        plan.weights_after,
-        sum(merge.macs_before for merge in plan.merges),
-        sum(merge.macs_after for merge in plan.merges),
+        sum(merge.weights_before for merge in merges),
+        sum(merge.weights_after for merge in merges),
+        sum(merge.macs_before for merge in merges),
+        sum(merge.macs_after for merge in merges),
     )

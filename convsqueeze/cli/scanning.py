@@ -9,13 +9,14 @@ from rich.text import Text
 
 from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.cli.data import part_data
+from convsqueeze.cli.data import part_data, totals
 from convsqueeze.cli.layout import change_told, file_told, new_table, print_notes
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Manifest, document_data
 from convsqueeze.models import Code, WholeJob, manifest_of, scan_model
+from convsqueeze.plan.parts import layer_labels
 from convsqueeze.plan.wording import kernel
-from convsqueeze.scan import Scan
+from convsqueeze.scan import Scan, ScannedEntry
 from convsqueeze.scan.writing import left_lines, scan_yaml
 
 if TYPE_CHECKING:
@@ -69,20 +70,11 @@ def write_scan(found: Scan, place: str, output: Path, *, overwrite: bool) -> Non
 
 
 def print_scan(console: Console, found: Scan, place: str, output: Path) -> None:
-    """The merges that pay, in a table, what was left alone, and where the manifest is."""
-    if found.merged:
+    """The entries of the manifest in a table, what was left alone, and where the manifest is."""
+    if found.entries:
         table = new_table(place, "layer", "kernel", "weights", "MACs", "border")
-        for merged in found.merged:
-            merge = merged.merge
-            name = Text(merge.into, style="bold")
-            name.append("\n" + "\n".join(merged.part.labels), style="not bold dim")
-            table.add_row(
-                name,
-                kernel(merge.geometry),
-                change_told(merge.weights_before, merge.weights_after),
-                change_told(merge.macs_before, merge.macs_after),
-                merge.border,
-            )
+        for one in found.entries:
+            table.add_row(*_entry_cells(one))
         console.print(table)
     for line in left_lines(found.left):
         console.print(escape(line), style="dim", soft_wrap=True, highlight=False)
@@ -93,6 +85,22 @@ def print_scan(console: Console, found: Scan, place: str, output: Path) -> None:
         console.print(f"[bold]{file_told(output)}[/]", soft_wrap=True)
 
 
+def _entry_cells(one: ScannedEntry) -> list[Text | str]:
+    """A row of the table: what all merges of an entry do together."""
+    merges = [merged.merge for merged in one.merged]
+    before, after, macs_before, macs_after = totals(merges)
+    name = Text(one.entry.into or merges[0].into, style="bold")
+    times = [f"{len(merges)} times"] if len(merges) > 1 else []
+    name.append("\n" + "\n".join([*times, *layer_labels(one.entry)]), style="not bold dim")
+    return [
+        name,
+        "\n".join(dict.fromkeys(kernel(merge.geometry) for merge in merges)),
+        change_told(before, after),
+        change_told(macs_before, macs_after),
+        "\n".join(dict.fromkeys(merge.border for merge in merges)),
+    ]
+
+
 def scan_data(found: Scan, place: str, notes: tuple[str, ...]) -> dict[str, Any]:
     """A scan, for --json."""
     document = found.document
@@ -101,7 +109,11 @@ def scan_data(found: Scan, place: str, notes: tuple[str, ...]) -> dict[str, Any]
         "border": found.border,
         "minimize": found.minimize,
         "manifest": None if document is None else document_data(document),
-        "merges": [part_data(merged) for merged in found.merged],
+        "merges": [
+            {"entry": index, **part_data(merged)}
+            for index, one in enumerate(found.entries)
+            for merged in one.merged
+        ],
         "left": [
             {"layers": list(one.layers), "kind": one.reason.kind, "reason": one.reason.text}
             for one in found.left

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from convsqueeze.cli.data import plan_totals
+from convsqueeze.cli.data import totals
 from convsqueeze.cli.layout import (
     bytes_told,
     change_told,
@@ -46,9 +46,9 @@ def print_merge(console: Console, done: "MergedFile") -> None:
     if sizes:
         table.caption = f"MACs for an input of {', '.join(sorted(sizes))}"
     table.add_section()
-    before, after, macs_before, macs_after = plan_totals(done.plan)
-    totals = ["total", "", change_told(before, after), change_told(macs_before, macs_after)]
-    table.add_row(*totals, *([""] * (len(table.columns) - len(totals))), style="bold")
+    before, after, macs_before, macs_after = totals(done.plan.merges)
+    cells = ["total", "", change_told(before, after), change_told(macs_before, macs_after)]
+    table.add_row(*cells, *([""] * (len(table.columns) - len(cells))), style="bold")
     console.print(table)
     _print_forms(console, done.plan.merges)
     print_notes(console, done.notes)

@@ -1,5 +1,6 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
+from convsqueeze.manifest.contract import Contracted, contract
 from convsqueeze.manifest.expand import Expansion, expand, unbound
 from convsqueeze.manifest.flat import flat
 from convsqueeze.manifest.load import (
@@ -42,6 +43,7 @@ __all__ = [
     "Border",
     "ChainEntry",
     "ChainItem",
+    "Contracted",
     "ConvLayer",
     "ConvTransposeLayer",
     "Document",
@@ -58,6 +60,7 @@ __all__ = [
     "ScaleLayer",
     "SumEntry",
     "SumItem",
+    "contract",
     "document_data",
     "expand",
     "flat",

@@ -6,20 +6,16 @@ entry. An entry is matched where all its layers exist; where only some do is tol
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from convsqueeze.errors import ManifestError
-from convsqueeze.manifest.model import (
-    ChainEntry,
-    Entry,
-    PairEntry,
-    SumEntry,
-)
+from convsqueeze.manifest.model import Entry, Strict
 
 Binding = tuple[tuple[str, str], ...]
+Model = TypeVar("Model", bound=Strict)
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
 
@@ -48,7 +44,7 @@ def expand(entry: Entry, names: Sequence[str]) -> Expansion:
     `names` are tensor names in file order, which is the order of the result. An entry without
     placeholders stands for itself. Raises ManifestError where it could stand for too many.
     """
-    templates = tuple(dict.fromkeys(_templates(_data(entry))))
+    templates = templates_of(entry)
     if not templates:
         return Expansion((((), entry),))
     for template in templates:
@@ -108,7 +104,7 @@ def _only(binding: Binding, keys: set[str]) -> Binding:
     return tuple((key, value) for key, value in binding if key in keys)
 
 
-def _data(entry: Entry) -> dict[str, Any]:
+def _data(entry: Strict) -> dict[str, Any]:
     return json.loads(entry.model_dump_json(exclude_unset=True))
 
 
@@ -144,17 +140,26 @@ def _fill(text: str, binding: dict[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: binding.get(match[1], match[0]), text)
 
 
-def _bound(entry: Entry, binding: dict[str, str]) -> Entry:
-    def fill(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: fill(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [fill(value) for value in node]
-        return _fill(node, binding) if isinstance(node, str) else node
+def _bound(entry: Model, binding: dict[str, str]) -> Model:
+    return renamed(entry, lambda text: _fill(text, binding))
 
-    models: tuple[type[PairEntry | ChainEntry | SumEntry], ...] = (PairEntry, ChainEntry, SumEntry)
-    model = next(m for m in models if isinstance(entry, m))
-    return model.model_validate_json(json.dumps(fill(_data(entry))), strict=True)
+
+def renamed(entry: Model, change: Callable[[str], str]) -> Model:
+    """`entry` with every text in it changed, from its first to its last."""
+
+    def changed(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: changed(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [changed(value) for value in node]
+        return change(node) if isinstance(node, str) else node
+
+    return type(entry).model_validate_json(json.dumps(changed(_data(entry))), strict=True)
+
+
+def templates_of(entry: Entry) -> tuple[str, ...]:
+    """The names of its layers and tensors that hold a placeholder."""
+    return tuple(dict.fromkeys(_templates(_data(entry))))
 
 
 def unbound(entry: Entry) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from convsqueeze.manifest import (
     Layer,
     SumEntry,
     SumItem,
+    contract,
 )
 from convsqueeze.plan import Growth, Merged, Minimize, Part, Partition, Rejected, best_partition
 from convsqueeze.plan.parts import Latency
@@ -42,12 +43,23 @@ class Scanned:
 
 
 @dataclass(frozen=True)
+class ScannedEntry:
+    """An entry of the manifest and the merges that it stands for, in the order of its expansion."""
+
+    entry: ChainEntry | SumEntry
+    merged: tuple[Merged, ...]
+
+
+@dataclass(frozen=True)
 class Scan:
-    """What scanning a model found: entries, what pays first, and what was left alone."""
+    """What scanning a model found: entries, what pays first, and what was left alone.
+
+    Merges of layers that have the same names but for numbers are one entry, with placeholders,
+    where that stands for nothing else in the model; it has the place of its first.
+    """
 
     scanned: tuple[Scanned, ...]
-    merged: tuple[Merged, ...]
-    entries: tuple[ChainEntry | SumEntry, ...]
+    entries: tuple[ScannedEntry, ...]
     left: tuple[LeftAlone, ...]
     border: Border
     minimize: Minimize
@@ -59,7 +71,12 @@ class Scan:
         if not self.entries:
             return None
         given = {} if self.border == "exact" else {"border": self.border}
-        return Document(version=1, pairs=self.entries, **given)
+        return Document(version=1, pairs=tuple(one.entry for one in self.entries), **given)
+
+    @property
+    def merged(self) -> tuple[Merged, ...]:
+        """Every merge, in the order of the entries."""
+        return tuple(merged for one in self.entries for merged in one.merged)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -97,8 +114,10 @@ def scan(
     ]
     return Scan(
         scanned=scanned,
-        merged=tuple(merged for merged, _ in chosen),
-        entries=tuple(entry for _, entry in chosen),
+        entries=tuple(
+            ScannedEntry(one.entry, tuple(chosen[place][0] for place in one.members))
+            for one in contract([entry for _, entry in chosen], list(infos))
+        ),
         left=tuple(dict.fromkeys(left)),
         border=border,
         minimize=minimize,

@@ -3,7 +3,7 @@
 Knows words and YAML, no modules.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from convsqueeze.errors import printable
 from convsqueeze.manifest import manifest_yaml
@@ -35,19 +35,38 @@ def scan_yaml(found: Scan, source: str) -> str:
     left = "".join(f"# {line}\n" if line else "#\n" for line in left_lines(found.left))
     if found.document is None:
         return f"# {head}: nothing to merge.\n{left}"
-    told = [entry_told(merged) for merged in found.merged]
+    told = [entry_told(one.merged) for one in found.entries]
     return manifest_yaml(found.document, head=head, comments=told) + left
 
 
-def entry_told(merged: Merged) -> str:
-    """`106,496 -> 6,400 weights, 6.9 M -> 0.4 M multiplications for 8x8`."""
-    merge = merged.merge
-    told = f"{merge.weights_before:,} -> {merge.weights_after:,} weights"
-    size = "x".join(map(str, merge.size))
-    at = f" at {size}" if size else ""
-    told += f", {merge.macs_before:,} -> {merge.macs_after:,} multiplications{at}"
-    if merged.timing is not None:
-        told += f", {merged.timing.before / 1e6:.3g} -> {merged.timing.after / 1e6:.3g} ms"
+def entry_told(merged: Sequence[Merged]) -> str:
+    """What the merges of an entry save: `5 times 40,976 -> 2,320 weights, 167,772,160 -> 9,437,184
+    multiplications at 64x64`, and in the next line the same for all of them together.
+    """
+    alone = list(dict.fromkeys(_saving_told([one]) for one in merged))
+    if len(merged) == 1:
+        return alone[0]
+    together = f"in all {_saving_told(merged)}"
+    if len(alone) > 1:
+        return f"{len(merged)} times, {together}"
+    return f"{len(merged)} times {alone[0]}\n{together}"
+
+
+def _saving_told(merged: Sequence[Merged]) -> str:
+    """`106,496 -> 6,400 weights, 6,815,744 -> 409,600 multiplications at 8x8`, in sum."""
+    merges = [one.merge for one in merged]
+    weights, macs = (
+        f"{sum(getattr(one, f'{name}_before') for one in merges):,} -> "
+        f"{sum(getattr(one, f'{name}_after') for one in merges):,}"
+        for name in ("weights", "macs")
+    )
+    sizes = dict.fromkeys("x".join(map(str, one.size)) for one in merges if one.size)
+    at = f" at {', '.join(sizes)}" if sizes else ""
+    told = f"{weights} weights, {macs} multiplications{at}"
+    timings = [one.timing for one in merged if one.timing is not None]
+    if timings:
+        before, after = sum(t.before for t in timings), sum(t.after for t in timings)
+        told += f", {before / 1e6:.3g} -> {after / 1e6:.3g} ms"
     return told
 
 
