@@ -1,6 +1,7 @@
 """`plan`: the table of a merge, better partitions, and manifests that can be pasted."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,21 @@ def test_blocks_that_differ_are_written_out() -> None:
     assert found.better is not None
     assert "{i}" not in manifest_yaml(found.better)
     assert len(found.better.pairs) == 2
+
+
+def test_of_stages_that_differ_each_is_one_entry() -> None:
+    """In one the first layer has a single tap, so that all of a block is one layer."""
+    shapes = {
+        f"b_{i}_{j}_{name}": (64, 16, 1, 1) if (i, name) == (1, "a") else shape
+        for i, j, (name, shape) in product(range(2), range(3), BLOCK.items())
+    }
+    chain = [{**layer, "name": layer["name"].replace("{i}", "{i}.{j}")} for layer in CHAIN]
+    chain[0]["padding"] = 0
+    manifest = manifest_from_data({"version": 1, "pairs": [{"chain": chain}]})
+    found = review(manifest, from_state_dict(weights(**shapes)))
+    assert found.better is not None
+    names = [[layer.name for layer in entry.chain] for entry in found.better.pairs]  # type: ignore[union-attr]
+    assert names == [[f"b.0.{{i}}.{x}" for x in "bcd"], [f"b.1.{{i}}.{x}" for x in "abcd"]]
 
 
 def test_entries_that_are_best_as_they_are_stay_as_they_are_written() -> None:

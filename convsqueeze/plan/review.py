@@ -16,6 +16,7 @@ from convsqueeze.manifest import (
     Entry,
     Manifest,
     SumEntry,
+    contract,
     expand,
     flat,
     unbound,
@@ -133,7 +134,9 @@ def _expanded(entry: Entry, checkpoint: Checkpoint) -> Iterator[tuple[Binding, E
 
 
 def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> list[Entry]:
-    """The entries in place of one: itself, its parts with its placeholders, or all written out."""
+    """The entries in place of one: itself, its parts with its own placeholders, or the parts of all
+    blocks, alike ones with new ones.
+    """
     if not own:
         return []
     if not any(one.is_better for one in own):
@@ -145,7 +148,8 @@ def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> li
         len({len(p) for p in parts}) == 1
     ):
         return list(templates)
-    return [part for entries in parts for part in entries]
+    written_out = [part for entries in parts for part in entries]
+    return [one.entry for one in contract(written_out, names)]
 
 
 def _stands_for(
