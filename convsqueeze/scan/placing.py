@@ -51,7 +51,7 @@ class Placing:
 
     def unit(self, tree: Tree[Placed]) -> str | None:
         """The innermost module that does these layers and nothing else."""
-        steps = self._steps_of(tree)
+        steps = self._steps_of(tree) if self._is_named(tree) else None
         if not steps or (isinstance(tree, Sum) and not isinstance(tree, Added)):
             return None  # some branches of a sum: what adds them adds others too
         first = self._graph.steps[min(steps)]
@@ -60,6 +60,17 @@ class Placing:
             if alone and self._within[call.id] == steps:
                 return call.name
         return None
+
+    def _is_named(self, tree: Tree[Placed]) -> bool:
+        """Whether a manifest says where a part is: by tensors, or the name of a module that does
+        one of its layers.
+        """
+        if isinstance(tree, Placed):
+            return tree.has_tensors or isinstance(tree.layer, BARE)
+        return any(
+            placed.has_tensors or (isinstance(placed.layer, BARE) and self.unit(placed))
+            for placed in leaves(tree)
+        )
 
     def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
         """All steps of a part, unless it holds only some layers of one."""

@@ -21,6 +21,10 @@ class Placed:
     layer: Layer
     step: str
 
+    @property
+    def has_tensors(self) -> bool:
+        return any(getattr(self.layer, field, None) for field in ("name", "weight", "bias"))
+
 
 @dataclass(frozen=True)
 class Added(Sum[Placed]):

@@ -138,7 +138,7 @@ class _Search:
         only = region.links[0] if len(region.links) == 1 else None
         if only is not None and not isinstance(only, Sum):
             return None
-        if not any(map(_has_tensors, region.layers)):
+        if not any(one.has_tensors for one in region.layers):
             return None
         entry = entry_of(region.links, self._placing.layer)
 
@@ -246,7 +246,7 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
             part = tuple(leaves(_part_of(one.region, rejected.part)))
-            if sum(map(_has_tensors, part)) > 1:
+            if sum(one.has_tensors for one in part) > 1:
                 yield LeftAlone(rejected.part.labels, _reason(rejected))
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
                 yield LeftAlone(around, _reason(rejected))
@@ -258,18 +258,13 @@ def _around(region: Region, part: Sequence[Placed]) -> tuple[str, str] | None:
     places = [
         place
         for place, placed in enumerate(layers)
-        if any(placed is one for one in part) and not _has_tensors(placed)
+        if any(placed is one for one in part) and not placed.has_tensors
     ]
     if not places:
         return None
-    before = [one.layer.label for one in layers[: places[0]] if _has_tensors(one)]
-    behind = [one.layer.label for one in layers[places[-1] + 1 :] if _has_tensors(one)]
+    before = [one.layer.label for one in layers[: places[0]] if one.has_tensors]
+    behind = [one.layer.label for one in layers[places[-1] + 1 :] if one.has_tensors]
     return (before[-1], behind[0]) if before and behind else None
-
-
-def _has_tensors(placed: Placed) -> bool:
-    layer = placed.layer
-    return any(getattr(layer, field, None) for field in ("name", "weight", "bias"))
 
 
 def _reason(rejected: Rejected) -> Reason:
@@ -282,7 +277,7 @@ def _beyond(
     """The last layer of each region and the first behind it, and what stands between."""
     for one in scanned:
         reason = ends.get(one.region.result)
-        if reason is None or not any(map(_has_tensors, one.region.layers)):
+        if reason is None or not any(placed.has_tensors for placed in one.region.layers):
             continue
         last = _last_label(one.region)
         for follower in _followers(graph, one.region.result):
@@ -290,7 +285,7 @@ def _beyond(
 
 
 def _last_label(region: Region) -> str:
-    return [placed.layer.label for placed in region.layers if _has_tensors(placed)][-1]
+    return [placed.layer.label for placed in region.layers if placed.has_tensors][-1]
 
 
 MOST_BETWEEN = 8

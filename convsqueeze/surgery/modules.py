@@ -1,6 +1,7 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,18 +48,39 @@ def _is_within(merge: Merge) -> bool:
 
 
 def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> str | None:
-    """The smallest module that holds all tensors of these layers, if it does just what they do."""
-    names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
+    """The smallest module that does just what these layers do, if one that holds them does."""
+    for name in _around(own, tree):
+        module = submodule(model, own.prefix + name)
+        if module is None or any(map(has_hooks, module.modules())):
+            return None
+        if computes(module, own, tree):
+            return name
+    return None
+
+
+def _around(own: Checkpoint, tree: Tree[ResolvedLayer]) -> Iterator[str]:
+    """The smallest module that holds these layers, and larger ones with no more tensors: what has
+    none, as a pad, may stand there.
+    """
+    names = [name.split(".") for leaf in leaves(tree) for name in _modules_of(leaf)]
     shared: list[str] = []
     for parts in zip(*names, strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    name = ".".join(shared)
-    module = submodule(model, own.prefix + name) if name else None
-    if module is None or any(map(has_hooks, module.modules())):
-        return None
-    return name if computes(module, own, tree) else None
+    within = [key for key in own.tensors if key.startswith(".".join([*shared, ""]))]
+    while shared:
+        name = ".".join(shared)
+        if sum(key.startswith(f"{name}.") for key in own.tensors) > len(within):
+            return
+        yield name
+        shared.pop()
+
+
+def _modules_of(leaf: ResolvedLayer) -> Iterator[str]:
+    yield from (key.rpartition(".")[0] for key in leaf.keys)
+    if leaf.layer.name is not None and not leaf.keys:
+        yield leaf.layer.name
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import Document, Manifest, manifest_from_data, parse_manifest
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.scan import Region, Scan
-from convsqueeze.scan.scanning import _has_tensors, entry_of
+from convsqueeze.scan.scanning import entry_of
 from convsqueeze.squeezing import exact_values
 from scan.blocks import BLOCKS, Block
 from scan.code import image, largest_share, made, merged_layers, reasons, scanned
@@ -41,7 +41,7 @@ def network(block: Block) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
 
 
 def long_regions(scan: Scan) -> list[Region]:
-    return [region for region in scan.regions if sum(map(_has_tensors, region.layers)) > 1]
+    return [region for region in scan.regions if sum(one.has_tensors for one in region.layers) > 1]
 
 
 def tensors_of(merge: Merge) -> frozenset[str]:
