@@ -57,20 +57,23 @@ class Placing:
         first = self._graph.steps[min(steps)]
         for call in reversed(first.calls):
             alone = self._calls[call.name] == 1 and call.name not in self._graph.hooked
-            if alone and self._within[call.id] == steps:
+            if alone and self._within[call.id] == steps and not self._keeps(call.name):
                 return call.name
         return None
+
+    def _keeps(self, module: str) -> bool:
+        """Whether a module holds tensors that have to stay."""
+        return any(key.startswith(f"{module}.") for key in self._graph.kept)
 
     def _is_named(self, tree: Tree[Placed]) -> bool:
         """Whether a manifest says where a part is: by tensors, or the name of a module that does
         one of its layers.
         """
-        if isinstance(tree, Placed):
-            return tree.has_tensors or isinstance(tree.layer, BARE)
-        return any(
-            placed.has_tensors or (isinstance(placed.layer, BARE) and self.unit(placed))
-            for placed in leaves(tree)
-        )
+        layers = list(leaves(tree))
+        if any(one.has_tensors for one in layers):
+            return True
+        bare = (one for one in layers if isinstance(one.layer, BARE))
+        return any(one is tree or self.unit(one) for one in bare)
 
     def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
         """All steps of a part, unless it holds only some layers of one."""

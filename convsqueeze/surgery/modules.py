@@ -26,7 +26,7 @@ def placement_in(
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
         if isinstance(tree, Chain | Sum) or tree.layer.name is None:
-            return _enclosing(model, own, tree)
+            return _enclosing(model, own, tree, merge)
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
@@ -47,11 +47,16 @@ def _is_within(merge: Merge) -> bool:
     return any(key.startswith(f"{merge.into}.") for leaf in merge.layers for key in leaf.keys)
 
 
-def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> str | None:
-    """The smallest module that does just what these layers do, if one that holds them does."""
+def _enclosing(
+    model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer], merge: Merge
+) -> str | None:
+    """The smallest module that does just what these layers do, and whose tensors all go with a
+    merge, if one that holds them does.
+    """
     for name in _around(own, tree):
         module = submodule(model, own.prefix + name)
-        if module is None or any(map(has_hooks, module.modules())):
+        stays = _within(own, name) - {*merge.consumed}
+        if module is None or stays or any(map(has_hooks, module.modules())):
             return None
         if computes(module, own, tree):
             return name
@@ -68,13 +73,15 @@ def _around(own: Checkpoint, tree: Tree[ResolvedLayer]) -> Iterator[str]:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    within = [key for key in own.tensors if key.startswith(".".join([*shared, ""]))]
-    while shared:
-        name = ".".join(shared)
-        if sum(key.startswith(f"{name}.") for key in own.tensors) > len(within):
-            return
+    smallest = len(_within(own, ".".join(shared)))
+    while shared and len(_within(own, name := ".".join(shared))) == smallest:
         yield name
         shared.pop()
+
+
+def _within(own: Checkpoint, module: str) -> frozenset[str]:
+    """The tensors that a module holds."""
+    return frozenset(key for key in own.tensors if key.startswith(f"{module}."))
 
 
 def _modules_of(leaf: ResolvedLayer) -> Iterator[str]:
@@ -112,17 +119,24 @@ def encloses(merge: Merge) -> bool:
     )
 
 
+LARGE = 2.0**20
+"""Where inputs are this large no bias keeps what comes out above zero, or below."""
+
+
 def computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
-    """Whether a module computes what the layers do, on random images and in float64."""
+    """Whether a module computes what the layers do, on random images and in float64: small and
+    large ones, each with its negative, as activations may pass what has one sign.
+    """
     shapes = geometry_tree(tree)
     rank = len(merged(shapes).axes)
     smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
     run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
     generator = torch.Generator().manual_seed(0)
     for more in (0, 1):  # two sizes, for what rounds its output size another way
-        shape = (2, merged(shapes).in_channels, *(size + more for size in smallest))
+        shape = (1, merged(shapes).in_channels, *(size + more for size in smallest))
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if not _agree(run, expected, x):
+        both = torch.cat([x, -x])
+        if not all(_agree(run, expected, factor * both) for factor in (1.0, LARGE)):
             return False
     return True
 

@@ -6,10 +6,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 
-from .cases import SETTINGS, Settings, workable_case
+from .cases import FIXED, SETTINGS, Settings, workable_case
+from .faults import FAULTS, is_seen
 from .oracle import Disagreement, Outcome, examine
 from .shrinking import shrunk
 
@@ -27,9 +29,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """A row for each of the settings and one for all, and why layers were left alone."""
     lines = [HEADER]
     for settings in SETTINGS:
-        lines += _row(named(settings), [o for o in outcomes if o.case.settings == settings])
+        lines += _row(named(settings), [o for o in outcomes if o.settings == settings])
     lines += _row("all", outcomes)
-    ranks = Counter(o.case.rank for o in outcomes)
+    ranks = Counter(o.case.rank for o in outcomes if o.settings == SETTINGS[0])
     kinds = Counter(kind for o in outcomes for kind in o.reasons)
     told = (f"{count:,} of {rank} axes" for rank, count in sorted(ranks.items()))
     lines.append(f"models: {', '.join(told)}")
@@ -48,19 +50,36 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield f"| {name} | {' | '.join(str(count) for count in counts)} |"
 
 
+MOST_TOLD = 3
+
+
+def _tell_faults() -> int:
+    """Fixed cases that show each fault; 1 where none shows one."""
+    missed = 0
+    for fault in FAULTS:
+        shows = list(islice((n for n in range(FIXED) if is_seen(fault, n)), MOST_TOLD))
+        missed += not shows
+        print(f"{fault.name}: {', '.join(map(str, shows)) or 'not seen'}", flush=True)
+    return 1 if missed else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.random_models", description=__doc__)
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="the first case of the seed")
+    parser.add_argument("--faults", action="store_true", help="which fixed cases show which fault")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    started, outcomes, bad = time.monotonic(), [], 0
+    if given.faults:
+        return _tell_faults()
+    started, bad = time.monotonic(), 0
+    outcomes: list[Outcome] = []
     for index in range(given.first, given.first + given.cases):
         case = workable_case(given.seed * 1_000_000 + index)
         try:
-            outcomes.append(examine(case))
+            outcomes += examine(case)
         except Disagreement as found:
             bad += 1
             print(f"case {index}: {shrunk(case, found)}\n", file=sys.stderr)

@@ -75,7 +75,7 @@ class Source:
             return self.layer(channels, keeps=keeps)
         draw = self.rng.choices(
             (self.row, self.layer_here, self.sum, self.of_one),
-            (40, 25, 20, 15) if depth else (60, 10, 20, 10),
+            (40, 25, 20, 15) if depth else (55, 8, 20, 17),
         )[0]
         return draw(channels, keeps=keeps, depth=depth + 1)
 
@@ -143,7 +143,7 @@ class Source:
     def of_one(self, channels: int, *, keeps: bool, depth: int) -> Part:
         """A container with one part, or one part that counts."""
         kind = self.rng.choices(
-            ("repeated", "wasteful", "gated", "channels last", "coded"), (15, 15, 10, 15, 45)
+            ("repeated", "wasteful", "gated", "channels last", "coded"), (15, 25, 10, 15, 35)
         )[0]
         if kind == "channels last" and self.rank:
             rank, self.rank = self.rank, 0
@@ -307,7 +307,9 @@ class Source:
 
     def activation(self, channels: int) -> Layer:
         kind = self.rng.choice(ACTIVATIONS)
-        settings = {"inplace": True} if kind == "relu" and self.chance(0.4) else {}
+        settings = (
+            {"inplace": True} if kind == "relu" and self.chance(0.4 * (not self.is_last)) else {}
+        )
         return Layer(kind, self.rank, channels, channels, settings)
 
     def code(self, channels: int) -> Part:

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations
 from .description import (
     Branch,
     ChannelsLast,
-    Coded,
     CodeKind,
     Gated,
     Layer,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
-from .cases import Case
+from .cases import Case, Settings
 from .description import (
     ChannelsLast,
     Coded,
@@ -20,6 +20,7 @@ from .description import (
     Sum,
     Wasteful,
     children,
+    walk,
 )
 
 Step = tuple[str, Layer] | None
@@ -28,9 +29,7 @@ Step = tuple[str, Layer] | None
 
 @dataclass(frozen=True)
 class Obvious:
-    """`gone` layers must be merged away; without any, one of `first` and `second` must be merged
-    with something.
-    """
+    """`second_goes`: it must be merged away; else one of the two must be merged with something."""
 
     first: str
     second: str
@@ -40,14 +39,19 @@ class Obvious:
         return f"{self.first} then {self.second}"
 
 
-def obvious_pairs(case: Case) -> Iterator[Obvious]:
+def obvious_pairs(case: Case, settings: Settings) -> Iterator[Obvious]:
     """Pairs of which merging makes less, whatever else is merged."""
+    fewer_numbers = settings.get("minimize") != "macs"
     runs: list[list[Step]] = []
     runs.append(_steps(case, case.model.row, "body", runs, case.model.taps))
     for run in runs:
         for one, other in pairwise(run):
-            if one is not None and other is not None:
-                yield from _pair(case, *one, *other)
+            if one is None or other is None or one[1].rank != other[1].rank:
+                continue
+            if _has_kernel(one[1]) and _is_diagonal(other[1]) and case.batch:
+                yield Obvious(one[0], other[0], second_goes=True)
+            elif fewer_numbers and _are_dense(one[1], other[1]):
+                yield Obvious(one[0], other[0], second_goes=False)
 
 
 def _steps(
@@ -68,9 +72,20 @@ def _steps(
     elif isinstance(node, Coded):
         inside = _steps(case, node.part, f"{path}.part", runs)
         found = inside if node.kind in ("clone", "view") else [*inside, None]
-    elif isinstance(node, Sum | Gated | ChannelsLast):
+    elif isinstance(node, ChannelsLast):
+        # torch may count the view to the first layer, where it is one of what code changed in place
+        runs += [_steps(case, part, name, runs)[1:] for name, part in parts]
+    elif isinstance(node, Sum) and _pads_in_several_modes(node):
+        pass
+    elif isinstance(node, Sum | Gated):
         runs += [_steps(case, part, name, runs) for name, part in parts]
     return [None, *found, None] if path in case.hooks else found
+
+
+def _pads_in_several_modes(node: Sum) -> bool:
+    """Such branches are no one layer, and the whole sum may be left alone for it."""
+    inside = (part for _, part in walk(node, "") if isinstance(part, Layer))
+    return any("padding_mode" in layer.settings for layer in inside)
 
 
 def _of_layer(case: Case, layer: Layer, path: str) -> list[Step]:
@@ -82,19 +97,19 @@ def _of_layer(case: Case, layer: Layer, path: str) -> list[Step]:
     return [(path, layer)] if layer.kind in _NUMBERS else [None]
 
 
-def _pair(case: Case, first: str, one: Layer, second: str, other: Layer) -> Iterator[Obvious]:
-    with_kernel = one.kind in ("conv", "conv_transpose", "linear")
-    if with_kernel and _is_diagonal(other) and one.rank == other.rank:
-        yield Obvious(first, second, second_goes=True)
-    elif case.settings.get("minimize") != "macs" and one.rank == other.rank:
-        outer_moves_nothing = _is_pointwise(other) or other.kind == "linear"
-        inner_leaks_nothing = _is_pointwise(one) and not one.settings["bias"]
-        dense = all(layer.settings.get("groups", 1) == 1 for layer in (one, other))
-        kinds = {one.kind, other.kind} <= {"conv", "linear"}
-        plain = "padding_mode" not in other.settings
-        exact = outer_moves_nothing or (inner_leaks_nothing and plain)
-        if kinds and dense and exact and _saves(one, other):
-            yield Obvious(first, second, second_goes=False)
+def _are_dense(one: Layer, other: Layer) -> bool:
+    """Whether two layers are exactly one dense layer, which holds less."""
+    dense = all(layer.settings.get("groups", 1) == 1 for layer in (one, other))
+    if not dense or not {one.kind, other.kind} <= {"conv", "linear"}:
+        return False
+    outer_moves_nothing = _is_pointwise(other) or other.kind == "linear"
+    inner_leaks_nothing = _is_pointwise(one) and not one.settings["bias"]
+    plain = "padding_mode" not in other.settings
+    return (outer_moves_nothing or (inner_leaks_nothing and plain)) and _saves(one, other)
+
+
+def _has_kernel(layer: Layer) -> bool:
+    return layer.kind in ("conv", "conv_transpose", "linear")
 
 
 def _is_diagonal(layer: Layer) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .cases import Case, takes
-from .description import Branch, Coded, Layer, Node, Row, Sum, children, walk
+from .description import Branch, Layer, Node, Row, Sum, children, walk
 from .oracle import Disagreement, examine
 
 MOST_TRIES = 60
@@ -16,7 +16,7 @@ def shrunk(case: Case, found: Disagreement) -> Disagreement:
     while tries > 0:
         for smaller in _smaller_cases(case):
             tries -= 1
-            told = _disagreement(smaller)
+            told = _disagreement(smaller, found)
             if told is not None and _kind(told) == _kind(found):
                 case, found = smaller, told
                 break
@@ -32,9 +32,9 @@ def _kind(found: Disagreement) -> str:
     return " ".join(found.what.split()[:3])
 
 
-def _disagreement(case: Case) -> Disagreement | None:
+def _disagreement(case: Case, like: Disagreement) -> Disagreement | None:
     try:
-        examine(case)
+        examine(case, [like.settings])
     except Disagreement as found:
         return found
     return None
@@ -58,7 +58,7 @@ def _smaller_cases(case: Case) -> Iterator[Case]:
 
 def _fitted(case: Case, row: Row) -> Case | None:
     """The case with another body, if what was done to its layers still can be."""
-    names = {name: part for name, part in walk(row, "body")}
+    names = dict(walk(row, "body"))
     taken = [*case.training, *(name for pair in case.ties for name in pair)]
     kept = all(isinstance(names.get(name), Layer) for name in taken)
     if not kept or any(name and name not in names for name in case.hooks):
@@ -91,5 +91,5 @@ def _with_smaller_part(node: Node) -> Iterator[Node]:
             for less in _smaller(branch.part) if branch.part is not None else ():
                 made = (*node.branches[:index], Branch(less, branch.factor))
                 yield replace(node, branches=(*made, *node.branches[index + 1 :]))
-    elif isinstance(node, Coded):
+    elif not isinstance(node, Layer):
         yield from (replace(node, part=less) for less in _smaller(node.part))
