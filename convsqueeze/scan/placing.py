@@ -50,21 +50,30 @@ class Placing:
         return "no module takes the place of all of it"
 
     def unit(self, tree: Tree[Placed]) -> str | None:
-        """The innermost module that does these layers and nothing else, if a manifest tells it: by
-        a tensor of theirs, or by the name of a lone pad or pool.
-        """
-        lone = isinstance(tree, Placed) and isinstance(tree.layer, BARE)
-        if not lone and not any(placed.has_tensors for placed in leaves(tree)):
-            return None
-        steps = self._steps_of(tree)
+        """The innermost module that does these layers and nothing else."""
+        steps = self._steps_of(tree) if self._is_named(tree) else None
         if not steps or (isinstance(tree, Sum) and not isinstance(tree, Added)):
             return None  # some branches of a sum: what adds them adds others too
         first = self._graph.steps[min(steps)]
         for call in reversed(first.calls):
             alone = self._calls[call.name] == 1 and call.name not in self._graph.hooked
-            if alone and self._within[call.id] == steps:
+            if alone and self._within[call.id] == steps and not self._keeps(call.name):
                 return call.name
         return None
+
+    def _keeps(self, module: str) -> bool:
+        """Whether a module holds tensors that have to stay."""
+        return any(key.startswith(f"{module}.") for key in self._graph.kept)
+
+    def _is_named(self, tree: Tree[Placed]) -> bool:
+        """Whether a manifest says where a part is: by tensors, or the name of a module that does
+        one of its layers.
+        """
+        layers = list(leaves(tree))
+        if any(one.has_tensors for one in layers):
+            return True
+        bare = (one for one in layers if isinstance(one.layer, BARE))
+        return any(one is tree or self.unit(one) for one in bare)
 
     def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
         """All steps of a part, unless it holds only some layers of one."""

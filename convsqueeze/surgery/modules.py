@@ -1,7 +1,7 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def placement_in(
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
         if isinstance(tree, Chain | Sum) or tree.layer.name is None:
-            return _enclosing(model, own, tree, merge.consumed)
+            return _enclosing(model, own, tree, merge)
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
@@ -48,28 +48,46 @@ def _is_within(merge: Merge) -> bool:
 
 
 def _enclosing(
-    model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer], consumed: Sequence[str]
+    model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer], merge: Merge
 ) -> str | None:
-    """The smallest module that holds all tensors of these layers and does just what they do: the
-    innermost, or one around it that holds nothing but what the merge consumes.
+    """The smallest module that does just what these layers do, and whose tensors all go with a
+    merge, if one that holds them does.
     """
-    names = [key.split(".")[:-1] for leaf in leaves(tree) for key in leaf.keys]
+    for name in _around(own, tree):
+        module = submodule(model, own.prefix + name)
+        stays = _within(own, name) - {*merge.consumed}
+        if module is None or stays or any(map(has_hooks, module.modules())):
+            return None
+        if computes(module, own, tree):
+            return name
+    return None
+
+
+def _around(own: Checkpoint, tree: Tree[ResolvedLayer]) -> Iterator[str]:
+    """The smallest module that holds these layers, and larger ones with no more tensors: what has
+    none, as a pad, may stand there.
+    """
+    names = [name.split(".") for leaf in leaves(tree) for name in _modules_of(leaf)]
     shared: list[str] = []
     for parts in zip(*names, strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    for length in range(len(shared), 0, -1):
-        name = ".".join(shared[:length])
-        inside = [key for key in own.tensors if key.startswith(f"{name}.")]
-        if length < len(shared) and not set(inside) <= set(consumed):
-            return None
-        module = submodule(model, own.prefix + name)
-        if module is None or any(map(has_hooks, module.modules())):
-            return None
-        if computes(module, own, tree):
-            return name
-    return None
+    smallest = len(_within(own, ".".join(shared)))
+    while shared and len(_within(own, name := ".".join(shared))) == smallest:
+        yield name
+        shared.pop()
+
+
+def _within(own: Checkpoint, module: str) -> frozenset[str]:
+    """The tensors that a module holds."""
+    return frozenset(key for key in own.tensors if key.startswith(f"{module}."))
+
+
+def _modules_of(leaf: ResolvedLayer) -> Iterator[str]:
+    yield from (key.rpartition(".")[0] for key in leaf.keys)
+    if leaf.layer.name is not None and not leaf.keys:
+        yield leaf.layer.name
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -101,17 +119,24 @@ def encloses(merge: Merge) -> bool:
     )
 
 
+LARGE = 2.0**20
+"""Where inputs are this large no bias keeps what comes out above zero, or below."""
+
+
 def computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
-    """Whether a module computes what the layers do, on random images and in float64."""
+    """Whether a module computes what the layers do, on random images and in float64: small and
+    large ones, each with its negative, as activations may pass what has one sign.
+    """
     shapes = geometry_tree(tree)
     rank = len(merged(shapes).axes)
     smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
     run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
     generator = torch.Generator().manual_seed(0)
     for more in (0, 1):  # two sizes, for what rounds its output size another way
-        shape = (2, merged(shapes).in_channels, *(size + more for size in smallest))
+        shape = (1, merged(shapes).in_channels, *(size + more for size in smallest))
         x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if not _agree(run, expected, x):
+        both = torch.cat([x, -x])
+        if not all(_agree(run, expected, factor * both) for factor in (1.0, LARGE)):
             return False
     return True
 

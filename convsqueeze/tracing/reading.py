@@ -29,6 +29,7 @@ from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import (
+    PASSING,
     Adding,
     Linear,
     Meaning,
@@ -220,11 +221,18 @@ def _read_in_vain(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[s
     from one graph to the other.
     """
     for value, reader in made.read_in_vain:
-        calls, readers = calls_of(value), calls_of(reader)
+        calls, readers = calls_of(_origin(value)), calls_of(reader)
         label = readers[-1].name if readers else operator_of(reader)
         for name, step in steps.items():
             if step.calls[-1:] == calls[-1:]:
                 yield name, label
+
+
+def _origin(value: Node) -> Node:
+    """What made a value: before operators that give what they take, such as dropout."""
+    while operator_of(value) in PASSING and len(value.all_input_nodes) == 1:
+        value = value.all_input_nodes[0]
+    return value
 
 
 def _is_number(node: Node) -> bool:

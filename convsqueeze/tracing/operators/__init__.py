@@ -17,10 +17,12 @@ from convsqueeze.tracing.operators.meanings import (
     no_layer,
 )
 from convsqueeze.tracing.operators.pads_and_pools import padding_meaning
+from convsqueeze.tracing.operators.passing import PASSING
 from convsqueeze.tracing.operators.rules import meaning_of
 
 __all__ = [
     "ACTIVATIONS",
+    "PASSING",
     "Adding",
     "Linear",
     "Meaning",

@@ -1,0 +1,184 @@
+"""Faults planted in the tracer, in the search for regions and in surgery, each with a case that
+shows it.
+
+The program's own checks of the outcome are off while a fault is planted: the oracle is to see it.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+from torch import nn
+
+from convsqueeze.manifest import BatchNormLayer
+from convsqueeze.scan import placing, regions, scanning
+from convsqueeze.surgery import checks, modules
+from convsqueeze.tracing import exported, operators, reading, watched
+from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing
+
+from .cases import fixed_case
+from .oracle import Disagreement, examine
+
+Patch = pytest.MonkeyPatch
+
+squeezing, apply = map(import_module, ("convsqueeze.models.squeeze", "convsqueeze.surgery.apply"))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`case` is the number of a fixed case that shows it; the command finds others."""
+
+    name: str
+    plant: Callable[[Patch], None]
+    case: int
+
+
+def without_own_checks(patch: Patch) -> None:
+    """Nothing but the oracle compares the squeezed model with the given one."""
+
+    class Unseen:
+        def raise_if_failed(self) -> None:
+            pass
+
+    patch.setattr(squeezing, "verify_whole", lambda *given, **options: Unseen())
+    patch.setattr(apply, "module_problems", lambda *given: ())
+
+
+# In the search for regions.
+
+
+def readers_not_counted(patch: Patch) -> None:
+    def end(self: Any, one: Any, before: Any) -> Any:
+        differs = None not in (one.rank, before.rank) and one.rank != before.rank
+        return regions.Reason("axes", "") if differs else self._sealed.get(one.source)
+
+    patch.setattr(regions._Reduction, "_end", end)
+
+
+def identity_branch_forgotten(patch: Patch) -> None:
+    ways = regions._ways
+    patch.setattr(regions, "_ways", lambda links, step: ways(links, step) if links else ())
+
+
+def calls_not_counted(patch: Patch) -> None:
+    shared = regions._shared
+
+    def once(*given: Any) -> Iterator[Any]:
+        return (reason for reason in shared(*given) if reason.kind != "used twice")
+
+    patch.setattr(regions, "_shared", once)
+    patch.setattr(placing.Placing, "_calls", defaultdict(lambda: 1))
+
+
+def nothing_found(patch: Patch) -> None:
+    patch.setattr(scanning, "find_regions", lambda graph: ((), {}))
+
+
+# In the tracer.
+
+
+def dead_readers_ignored(patch: Patch) -> None:
+    patch.setattr(reading, "_read_in_vain", lambda steps, made: ())
+
+
+def hooks_ignored(patch: Patch) -> None:
+    for module in (watched, checks, modules):
+        patch.setattr(module, "has_hooks", lambda module: False)
+
+
+def ties_ignored(patch: Patch) -> None:
+    patch.setattr(reading, "tied", lambda model: {})
+
+
+def training_taken_for_eval(patch: Patch) -> None:
+    patch.setattr(exported, "watched", lambda model: watched.watched(model).eval())
+
+
+def wrong_eps(patch: Patch) -> None:
+    def norm(**settings: Any) -> BatchNormLayer:
+        return BatchNormLayer(**{**settings, "eps": 1e-5})
+
+    patch.setattr(operators, "BatchNormLayer", norm)
+
+
+def pads_swapped(patch: Patch) -> None:
+    pairs = operators.axis_pairs
+    patch.setattr(operators, "axis_pairs", lambda flat: [(b, a) for a, b in pairs(flat)])
+
+
+def stride_forgotten(patch: Patch) -> None:
+    settings = operators._settings
+
+    def without(*given: Any, **named: Any) -> dict[str, Any]:
+        return {k: v for k, v in settings(*given, **named).items() if k != "stride"}
+
+    patch.setattr(operators, "_settings", without)
+
+
+def subtraction_as_addition(patch: Patch) -> None:
+    several = operators._of_several
+
+    def added(*given: Any) -> Meaning:
+        meaning = several(*given)
+        return Adding() if isinstance(meaning, Adding) else meaning
+
+    patch.setattr(operators, "_of_several", added)
+
+
+def factor_forgotten(patch: Patch) -> None:
+    patch.setattr(operators, "factor_meaning", lambda number: Passing())
+
+
+def mode_forgotten(patch: Patch) -> None:
+    padding = operators.padding_meaning
+
+    def zeros(pairs: Any, mode: str = "zeros") -> Linear | Passing:
+        return padding(pairs)
+
+    patch.setattr(operators, "padding_meaning", zeros)
+
+
+# In surgery.
+
+
+def branches_pass(patch: Patch) -> None:
+    patch.setattr(apply, "_silent", lambda part: nn.Identity())
+
+
+def in_the_given_model(patch: Patch) -> None:
+    patch.setattr(apply, "copied", lambda model: model)
+
+
+FAULTS = (
+    Fault("readers are not counted", readers_not_counted, 0),
+    Fault("the identity branch is forgotten", identity_branch_forgotten, 0),
+    Fault("calls are not counted", calls_not_counted, 0),
+    Fault("nothing is found", nothing_found, 0),
+    Fault("dead readers are ignored", dead_readers_ignored, 0),
+    Fault("hooks are ignored", hooks_ignored, 0),
+    Fault("ties are ignored", ties_ignored, 0),
+    Fault("training is taken for eval", training_taken_for_eval, 0),
+    Fault("another eps", wrong_eps, 0),
+    Fault("before and after are swapped", pads_swapped, 0),
+    Fault("stride is forgotten", stride_forgotten, 0),
+    Fault("subtraction is addition", subtraction_as_addition, 0),
+    Fault("factors are forgotten", factor_forgotten, 0),
+    Fault("padding modes are forgotten", mode_forgotten, 0),
+    Fault("branches pass what they add", branches_pass, 0),
+    Fault("surgery on the given model", in_the_given_model, 0),
+)
+
+
+def is_seen(fault: Fault, number: int) -> bool:
+    """Whether a fixed case disagrees while a fault is planted."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_own_checks(patch)
+        fault.plant(patch)
+        try:
+            examine(*fixed_case(number))
+        except Disagreement:
+            return True
+    return False
