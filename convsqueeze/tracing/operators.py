@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Node
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree
@@ -99,7 +100,22 @@ def meaning_of(
     rule = None if operator in ACTIVATIONS else _RULES.get(operator)
     if rule is None or not values:
         return no_layer(operator)
-    return rule(given)
+    meaning = rule(given)
+    return meaning if isinstance(meaning, Reason) else _of_one_kind(given, values[0]) or meaning
+
+
+def _of_one_kind(given: Parameters, value: Node) -> Reason | None:
+    """Why a call is no layer although its operator is: it gives another dtype than it takes, or is
+    given stored integers.
+    """
+    taken, made = value.meta["val"], given.node.meta["val"]
+    if isinstance(made, Tensor) and made.dtype != taken.dtype:
+        return Reason("not linear", f"it converts to {made.dtype}")
+    for node in given.node.all_input_nodes:
+        constant = given.constants.get(node)
+        if isinstance(constant, Stored) and not node.meta["val"].is_floating_point():
+            return Reason("not linear", f"{constant.key} is stored as {node.meta['val'].dtype}")
+    return None
 
 
 def no_layer(operator: str) -> Reason:
@@ -114,6 +130,8 @@ def _of_several(operator: str, given: Parameters, values: Sequence[Node]) -> Mea
         return Adding(frozenset({1} if operator == "sub" else ()))
     if operator == "mul":
         return Reason("not linear", "two values are multiplied")
+    if operator in ("add", "sub") and _alike(values):
+        return Reason("not linear", "a multiple of a value is added")
     if operator in ("add", "sub"):
         return Reason("not linear", "values of different shapes are added")
     return Reason("not linear", f"{operator} joins several values")
@@ -134,6 +152,8 @@ def _convolution(given: Parameters) -> Meaning:
         return _transposed(given, rank)
     padding = given["padding"]
     settings = _settings(given, rank, padding=padding)
+    if not _are_fixed(settings):
+        return _BY_SIZE
     return _with_kernel(given, rank, lambda names: ConvLayer(**names, **settings))
 
 
@@ -143,6 +163,8 @@ def _transposed(given: Parameters, rank: int | None = None) -> Meaning:
     settings = _settings(given, rank, padding=given["padding"])
     if any(output_padding := per_axis_numbers(given["output_padding"], rank)):
         settings["output_padding"] = on_every_axis(output_padding)
+    if not _are_fixed(settings):
+        return _BY_SIZE
     settings["type"] = "conv_transpose"
     return _with_kernel(given, rank, lambda names: ConvTransposeLayer(**names, **settings))
 
@@ -167,6 +189,15 @@ def _settings(given: Parameters, rank: int, *, padding: Any) -> dict[str, Any]:
     if (groups := given["groups"]) not in (1, None):
         settings["groups"] = groups
     return settings
+
+
+_BY_SIZE = Reason("not linear", "its stride or padding depends on the size of the input")
+
+
+def _are_fixed(settings: Mapping[str, Any]) -> bool:
+    """Whether no setting is a number that is computed when the model runs."""
+    lists = (value if isinstance(value, list) else [value] for value in settings.values())
+    return not any(isinstance(number, Node) for numbers in lists for number in numbers)
 
 
 def per_axis_numbers(value: Any, rank: int, default: int = 0) -> list[int]:
@@ -195,10 +226,12 @@ def _with_kernel(given: Parameters, rank: int, layer: Named) -> Meaning:
     if given.arguments.get("bias") is not None and not _is_raw(bias):
         return Reason("not linear", "its bias is computed")
     bias_keys = bias.keys if isinstance(bias, Stored) else ()
+    if isinstance(weight, Stored) and weight.reshaped:
+        return Reason("not linear", "its weight is stored in another shape")
     if isinstance(weight, Stored) and _is_raw(weight):
         keys = (*weight.keys, *bias_keys)
         return Linear(layer(_names(weight, bias, given.names)), rank, keys)
-    if isinstance(weight, WithIdentity) and bias is None:
+    if isinstance(weight, WithIdentity) and bias is None and not weight.kernel.reshaped:
         kernel = layer(_names(weight.kernel, None, given.names))
         if _keeps_channels(kernel, weight.kernel.shape):
             return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
@@ -240,7 +273,7 @@ def _scaled_kernel(
         channels = kernel.shape[0] if len(kernel.shape) == rank + 2 else 0
         shape = (*(1,) * (rank + 2 - len(factor.shape)), *factor.shape)
         fits = shape == (channels, *(1,) * (rank + 1)) and kernel.factor == factor.factor == 1.0
-        if fits and not given["transposed"]:
+        if fits and not kernel.reshaped and not given["transposed"]:
             names = {"weight": factor.key} | ({"bias": bias.key} if bias else {})
             links = (
                 layer({"weight": kernel.key}),
@@ -317,6 +350,8 @@ def _pool(given: Parameters) -> Meaning:
     rank = int(operator[len("avg_pool")])
     kernel, padding = (per_axis_numbers(given[name], rank) for name in ("kernel_size", "padding"))
     stride = per_axis_numbers(given["stride"], rank) if given["stride"] else kernel
+    if not _are_fixed({"kernel_size": kernel, "stride": stride, "padding": padding}):
+        return Reason("not linear", "a pool whose size depends on that of the input")
     if given["ceil_mode"]:
         return Reason("not linear", "a pool that rounds its size up")
     if any(padding) and given["count_include_pad"] is False:
@@ -370,13 +405,24 @@ def _channel_rank(given: Parameters, other: Any) -> int | Reason | None:
         return Reason("not linear", "it is combined with numbers that no stored tensor holds")
     if not isinstance(other, Stored) or other.spread or len(other.keys) > 1:
         return Reason("not linear", "it is combined with a tensor that is computed")
+    if not _alike([*_values(given), given.node]):
+        return Reason("not linear", "it repeats what it takes along an axis")
     ndim = given.node.meta["val"].ndim
     long = [axis - len(other.shape) for axis, size in enumerate(other.shape) if size > 1]
     if not long:
-        return None if len(other.shape) <= ndim else Reason("not linear", "it adds an axis")
-    if len(long) > 1 or len(other.shape) > ndim or ndim + long[0] == 0:
+        return None
+    if len(long) > 1 or ndim + long[0] == 0:
         return Reason("not linear", "it is combined with a tensor that is not one for each channel")
     return -long[0] - 1
+
+
+def _values(given: Parameters) -> list[Node]:
+    """What of a call's tensors is no constant."""
+    return [
+        one
+        for one in given.node.all_input_nodes
+        if one not in given.constants and isinstance(one.meta.get("val"), Tensor)
+    ]
 
 
 def _added(given: Parameters) -> Meaning:
@@ -426,7 +472,9 @@ def _seen(given: Parameters) -> Meaning:
 def _reshaped(given: Parameters) -> Meaning:
     values = (given.node.all_input_nodes[0], given.node)
     same = values[0].meta["val"].dtype == values[1].meta["val"].dtype
-    return Passing() if same and _alike(values) else Reason("not linear", "it reshapes")
+    if same and _alike(values):
+        return Passing()
+    return Reason("not linear", f"{operator_of(given.node)} gives another shape")
 
 
 _RULES: Mapping[str, Callable[[Parameters], Meaning]] = {
