@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import convsqueeze
 from convsqueeze.scan import Scan
 from convsqueeze.tracing import ReasonKind
-from scan.code import Code, image, made, merged_layers, reasons
+from scan.code import OfOne, image, made, merged_layers, reasons
 
 Layers = tuple[str, ...]
 Left = tuple[Layers, ReasonKind, str]
@@ -104,7 +104,7 @@ class Table(nn.Module):
     def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__()
         self.rows = nn.ModuleList(
-            Code(row.forward, **{name: build() for name, build in row.parts.items()})
+            OfOne(row.forward, **{name: build() for name, build in row.parts.items()})
             for row in rows
         )
 
@@ -154,9 +154,9 @@ class Squeezed:
 INPUT = (2, 3, 9, 9)
 
 
-def squeezed_table(rows: Sequence[Row]) -> Squeezed:
+def squeezed_table(rows: Sequence[Row], table: type[Table] = Table) -> Squeezed:
     """All rows squeezed at once."""
-    model = made(lambda: Table(rows)).double()
+    model = made(lambda: table(rows)).double()
     for row, one in zip(rows, model.rows, strict=True):
         row.prepare(one)
     after, report = convsqueeze.squeeze(model, image(*INPUT).double())

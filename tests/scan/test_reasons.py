@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 
-from scan import around, between
+from scan import around, between, by_fx
 from scan.code import image, largest_share
 from scan.rows import INPUT, Row, Squeezed, squeezed_table
 
-TABLES = {**between.TABLES, **around.TABLES}
+TABLES = {**between.TABLES, **around.TABLES, "by fx": by_fx.ROWS}
 ROWS = [(table, row) for table, rows in TABLES.items() for row in rows]
 
 EXACT = 1e-12
@@ -23,7 +23,16 @@ every_row = pytest.mark.parametrize(
 
 @cache
 def squeezed(table: str) -> Squeezed:
+    if table == "by fx":
+        return squeezed_table(TABLES[table], by_fx.UnexportableTable)
     return squeezed_table(TABLES[table])
+
+
+def test_one_table_is_followed_by_fx() -> None:
+    told = {table: squeezed(table).scan.notes for table in TABLES}
+    assert [table for table, notes in told.items() if any("by torch.fx" in n for n in notes)] == [
+        "by fx"
+    ]
 
 
 @every_row

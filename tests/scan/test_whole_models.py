@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.errors import ModelInputError, TracingError
-from scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
+from scan.code import OfOne, image, largest_share, made, merged_layers, reasons, scanned
 from scan.rows import INPUT, head, pairs, tail
 
 EXACT = 1e-12
@@ -21,7 +21,7 @@ EXACT = 1e-12
 def four(forward: Callable[[Any, Tensor], Any], **parts: nn.Module) -> nn.Module:
     """A model over the four convolutions and other parts, which may stand for some of them."""
     convolutions = {name: build() for name, build in pairs().items()}
-    return made(lambda: Code(forward, **(convolutions | parts))).double()
+    return made(lambda: OfOne(forward, **(convolutions | parts))).double()
 
 
 def conv(before: int, after: int, stride: int = 1) -> nn.Module:
@@ -135,8 +135,8 @@ def test_what_gives_what_it_takes_is_nothing_between(
 def test_what_makes_floats_of_integers_is_merged_with_nothing(
     normalised: Callable[[Any, Tensor], Tensor],
 ) -> None:
-    floats = Code(normalised, scale=nn.Parameter(torch.ones(3, 1, 1)))
-    model = made(lambda: Code(lambda m, x: m.b(m.a(m.f(x))), f=floats, a=conv(3, 8), b=conv(8, 3)))
+    floats = OfOne(normalised, scale=nn.Parameter(torch.ones(3, 1, 1)))
+    model = made(lambda: OfOne(lambda m, x: m.b(m.a(m.f(x))), f=floats, a=conv(3, 8), b=conv(8, 3)))
     x = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
     squeezed, report = convsqueeze.squeeze(model, x)
     assert merged_layers(report.scan) == [("a", "b")]
@@ -165,7 +165,7 @@ def test_code_that_looks_at_sizes_is_followed_for_the_example_and_told() -> None
 
 def test_an_output_size_that_depends_on_the_input_is_no_layer() -> None:
     model = made(
-        lambda: Code(
+        lambda: OfOne(
             lambda m, x: m.b(m.a(x), output_size=[18, 18]),
             a=conv(3, 8),
             b=nn.ConvTranspose2d(8, 3, 3, stride=2, padding=1, bias=False),
@@ -183,12 +183,14 @@ def _by_value(m: Any, x: Tensor) -> Tensor:
     return tail(m, y.relu() if y.sum() > 0 else y)
 
 
-def _chosen(m: Any, x: Tensor) -> Tensor:
+def _as_often(m: Any, x: Tensor) -> Tensor:
     y = head(m, x)
-    return tail(m, y)[y[:, 0, 0, 0].tolist()[0] > 0]
+    for _ in range(int(y.abs().sum()) % 3):
+        y = y.relu()
+    return tail(m, y)
 
 
-@pytest.mark.parametrize("forward", [_by_value, _chosen], ids=["a branch", "an index"])
+@pytest.mark.parametrize("forward", [_by_value, _as_often], ids=["a branch", "a loop"])
 def test_code_that_looks_at_values_is_refused(forward: Callable[[Any, Tensor], Tensor]) -> None:
     with pytest.raises(TracingError, match="its code cannot be followed to a graph"):
         convsqueeze.squeeze(four(forward), image(*INPUT).double())
