@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import convsqueeze
 from convsqueeze.errors import ModelInputError, TracingError
 from scan.code import OfOne, image, largest_share, made, merged_layers, reasons, scanned
-from scan.rows import INPUT, head, pairs, tail
+from scan.negatives.rows import INPUT, head, pairs, tail
 
 EXACT = 1e-12
 """Of the largest output, in float64."""
@@ -194,6 +194,16 @@ def _as_often(m: Any, x: Tensor) -> Tensor:
 def test_code_that_looks_at_values_is_refused(forward: Callable[[Any, Tensor], Tensor]) -> None:
     with pytest.raises(TracingError, match="its code cannot be followed to a graph"):
         convsqueeze.squeeze(four(forward), image(*INPUT).double())
+
+
+def test_a_branch_within_the_graph_is_no_layer() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = head(m, x)
+        return tail(m, torch.cond(x.sum() > 0, torch.relu, torch.tanh, (y,)))
+
+    scan = scanned(four(forward), image(*INPUT).double())
+    assert merged_layers(scan) == [("a", "b"), ("c", "d")]
+    assert (("b", "c"), "not linear", "cond joins several values") in reasons(scan)
 
 
 def test_a_random_model_is_refused() -> None:

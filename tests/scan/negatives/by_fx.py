@@ -9,9 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from scan.around import CD, EVERY, HOOKS
-from scan.between import activation, apart, in_code, numbers, other
-from scan.rows import Row, Table, between, head, tail, whole
+from scan.negatives.calls import HOOKS
+from scan.negatives.rows import (
+    CD,
+    EVERY,
+    Row,
+    Table,
+    activation,
+    apart,
+    between,
+    head,
+    in_code,
+    numbers,
+    other,
+    tail,
+    whole,
+)
 
 
 @torch.fx.wrap

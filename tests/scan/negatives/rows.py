@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import convsqueeze
@@ -21,6 +22,8 @@ Parts = Mapping[str, Callable[[], Any]]
 
 PAIRS: tuple[Layers, ...] = (("a", "b"), ("c", "d"))
 """What is merged where something stands between `b` and `c`."""
+CD: tuple[Layers, ...] = (("c", "d"),)
+EVERY: tuple[Layers, ...] = (("a", "b", "c", "d"),)
 COSTS: tuple[ReasonKind, ...] = ("no gain", "growth", "border")
 """Reasons that depend on sizes, which no table is about."""
 
@@ -96,6 +99,28 @@ def whole(
     """A model over the four convolutions, some left out, and other parts."""
     convolutions = {name: build for name, build in pairs().items() if name not in without}
     return Row(name, forward, {**convolutions, **parts}, left, merged, prepare)
+
+
+def apart(kind: ReasonKind, words: str) -> Left:
+    return (("b", "c"), kind, words)
+
+
+def activation(words: str) -> Left:
+    return apart("activation", words)
+
+
+def other(words: str) -> Left:
+    return apart("not linear", words)
+
+
+def in_code(label: str) -> tuple[Left, Left]:
+    """A layer that no module does, so that it goes with neither pair."""
+    words = f"{label} stands in the code"
+    return (("a", "b", label), "in code", words), ((label, "c", "d"), "in code", words)
+
+
+def numbers(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
 
 
 class Table(nn.Module):
