@@ -313,7 +313,7 @@ MOST_BETWEEN = 8
 
 def _followers(graph: Graph, value: str) -> Iterator[str]:
     """The labels of the layers that read a value, what one operator makes of it (with others, it
-    may be), or operators of one value make of that.
+    may be), or operators make of that and nothing else.
     """
     seen, now = {value}, [value]
     for distance in range(MOST_BETWEEN):
@@ -322,7 +322,7 @@ def _followers(graph: Graph, value: str) -> Iterator[str]:
             step = graph.steps[name]
             if step.keys and step.tree is not None:
                 yield step.label
-            elif (len(step.inputs) == 1 or distance == 0) and name not in seen:
+            elif (seen.issuperset(step.inputs) or distance == 0) and name not in seen:
                 seen.add(name)
                 behind.append(name)
         now = behind

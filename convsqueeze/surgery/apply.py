@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.sizes import merged
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
-from convsqueeze.plan import Merge, Plan, ResolvedLayer, geometry_tree, make_plan
+from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
@@ -23,15 +22,17 @@ from convsqueeze.surgery.places import Placement, Silenced
 class Zero(nn.Module):
     """Stands for a branch that now lives in another: adds nothing.
 
-    It takes what the branch took and gives zeros of the shape that the branch gave, (N, channels,
-    ...), which code may add to in place.
+    It gives zeros, which code may add to in place, of the shape that a layer of `geometry` gives,
+    (N, channels, ...), without one of the shape of what it takes.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry | None = None) -> None:
         super().__init__()
         self.geometry = geometry
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.geometry is None:
+            return torch.zeros_like(x)
         rank = len(self.geometry.axes)
         channels = x.ndim - rank - 1
         size = self.geometry.output_size(x.shape[channels + 1 :])
@@ -156,14 +157,16 @@ def _replace(
     module: nn.Module,
 ) -> None:
     for part in place.silenced if place is not None else ():
-        model.set_submodule(prefix + part.name, _silent(part))
+        model.set_submodule(prefix + part.name, _silent(part, merge))
     for name in _dropped_modules(model, prefix, merge):
         model.set_submodule(prefix + name, nn.Identity())
     model.set_submodule(prefix + merge.into, module)
 
 
-def _silent(part: Silenced[ResolvedLayer]) -> nn.Module:
-    return nn.Identity() if part.passes else Zero(merged(geometry_tree(part.branch)))
+def _silent(part: Silenced[ResolvedLayer], merge: Merge) -> nn.Module:
+    if part.passes:
+        return nn.Identity()
+    return Zero(merge.geometry if part.beside else None)
 
 
 def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:

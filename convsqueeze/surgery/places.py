@@ -15,18 +15,14 @@ from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, children, leaves
 class Silenced(Generic[Leaf]):
     """A module that did a part of a merge: now it passes its input on, or else adds nothing.
 
-    `before` are the parts in front of it that pass what its branch takes.
+    What adds nothing is zeros: of the shape of what the merged layer gives if it stands `beside`
+    that in a sum, else of the shape of what passes beside it, which is that of its input.
     """
 
     name: str
     passes: bool
     tree: Tree[Leaf]
-    before: tuple[Tree[Leaf], ...] = ()
-
-    @property
-    def branch(self) -> Chain[Leaf]:
-        """All that it stands for."""
-        return Chain((*self.before, self.tree))
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | Non
     tree = _in_units(tree, modules)
     for index, part in enumerate(children(tree)):
         inside = placement(part, modules)
-        silent = _others_silenced(tree, index, modules) if inside else None
+        silent = _others_silenced(tree, index, modules, beside=True) if inside else None
         if inside is not None and silent is not None:
             return Placement(inside.into, (*inside.silenced, *silent), inside.tree)
     return None
@@ -74,43 +70,37 @@ def silenced(
     modules: Modules[Leaf],
     *,
     passes: bool,
-    before: tuple[Tree[Leaf], ...] = (),
+    beside: bool = False,
 ) -> tuple[Silenced[Leaf], ...] | None:
-    """The modules of a part of a merge that passes its input on, or adds nothing; None where its
-    code does some of it. `before` passes its input on in front of it.
+    """The modules of a part of a merge that passes its input on, or adds nothing, `beside` the
+    merged layer or what passes; None where its code does some of it.
     """
     if unit := modules.unit(tree):
-        return (Silenced(unit, passes, tree, before),)
+        return (Silenced(unit, passes, tree, beside and not passes),)
     tree = _in_units(tree, modules)
     if isinstance(tree, Chain):
-        return _links_silenced(tree, modules, passes, before)
+        last = len(tree.links) - 1
+        return _together(
+            silenced(link, modules, passes=passes or index < last, beside=beside)
+            for index, link in enumerate(tree.links)
+        )
     if isinstance(tree, Sum) and passes:
         return _one_passes(tree, modules)
     if isinstance(tree, Sum):
         return _together(
-            silenced(way, modules, passes=False, before=before) for way in tree.branches
+            silenced(way, modules, passes=False, beside=beside) for way in tree.branches
         )
     return () if passes and modules.is_identity(tree) else None
 
 
-def _links_silenced(
-    chain: Chain[Leaf], modules: Modules[Leaf], passes: bool, before: tuple[Tree[Leaf], ...]
-) -> tuple[Silenced[Leaf], ...] | None:
-    last = len(chain.links) - 1
-    return _together(
-        silenced(
-            link, modules, passes=passes or index < last, before=(*before, *chain.links[:index])
-        )
-        for index, link in enumerate(chain.links)
-    )
-
-
 def _others_silenced(
-    tree: Tree[Leaf], index: int, modules: Modules[Leaf]
+    tree: Tree[Leaf], index: int, modules: Modules[Leaf], *, beside: bool
 ) -> tuple[Silenced[Leaf], ...] | None:
-    """All parts but one: the other links pass, the other branches add nothing."""
+    """All parts but one: the other links pass, the other branches add nothing, `beside` the merged
+    layer or what passes.
+    """
     return _together(
-        silenced(part, modules, passes=isinstance(tree, Chain))
+        silenced(part, modules, passes=isinstance(tree, Chain), beside=beside)
         for number, part in enumerate(children(tree))
         if number != index
     )
@@ -120,7 +110,7 @@ def _one_passes(tree: Sum[Leaf], modules: Modules[Leaf]) -> tuple[Silenced[Leaf]
     """One branch, a skip in the model's code where there is one, passes; the others add nothing."""
     skips = [i for i, way in enumerate(tree.branches) if _is_skip(way, modules)]
     for index in (*skips, *range(len(tree.branches))):
-        others = _others_silenced(tree, index, modules)
+        others = _others_silenced(tree, index, modules, beside=False)
         one = silenced(tree.branches[index], modules, passes=True)
         if one is not None and others is not None:
             return (*one, *others)

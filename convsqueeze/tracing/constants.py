@@ -23,7 +23,8 @@ class Stored:
     """`factor` times a stored tensor, its numbers in order, as a tensor of `shape`.
 
     `key` is the tensor's name; for weight norm the name that the weight has without it, and `keys`
-    are the two that are stored. `spread` says that numbers are repeated along axes of any size.
+    are the two that are stored. `spread` says that numbers are repeated along axes of any size,
+    `reshaped` that the tensor is stored in another shape.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Stored:
     keys: tuple[str, ...]
     factor: float = 1.0
     spread: bool = False
+    reshaped: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _kept(node: Node, one: Stored) -> Stored | None:
     if shape is None:
         return None
     if prod(shape) == prod(one.shape) and is_static(node):
-        return replace(one, shape=shape)
+        return replace(one, shape=shape, reshaped=one.reshaped or shape != one.shape)
     if operator_of(node) in ("expand", "repeat") and _spreads(one.shape, shape):
         return replace(one, shape=shape, spread=True)
     return None

@@ -31,6 +31,6 @@ def _drawn(leaf: str, like: Tensor, generator: torch.Generator) -> Tensor:
         normal = normal.abs() + 0.1
         normal[::5] = 0.0
         return normal
-    if like.ndim == 1:
+    if like.ndim <= 1:
         return 1.0 + 0.4 * normal if leaf == "weight" else 0.5 * normal
     return normal / max(like[0].numel(), 1) ** 0.5

@@ -14,8 +14,10 @@ from convsqueeze.manifest import (
 )
 from convsqueeze.tracing.constants import Known, Product, Stored, WithIdentity
 from convsqueeze.tracing.graph import Reason
-from convsqueeze.tracing.operators.axes import on_every_axis, per_axis_numbers
+from convsqueeze.tracing.operators.axes import are_fixed, on_every_axis, per_axis_numbers
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, is_raw
+
+BY_SIZE = Reason("not linear", "its stride or padding depends on the size of the input")
 
 
 def convolution(given: Parameters) -> Meaning:
@@ -28,6 +30,8 @@ def convolution(given: Parameters) -> Meaning:
         return transposed(given, rank)
     padding = given["padding"]
     settings = _settings(given, rank, padding=padding)
+    if not are_fixed(settings.values()):
+        return BY_SIZE
     return _with_kernel(given, rank, lambda names: ConvLayer(**names, **settings))
 
 
@@ -38,6 +42,8 @@ def transposed(given: Parameters, rank: int | None = None) -> Meaning:
     settings = _settings(given, rank, padding=given["padding"])
     if any(output_padding := per_axis_numbers(given["output_padding"], rank)):
         settings["output_padding"] = on_every_axis(output_padding)
+    if not are_fixed(settings.values()):
+        return BY_SIZE
     settings["type"] = "conv_transpose"
     return _with_kernel(given, rank, lambda names: ConvTransposeLayer(**names, **settings))
 
@@ -75,10 +81,12 @@ def _with_kernel(given: Parameters, rank: int, layer: Named) -> Meaning:
     if given.arguments.get("bias") is not None and not is_raw(bias):
         return Reason("not linear", "its bias is computed")
     bias_keys = bias.keys if isinstance(bias, Stored) else ()
+    if isinstance(weight, Stored) and weight.reshaped:
+        return Reason("not linear", "its weight is stored in another shape")
     if isinstance(weight, Stored) and is_raw(weight):
         keys = (*weight.keys, *bias_keys)
         return Linear(layer(_names(weight, bias, given.names)), rank, keys)
-    if isinstance(weight, WithIdentity) and bias is None:
+    if isinstance(weight, WithIdentity) and bias is None and not weight.kernel.reshaped:
         kernel = layer(_names(weight.kernel, None, given.names))
         if _keeps_channels(kernel, weight.kernel.shape):
             return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
@@ -116,7 +124,7 @@ def _scaled_kernel(
         channels = kernel.shape[0] if len(kernel.shape) == rank + 2 else 0
         shape = (*(1,) * (rank + 2 - len(factor.shape)), *factor.shape)
         fits = shape == (channels, *(1,) * (rank + 1)) and kernel.factor == factor.factor == 1.0
-        if fits and not given["transposed"]:
+        if fits and not kernel.reshaped and not given["transposed"]:
             names = {"weight": factor.key} | ({"bias": bias.key} if bias else {})
             links = (
                 layer({"weight": kernel.key}),

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from convsqueeze.algebra.tree import Tree
 from convsqueeze.manifest import Layer
-from convsqueeze.tracing.constants import Constant, Stored
+from convsqueeze.tracing.constants import Constant, Stored, operator_of
 from convsqueeze.tracing.graph import Reason
 
 ACTIVATIONS = {
@@ -73,12 +73,18 @@ class Parameters:
         """Dimensions of what comes in."""
         return int(self.value.meta["val"].ndim)
 
+    def converted(self) -> Reason | None:
+        """What becomes of the dtype of what comes in, if anything does."""
+        taken, made = self.value.meta["val"], self.node.meta["val"]
+        if isinstance(made, Tensor) and made.dtype != taken.dtype:
+            return Reason("not linear", f"it converts to {made.dtype}")
+        return None
+
     def changed(self) -> Reason | None:
         """What becomes of the shape or the dtype of what comes in, if anything does."""
-        before, after = (one.meta["val"] for one in (self.value, self.node))
-        if before.dtype != after.dtype:
-            return Reason("not linear", f"it converts to {after.dtype}")
-        return None if alike((self.value, self.node)) else Reason("not linear", "it reshapes")
+        if alike((self.value, self.node)):
+            return self.converted()
+        return Reason("not linear", f"{operator_of(self.node)} gives another shape")
 
 
 def no_layer(operator: str) -> Reason:

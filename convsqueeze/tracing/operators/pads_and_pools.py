@@ -5,7 +5,12 @@ from typing import Any
 
 from convsqueeze.manifest import AvgPoolLayer, PadLayer
 from convsqueeze.tracing.graph import Reason
-from convsqueeze.tracing.operators.axes import axis_pairs, on_every_axis, per_axis_numbers
+from convsqueeze.tracing.operators.axes import (
+    are_fixed,
+    axis_pairs,
+    on_every_axis,
+    per_axis_numbers,
+)
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
 
 
@@ -40,6 +45,8 @@ def pool(given: Parameters) -> Meaning:
     rank = int(given.operator[len("avg_pool")])
     kernel, padding = (per_axis_numbers(given[name], rank) for name in ("kernel_size", "padding"))
     stride = per_axis_numbers(given["stride"], rank) if given["stride"] else kernel
+    if not are_fixed((kernel, stride, padding)):
+        return Reason("not linear", "a pool whose size depends on that of the input")
     if given["ceil_mode"]:
         return Reason("not linear", "a pool that rounds its size up")
     if any(padding) and given["count_include_pad"] is False:

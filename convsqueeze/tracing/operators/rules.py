@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch.fx import Node
 
-from convsqueeze.tracing.constants import Constant, bound, operator_of
+from convsqueeze.tracing.constants import Constant, Stored, bound, operator_of
 from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.arithmetic import combined, divided, multiplied, negated
 from convsqueeze.tracing.operators.kernels import convolution, linear, transposed
@@ -32,7 +32,21 @@ def meaning_of(
     rule = None if operator in ACTIVATIONS else _RULES.get(operator)
     if rule is None or not values:
         return no_layer(operator)
-    return rule(given)
+    meaning = rule(given)
+    return meaning if isinstance(meaning, Reason) else _of_one_kind(given) or meaning
+
+
+def _of_one_kind(given: Parameters) -> Reason | None:
+    """Why a call is no layer although its operator is: it gives another dtype than it takes, or is
+    given stored integers.
+    """
+    if converted := given.converted():
+        return converted
+    for node in given.node.all_input_nodes:
+        constant = given.constants.get(node)
+        if isinstance(constant, Stored) and not node.meta["val"].is_floating_point():
+            return Reason("not linear", f"{constant.key} is stored as {node.meta['val'].dtype}")
+    return None
 
 
 def _of_several(given: Parameters, values: Sequence[Node]) -> Meaning:
