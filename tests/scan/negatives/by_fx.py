@@ -75,7 +75,7 @@ BETWEEN: Sequence[Row] = (
     between("x + 2 x", lambda m, y: torch.add(y, y, alpha=2), other("add")),
     between("x + its mean", lambda m, y: y + y.mean(), other("mean")),
     between("x + one of it", lambda m, y: y + y[:1], other("getitem")),
-    between("1 - x", lambda m, y: 1 - y, other("sub")),
+    between("1 - x", lambda m, y: 1 - y, *in_code("scale")),
     between("x / 2 rounded", lambda m, y: torch.div(y, 2, rounding_mode="floor"), other("div")),
     between("x * True", lambda m, y: y * True, other("mul")),
     between("x q", lambda m, y: y * m.q, other("mul"), q=lambda: numbers(4, 1, 1)),

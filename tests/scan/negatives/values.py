@@ -68,7 +68,7 @@ ARITHMETIC: Sequence[Row] = (
     between("x + 2 x", lambda m, y: torch.add(y, y, alpha=2), other("a multiple of a value")),
     between("x + its mean", lambda m, y: y + y.mean(), other("mean")),
     between("x + one of it", lambda m, y: y + y[:1], other("slice")),
-    between("1 - x", lambda m, y: 1 - y, other("rsub")),
+    between("1 - x", lambda m, y: 1 - y, *in_code("scale")),
     between("x // 2", lambda m, y: y // 2, other("floor_divide")),
     between("2 x in place", lambda m, y: y.mul_(2), *in_code("scale")),
     between("x / 2", lambda m, y: y / 2, *in_code("scale")),
@@ -83,13 +83,14 @@ ARITHMETIC: Sequence[Row] = (
     between(
         "x + 2 q",
         lambda m, y: y.add(m.q, alpha=2),
-        other("a multiple of a stored"),
+        *in_code("scale"),
+        (("scale", "c"), "in code", "scale stands in the code"),
         q=lambda: numbers(4, 1, 1),
     ),
     between(
         "q - x",
         lambda m, y: m.q - y,
-        other("subtracted from a constant"),
+        *in_code("scale"),
         q=lambda: numbers(4, 1, 1),
     ),
     between(
@@ -139,19 +140,22 @@ ARITHMETIC: Sequence[Row] = (
     between(
         "one channel times four",
         lambda m, y: y * m.q,
-        other("repeats"),
+        other("another shape"),
         width=1,
         q=lambda: numbers(4, 1, 1),
     ),
     between(
         "one channel plus four",
         lambda m, y: m.q + y,
-        other("repeats"),
+        other("another shape"),
         width=1,
         q=lambda: numbers(4, 1, 1),
     ),
     between(
-        "more axes", lambda m, y: (y * m.q)[0], other("repeats"), q=lambda: numbers(1, 1, 1, 1, 1)
+        "more axes",
+        lambda m, y: (y * m.q)[0],
+        other("another shape"),
+        q=lambda: numbers(1, 1, 1, 1, 1),
     ),
     between(
         "a mask of bools",
