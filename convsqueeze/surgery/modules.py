@@ -1,14 +1,12 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
-import copy
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.copying import copied
 from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import IdentityLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
@@ -59,17 +57,6 @@ def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> 
     if module is None or any(map(has_hooks, module.modules())):
         return None
     return name if computes(module, own, tree) else None
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
-    computed: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:

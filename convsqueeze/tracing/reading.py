@@ -25,8 +25,9 @@ from convsqueeze.tracing.constants import (
     operator_of,
     shape_of,
 )
+from convsqueeze.tracing.contexts import casts
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.graph import Graph, Step
+from convsqueeze.tracing.graph import Graph, Reason, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import (
     Adding,
@@ -40,6 +41,8 @@ from convsqueeze.tracing.prefix import without_prefix
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
+
+UNDER_AUTOCAST = Reason("not linear", "it runs under autocast, which converts what it is given")
 
 
 def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
@@ -55,16 +58,16 @@ def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
     try:
         made = exported(model, inputs)
     except TracingError as error:
-        return _by_fx(model, error)
+        return _by_fx(model, inputs, error)
     reader = _Reader(made.program, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
 
 
-def _by_fx(model: nn.Module, refusal: TracingError) -> Graph:
+def _by_fx(model: nn.Module, inputs: Sequence[Any], refusal: TracingError) -> Graph:
     try:
-        graph = symbolically_traced(model)
+        graph = symbolically_traced(model, inputs)
     except TracingError as error:
         raise TracingError(
             f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "
@@ -93,6 +96,8 @@ class _Reader:
     def read(self, node: Node) -> None:
         if node.op == "placeholder":
             self._enter(node)
+        elif node.op == "get_attr":
+            self.constants[node] = Computed(())  # the graph that a call of higher order is given
         elif node.op == "call_function" and (constant := constant_of(node, self.constants)):
             self.constants[node] = constant
         elif node.op == "call_function" and not _is_number(node):
@@ -118,6 +123,8 @@ class _Reader:
             self.steps[name] = replace(self.steps[name], shape=shape_of(node))
         elif operator_of(node) == "sum" and self._adds_stack(node):
             self._add(node, _tensors(inputs[0].args), Adding())
+        elif casts(node):
+            self._add(node, inputs, UNDER_AUTOCAST)
         elif not self._ringed(node):
             self._add(node, inputs, meaning_of(node, inputs, self.constants, self.names))
 
@@ -209,22 +216,21 @@ class _Reader:
             kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
         return Graph(
             *(steps, self.inputs, outputs, self.hooked, self.tied),
-            read_in_vain=dict(_read_in_vain(steps, made)),
+            sealed=dict(_sealed(steps, made)),
             kept=kept,
             notes=made.notes,
         )
 
 
-def _read_in_vain(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, str]]:
-    """Values of the module calls that made what is read in vain: which of them, names do not tell
-    from one graph to the other.
+def _sealed(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, Reason]]:
+    """Values of the module calls that made what must stay: which of them, names do not tell from
+    one graph to the other.
     """
-    for value, reader in made.read_in_vain:
-        calls, readers = calls_of(value), calls_of(reader)
-        label = readers[-1].name if readers else operator_of(reader)
+    for node, reason in made.sealed:
+        calls = calls_of(node)
         for name, step in steps.items():
-            if step.calls[-1:] == calls[-1:]:
-                yield name, label
+            if node.op == "call_function" and step.calls[-1:] == calls[-1:]:
+                yield name, reason
 
 
 def _is_number(node: Node) -> bool:
