@@ -13,7 +13,7 @@ from torch.fx import Node
 from convsqueeze.errors import TracingError
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
-from convsqueeze.tracing.contexts import inline
+from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
@@ -27,13 +27,14 @@ class Exported:
     """The functional `program`, and the values that must stay, each with the reason: nodes of the
     graph before, which code reads on which no output depends, or changes in place.
 
-    Stored tensors that must stay are `kept`, by name: those that such code reads, or changes.
-    `notes` tell what the graph does not hold for.
+    Stored tensors that must stay are `kept`, by name: those that such code reads, or changes;
+    `cast` are those that are read under autocast. `notes` tell what the graph does not hold for.
     """
 
     program: ExportedProgram
     sealed: tuple[tuple[Node, Reason], ...]
     kept: Mapping[str, str]
+    cast: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
@@ -72,8 +73,11 @@ def _with_what_stays(
     kept = dict(_kept_in_vain(program))
     for name in functional.graph_signature.buffers_to_mutate.values():
         kept.setdefault(name, "the model's code changes it")
-    sealed = (*_read_in_vain(program), *_changed(program))
-    return Exported(functional, sealed, kept, tuple(_size_notes(program, is_open=is_open)))
+    for name in cast(program):
+        kept.setdefault(name, "the model's code reads it under autocast")
+    sealed = (*_read_in_vain(program), *_changed(program), *_converted(program))
+    notes = tuple(_size_notes(program, is_open=is_open))
+    return Exported(functional, sealed, kept, cast(program), notes)
 
 
 def _needed(program: ExportedProgram) -> set[Node]:
@@ -115,13 +119,23 @@ def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
         yield value, reason_of(change)
 
 
+def _converted(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
+    """Values that enter code under autocast, of which not all is told."""
+    for node in program.graph.nodes:
+        if graph_under_autocast(node) is not None:
+            for value in node.all_input_nodes:
+                yield value, Reason("read elsewhere", "code under autocast reads it")
+
+
 def _written(node: Node) -> list[Node]:
+    if (inner := graph_under_autocast(node)) is not None:
+        return node.all_input_nodes if any(map(_written, inner.nodes)) else []
     return [value for value, argument in _aliased(node) if argument.is_write]
 
 
 def _alike(node: Node) -> list[Node]:
     """Arguments whose memory the result may be."""
-    if operator_of(node) in {*PASSING, "getitem"}:
+    if operator_of(node) in {*PASSING, "getitem"} or graph_under_autocast(node) is not None:
         return node.all_input_nodes
     return [value for value, _ in _aliased(node)]
 

@@ -152,7 +152,7 @@ SAME = 1e-3
 
 
 def _is_alike(wanted: Tensor, found: Tensor) -> bool:
-    if wanted.shape != found.shape:
+    if (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
         return False
     wanted, found = (one.detach().to(torch.complex128) for one in (wanted, found))
     largest = float(wanted.abs().nan_to_num(posinf=0).max()) if wanted.numel() else 0.0

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
@@ -25,7 +24,6 @@ from convsqueeze.tracing.constants import (
     operator_of,
     shape_of,
 )
-from convsqueeze.tracing.contexts import casts
 from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.graph import Graph, Reason, Step
 from convsqueeze.tracing.idioms import ringed
@@ -42,8 +40,6 @@ from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
 
-UNDER_AUTOCAST = Reason("not linear", "it runs under autocast, which converts what it is given")
-
 
 def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
     """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
@@ -59,7 +55,7 @@ def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
         made = exported(model, inputs)
     except TracingError as error:
         return _by_fx(model, inputs, error)
-    reader = _Reader(made.program, model)
+    reader = _Reader(made, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
@@ -81,7 +77,7 @@ def _by_fx(model: nn.Module, inputs: Sequence[Any], refusal: TracingError) -> Gr
 class _Reader:
     """What is known after each node: constants, and by which name a value is called."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module) -> None:
+    def __init__(self, made: Exported, model: nn.Module) -> None:
         self.names = frozenset(model.state_dict())
         self.constants: dict[Node, Constant] = {}
         self.values: dict[Node, str] = {}
@@ -89,9 +85,11 @@ class _Reader:
         self.inputs: dict[str, tuple[int, ...] | None] = {}
         self.hooked = frozenset(hooked(model))
         self.tied = tied(model)
+        program = made.program
         self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._buffers = dict(model.named_buffers())
         self._constants = program.constants
+        self._cast = made.cast
 
     def read(self, node: Node) -> None:
         if node.op == "placeholder":
@@ -123,8 +121,6 @@ class _Reader:
             self.steps[name] = replace(self.steps[name], shape=shape_of(node))
         elif operator_of(node) == "sum" and self._adds_stack(node):
             self._add(node, _tensors(inputs[0].args), Adding())
-        elif casts(node):
-            self._add(node, inputs, UNDER_AUTOCAST)
         elif not self._ringed(node):
             self._add(node, inputs, meaning_of(node, inputs, self.constants, self.names))
 
@@ -171,8 +167,15 @@ class _Reader:
         elif isinstance(meaning, Adding):
             step = replace(step, sums=True, inputs=tuple(self._signed(step, meaning)))
         else:
-            step = replace(step, opaque=meaning)
+            step = replace(step, opaque=self._under_autocast(step.keys) or meaning)
         self.steps[node.name] = step
+
+    def _under_autocast(self, keys: Sequence[str]) -> Reason | None:
+        """Why a call reads these stored tensors as it does, if that is autocast."""
+        key = next((key for key in keys if key in self._cast), None)
+        if key is None:
+            return None
+        return Reason("not linear", f"it runs under autocast, which converts {key}")
 
     def _keys_of(self, node: Node) -> tuple[str, ...]:
         """The stored tensors behind what a call is given, whatever it makes of them."""
