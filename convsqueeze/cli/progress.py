@@ -1,7 +1,9 @@
 """When to show on stderr how far a run is: only where work takes longer than a moment."""
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -38,12 +40,16 @@ class Phase:
 
 
 class DelayedProgress:
-    """Usable as the pipeline's `track`: nothing is drawn in the first moment, nor when quiet."""
+    """Usable as the pipeline's `track`: nothing is drawn in the first moment, nor when quiet.
+
+    Within it, what a user's own code prints goes to stderr: stdout is for the report.
+    """
 
     def __init__(
         self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console = console
+        self._aside = redirect_stdout(sys.stderr)
         self._shows = not quiet and console.is_terminal
         self._clock = clock
         self._next = clock() + MOMENT_S
@@ -53,6 +59,7 @@ class DelayedProgress:
         self._phase: Phase | None = None
 
     def __enter__(self) -> "DelayedProgress":
+        self._aside.__enter__()
         return self
 
     def __exit__(
@@ -63,6 +70,7 @@ class DelayedProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._aside.__exit__(kind, error, trace)
         if error is not None and self._what:
             error.add_note(f"while {self._what}")
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from convsqueeze.checkpoint import RECIPE_KEY
+from convsqueeze.copying import copied
 from convsqueeze.errors import OutputError
 from convsqueeze.export.opsets import ir_version
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.standins import inlined, put_stand_ins
-from convsqueeze.surgery.modules import copied
 
 BATCH = 2
 """Of the inputs that are traced: a size of 1 would be taken for a constant."""

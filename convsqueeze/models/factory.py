@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
+from convsqueeze.copying import copied
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
 from convsqueeze.names import nearest, shown
-from convsqueeze.surgery.modules import copied
 
 FORM = "package.module:factory or path/to/file.py:factory"
 _BESIDE = "convsqueeze_model_"

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from convsqueeze.errors import ModelInputError
 
@@ -252,6 +256,8 @@ def _refusal(fake: nn.Module, spec: InputSpec) -> str | None:
     try:
         with torch.no_grad():
             fake(x)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
         text = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {text[:160]}"

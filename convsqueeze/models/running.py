@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from convsqueeze.algebra.precision import half_ulp
+from convsqueeze.copying import copied
 from convsqueeze.errors import ModelInputError
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
-from convsqueeze.surgery.modules import copied
 
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""

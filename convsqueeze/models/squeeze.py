@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.copying import copied
 from convsqueeze.errors import ModelInputError
 from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
 from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of
@@ -19,7 +20,6 @@ from convsqueeze.plan import Growth, Minimize
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.surgery.apply import applied
-from convsqueeze.surgery.modules import copied
 from convsqueeze.tracing import traced
 
 

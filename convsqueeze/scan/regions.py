@@ -206,7 +206,7 @@ def _shared(graph: Graph, step: Step, users: Mapping[str, list[Step]]) -> Iterat
         if key in graph.tied:
             first = graph.tied[key]
             twins = sorted(name for name, other in graph.tied.items() if other == first)
-            yield Reason("tied", f"{' and '.join(twins)} are one tensor (tied weights)")
+            yield Reason("tied", f"{' and '.join(twins)} share memory (tied weights)")
         others = [one for one in users[key] if one is not step]
         if any(one.label != step.label for one in others):
             labels = dict.fromkeys(one.label for one in others if one.label != step.label)
@@ -218,11 +218,10 @@ def _shared(graph: Graph, step: Step, users: Mapping[str, list[Step]]) -> Iterat
 
 
 def _sealed(graph: Graph) -> Iterator[tuple[str, Reason]]:
-    """Values that something else sees: code whose result is not used, or the hook of a module that
-    they enter or leave.
+    """Values that have to stay: what the graph says of them, or the hook of a module that they
+    enter or leave.
     """
-    for value, reader in graph.read_in_vain.items():
-        yield value, Reason("read elsewhere", f"{reader} reads it too, for nothing")
+    yield from graph.sealed.items()
     for value, names in graph.readers.items():
         made = (
             {call.id: call.name for call in graph.steps[value].calls}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
+from convsqueeze.copying import copied
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
@@ -15,7 +16,7 @@ from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
-from convsqueeze.surgery.modules import copied, encloses, placement_in, submodule
+from convsqueeze.surgery.modules import encloses, placement_in, submodule
 from convsqueeze.surgery.places import Placement, Silenced
 
 

@@ -1,8 +1,6 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.copying import copied
 from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import IdentityLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
@@ -88,17 +87,6 @@ def _modules_of(leaf: ResolvedLayer) -> Iterator[str]:
     yield from (key.rpartition(".")[0] for key in leaf.keys)
     if leaf.layer.name is not None and not leaf.keys:
         yield leaf.layer.name
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
-    computed: dict[int, Any] = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:

@@ -1,11 +1,7 @@
 """A model and example inputs -> a functional ATen graph, by torch.export."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +11,30 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import Node
 
 from convsqueeze.errors import TracingError
+from convsqueeze.tracing.changes import changes, crossed, reason_of
+from convsqueeze.tracing.constants import operator_of
+from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
+from convsqueeze.tracing.graph import Reason
+from convsqueeze.tracing.operators import PASSING
+from convsqueeze.tracing.quiet import torch_quiet
+from convsqueeze.tracing.raised import TORCH, told
+from convsqueeze.tracing.stored import caller_of
 from convsqueeze.tracing.watched import watched
-
-TORCH = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """The functional `program`, and what is read for nothing: a node of the graph before, and the
-    one that reads it though no output depends on that.
+    """The functional `program`, and the values that must stay, each with the reason: nodes of the
+    graph before, which code reads on which no output depends, or changes in place.
 
-    The model's code goes on calling the module of such a reader, on a value that must stay; so must
-    the stored tensors `kept`, by name, which are read so too, or which the code changes. `notes`
-    tell what the graph does not hold for.
+    Stored tensors that must stay are `kept`, by name: those that such code reads, or changes;
+    `cast` are those that are read under autocast. `notes` tell what the graph does not hold for.
     """
 
     program: ExportedProgram
-    read_in_vain: tuple[tuple[Node, Node], ...]
+    sealed: tuple[tuple[Node, Reason], ...]
     kept: Mapping[str, str]
+    cast: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
@@ -47,37 +49,35 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
     failed: list[Exception] = []
     for shapes in (_open(arguments), None):
         try:
-            return _functional(watched(model), arguments, shapes)
+            program, functional = _programs(watched(model), arguments, shapes)
         except Exception as error:  # noqa: BLE001 - the model's own code, and torch's on it
             failed.append(error)
+        else:
+            return _with_what_stays(program, functional, is_open=shapes is not None)
     raise TracingError(told(failed[-1])) from failed[-1]
 
 
-def _functional(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> Exported:
-    with warnings.catch_warnings(), _silently(), torch.no_grad():
-        warnings.simplefilter("ignore")
+def _programs(
+    model: nn.Module, inputs: tuple[Any, ...], shapes: Any
+) -> tuple[ExportedProgram, ExportedProgram]:
+    """The program as the code is written, and without mutation."""
+    with torch_quiet(), torch.no_grad():
         program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-        in_vain = tuple(_read_in_vain(program))
-        kept = dict(_kept_in_vain(program))
-        notes = tuple(_size_notes(program, is_open=shapes is not None))
-        functional = program.run_decompositions({})
+        inline(program.graph_module)
+        return program, program.run_decompositions({})
+
+
+def _with_what_stays(
+    program: ExportedProgram, functional: ExportedProgram, *, is_open: bool
+) -> Exported:
+    kept = dict(_kept_in_vain(program))
     for name in functional.graph_signature.buffers_to_mutate.values():
         kept.setdefault(name, "the model's code changes it")
-    return Exported(functional, in_vain, kept, notes)
-
-
-@contextmanager
-def _silently() -> Iterator[None]:
-    """Torch tells of every axis that the model's code fixes, and of what it cannot follow before it
-    raises that: in its log, and printed.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    for name in cast(program):
+        kept.setdefault(name, "the model's code reads it under autocast")
+    sealed = (*_read_in_vain(program), *_changed(program), *_converted(program))
+    notes = tuple(_size_notes(program, is_open=is_open))
+    return Exported(functional, sealed, kept, cast(program), notes)
 
 
 def _needed(program: ExportedProgram) -> set[Node]:
@@ -99,16 +99,55 @@ def _kept_in_vain(program: ExportedProgram) -> Iterator[tuple[str, str]]:
             yield target, "the model's code reads it too, for nothing"
 
 
-def _read_in_vain(program: ExportedProgram) -> list[tuple[Node, Node]]:
-    """Nodes that an output or a mutation depends on, with those readers on which none does."""
+def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
+    """Values that an output or a mutation depends on, and that code reads on which none does: it
+    will go on calling the module that reads them.
+    """
     needed = _needed(program)
-    return [
-        (value, node)
-        for node in program.graph.nodes
-        if node not in needed and isinstance(node.meta.get("val"), Tensor)
-        for value in node.all_input_nodes
-        if value in needed and isinstance(value.meta.get("val"), Tensor)
-    ]
+    for node in program.graph.nodes:
+        if node in needed or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        reason = Reason("read elsewhere", f"{caller_of(node)} reads it too, for nothing")
+        for value in node.all_input_nodes:
+            if value in needed and isinstance(value.meta.get("val"), Tensor):
+                yield value, reason
+
+
+def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
+    """Values that no merge may go across, for what the code changes in place."""
+    for value, change in crossed(program.graph, changes(program.graph, _written, _alike)):
+        yield value, reason_of(change)
+
+
+def _converted(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
+    """Values that enter code under autocast, of which not all is told."""
+    for node in program.graph.nodes:
+        if graph_under_autocast(node) is not None:
+            for value in node.all_input_nodes:
+                yield value, Reason("read elsewhere", "code under autocast reads it")
+
+
+def _written(node: Node) -> list[Node]:
+    if (inner := graph_under_autocast(node)) is not None:
+        return node.all_input_nodes if any(map(_written, inner.nodes)) else []
+    return [value for value, argument in _aliased(node) if argument.is_write]
+
+
+def _alike(node: Node) -> list[Node]:
+    """Arguments whose memory the result may be."""
+    if operator_of(node) in {*PASSING, "getitem"} or graph_under_autocast(node) is not None:
+        return node.all_input_nodes
+    return [value for value, _ in _aliased(node)]
+
+
+def _aliased(node: Node) -> Iterator[tuple[Node, Any]]:
+    """Arguments that the result is a view of, or that are written to."""
+    schema = getattr(node.target, "_schema", None)
+    for argument, value in zip(schema.arguments, node.args, strict=False) if schema else ():
+        if argument.alias_info is not None:
+            nodes: list[Node] = []
+            torch.fx.map_arg(value, nodes.append)
+            yield from ((one, argument.alias_info) for one in nodes)
 
 
 def _mutates(node: Node) -> bool:
@@ -162,9 +201,3 @@ def _guards(program: ExportedProgram) -> Sequence[Any]:
             if isinstance(size, torch.SymInt):
                 return size.node.shape_env.guards
     return ()
-
-
-def told(error: Exception) -> str:
-    """Kind and first line of what torch, or the model's own code, raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no more is said'}"

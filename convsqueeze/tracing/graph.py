@@ -102,10 +102,9 @@ class Graph:
     """All steps in the order in which they run; `outputs` are the values that leave the model.
 
     `inputs` are values that enter, with their shapes. `hooked` are modules that call a hook of the
-    user's, `tied` stored tensors that are one in memory: each by the first of its names, and
-    `read_in_vain` values that the model's code reads though no output depends on it, each with its
-    reader. `kept` are stored tensors that have to stay, each with the reason, and `notes` tell what
-    the graph does not hold for.
+    user's, `tied` stored tensors that share memory: each by the first of its names. `sealed` are
+    values, and `kept` stored tensors, that have to stay, each with the reason, and `notes` tell
+    what the graph does not hold for.
     """
 
     steps: Mapping[str, Step]
@@ -113,7 +112,7 @@ class Graph:
     outputs: tuple[str, ...]
     hooked: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
-    read_in_vain: Mapping[str, str] = field(default_factory=dict)
+    sealed: Mapping[str, Reason] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

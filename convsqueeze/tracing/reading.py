@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
@@ -26,7 +25,7 @@ from convsqueeze.tracing.constants import (
     shape_of,
 )
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.graph import Graph, Step
+from convsqueeze.tracing.graph import Graph, Reason, Step
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operators import (
     PASSING,
@@ -56,16 +55,16 @@ def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
     try:
         made = exported(model, inputs)
     except TracingError as error:
-        return _by_fx(model, error)
-    reader = _Reader(made.program, model)
+        return _by_fx(model, inputs, error)
+    reader = _Reader(made, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
 
 
-def _by_fx(model: nn.Module, refusal: TracingError) -> Graph:
+def _by_fx(model: nn.Module, inputs: Sequence[Any], refusal: TracingError) -> Graph:
     try:
-        graph = symbolically_traced(model)
+        graph = symbolically_traced(model, inputs)
     except TracingError as error:
         raise TracingError(
             f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "
@@ -79,7 +78,7 @@ def _by_fx(model: nn.Module, refusal: TracingError) -> Graph:
 class _Reader:
     """What is known after each node: constants, and by which name a value is called."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module) -> None:
+    def __init__(self, made: Exported, model: nn.Module) -> None:
         self.names = frozenset(model.state_dict())
         self.constants: dict[Node, Constant] = {}
         self.values: dict[Node, str] = {}
@@ -87,13 +86,17 @@ class _Reader:
         self.inputs: dict[str, tuple[int, ...] | None] = {}
         self.hooked = frozenset(hooked(model))
         self.tied = tied(model)
+        program = made.program
         self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self._buffers = dict(model.named_buffers())
         self._constants = program.constants
+        self._cast = made.cast
 
     def read(self, node: Node) -> None:
         if node.op == "placeholder":
             self._enter(node)
+        elif node.op == "get_attr":
+            self.constants[node] = Computed(())  # the graph that a call of higher order is given
         elif node.op == "call_function" and (constant := constant_of(node, self.constants)):
             self.constants[node] = constant
         elif node.op == "call_function" and not _is_number(node):
@@ -165,8 +168,15 @@ class _Reader:
         elif isinstance(meaning, Adding):
             step = replace(step, sums=True, inputs=tuple(self._signed(step, meaning)))
         else:
-            step = replace(step, opaque=meaning)
+            step = replace(step, opaque=self._under_autocast(step.keys) or meaning)
         self.steps[node.name] = step
+
+    def _under_autocast(self, keys: Sequence[str]) -> Reason | None:
+        """Why a call reads these stored tensors as it does, if that is autocast."""
+        key = next((key for key in keys if key in self._cast), None)
+        if key is None:
+            return None
+        return Reason("not linear", f"it runs under autocast, which converts {key}")
 
     def _keys_of(self, node: Node) -> tuple[str, ...]:
         """The stored tensors behind what a call is given, whatever it makes of them."""
@@ -210,22 +220,21 @@ class _Reader:
             kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
         return Graph(
             *(steps, self.inputs, outputs, self.hooked, self.tied),
-            read_in_vain=dict(_read_in_vain(steps, made)),
+            sealed=dict(_sealed(steps, made)),
             kept=kept,
             notes=made.notes,
         )
 
 
-def _read_in_vain(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, str]]:
-    """Values of the module calls that made what is read in vain: which of them, names do not tell
-    from one graph to the other.
+def _sealed(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, Reason]]:
+    """Values of the module calls that made what must stay: which of them, names do not tell from
+    one graph to the other.
     """
-    for value, reader in made.read_in_vain:
-        calls, readers = calls_of(_origin(value)), calls_of(reader)
-        label = readers[-1].name if readers else operator_of(reader)
+    for node, reason in made.sealed:
+        calls = calls_of(_origin(node))
         for name, step in steps.items():
-            if step.calls[-1:] == calls[-1:]:
-                yield name, label
+            if node.op == "call_function" and step.calls[-1:] == calls[-1:]:
+                yield name, reason
 
 
 def _origin(value: Node) -> Node:

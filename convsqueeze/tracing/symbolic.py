@@ -1,13 +1,15 @@
 """A model -> the graph of its steps by torch.fx, where torch.export cannot follow its code.
 
-Nothing is run, so no shape is known: what cannot be told without one stays opaque. Layers are
-torch's own modules, called as such; sums, and factors and summands that are numbers, may stand in
-code.
+The code is followed without values, so no shape is known: what cannot be told without one stays
+opaque. Layers are torch's own modules, called as such; sums, and factors and summands that are
+numbers, may stand in code. What the code asks of a value's type, fx does not see: so the graph is
+run beside the model on its inputs.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,32 +17,22 @@ from torch import nn
 from torch.fx import Node
 
 from convsqueeze.errors import TracingError
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    Layer,
-    LinearLayer,
-)
-from convsqueeze.tracing.exported import told
+from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
 from convsqueeze.tracing.graph import Graph, Reason, Step
+from convsqueeze.tracing.modules import keys_of, module_meaning
 from convsqueeze.tracing.operators import (
-    ACTIVATIONS,
     Adding,
     Linear,
     Meaning,
     Passing,
-    axis_pairs,
     is_number,
     no_layer,
-    on_every_axis,
-    padding_meaning,
-    per_axis_numbers,
     scale_meaning,
     shares,
 )
-from convsqueeze.tracing.stored import calls_of, tied
+from convsqueeze.tracing.proxies import IN_PLACE, Recorded, check_recorded, recorded
+from convsqueeze.tracing.raised import told
+from convsqueeze.tracing.stored import caller_of, calls_of, tied
 from convsqueeze.tracing.watched import hooked
 
 ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -48,66 +40,102 @@ SUBTRACTS = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 SUBTRACTED = {torch.rsub}
 FACTORS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 DIVIDES = {operator.truediv, operator.itruediv, torch.div, "div", "div_"}
-IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+NEW = {*ADDS, *SUBTRACTS, *SUBTRACTED, *FACTORS, *DIVIDES}
+"""What gives a tensor of its own, where it changes none in place."""
+SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
+"""What is asked of a tensor without its numbers."""
 
 
-def symbolically_traced(model: nn.Module) -> Graph:
-    """The steps of the model's forward. Raises TracingError where torch.fx cannot follow it."""
+def symbolically_traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+    """The steps of the model's forward on `inputs`. Raises TracingError where torch.fx cannot
+    follow it, or what it follows does not compute what the model does.
+    """
     try:
-        graph_module = torch.fx.symbolic_trace(model)
+        made = recorded(model, inputs)
     except Exception as error:
         raise TracingError(told(error)) from error
-    reader = _Reader(model)
-    for node in graph_module.graph.nodes:
-        reader.read(node)
-    return Graph(
-        reader.steps,
-        reader.inputs,
-        tuple(reader.outputs),
-        frozenset(hooked(model)),
-        tied(model),
-    )
+    check_recorded(made, model, inputs)
+    return _Reader(made, model).graph()
 
 
 class _Reader:
-    def __init__(self, model: nn.Module) -> None:
+    """What is known after each node: the stored tensors behind constants, and by which name a value
+    is called.
+    """
+
+    def __init__(self, made: Recorded, model: nn.Module) -> None:
+        self._graph = made.module.graph
         self._modules = dict(model.named_modules())
         self._names = frozenset(model.state_dict())
-        self._constants: set[Node] = set()
+        self._hooked = frozenset(hooked(model))
+        self._tied = tied(model)
+        self._constants: dict[Node, tuple[str, ...]] = {}
         self._values: dict[Node, str] = {}
-        self.steps: dict[str, Step] = {}
-        self.inputs: dict[str, tuple[int, ...] | None] = {}
-        self.outputs: list[str] = []
+        self._changes = changes(self._graph, self._written, self._alike)
+        self._stale = stale(self._graph, self._changes)
+        self._steps: dict[str, Step] = {}
+        self._inputs: dict[str, tuple[int, ...] | None] = {}
+        self._outputs: list[str] = []
+        self._kept = dict.fromkeys(made.read, "the model's code reads it too")
 
-    def read(self, node: Node) -> None:
-        nodes: list[Node] = []
-        torch.fx.map_arg((node.args, node.kwargs), nodes.append)
-        inputs = [one for one in nodes if one not in self._constants]
+    def graph(self) -> Graph:
+        for node in self._graph.nodes:
+            self._read(node)
+        return Graph(
+            *(self._steps, self._inputs, tuple(self._outputs), self._hooked, self._tied),
+            sealed=dict(self._sealed()),
+            kept=self._kept,
+        )
+
+    def _read(self, node: Node) -> None:
+        inputs = [one for one in _arguments(node) if one not in self._constants]
         if node.op == "placeholder":
             self._values[node] = node.name
-            self.inputs[node.name] = None
+            self._inputs[node.name] = None
+        elif node.op == "get_attr":
+            target = str(node.target)
+            self._constants[node] = (target,) if target in self._names else ()
         elif node.op == "output":
-            self.outputs += [self._values[one] for one in inputs]
+            self._outputs += [self._values[one] for one in inputs]
+            self._keep(self._keys(node), "the model gives it as an output")
         elif not inputs:
-            self._constants.add(node)
+            self._constants[node] = self._keys(node)
+            self._keep(self._keys(node), "the model's code reads it too")
         else:
-            self._add(node, inputs, self._meaning(node, inputs, len(nodes)))
+            self._add(node, inputs, self._meaning(node, inputs))
 
-    def _meaning(self, node: Node, inputs: Sequence[Node], tensors: int) -> Meaning:
+    def _keep(self, keys: Sequence[str], reason: str) -> None:
+        self._kept |= dict.fromkeys(keys, reason)
+
+    def _keys(self, node: Node) -> tuple[str, ...]:
+        """The stored tensors that a call reads."""
+        own = keys_of(str(node.target), self._names) if node.op == "call_module" else ()
+        given = (key for one in _arguments(node) for key in self._constants.get(one, ()))
+        return tuple(dict.fromkeys((*own, *given)))
+
+    def _meaning(self, node: Node, inputs: Sequence[Node]) -> Meaning:
+        if node in self._stale:
+            change = caller_of(self._stale[node].node)
+            return Reason("not linear", f"{change} has changed in place what it reads")
         if node.op == "call_module":
-            name = str(node.target)
-            return module_meaning(self._modules[name], name, self._names)
-        target = node.target
-        if _changes(node) and len(inputs[0].users) > 1:
-            return Reason("not linear", "it changes in place what something else reads too")
-        adds, subtracts = target in ADDS, target in SUBTRACTS
-        if (adds or subtracts) and len(inputs) == 2 and "alpha" not in node.kwargs:
+            return self._module_meaning(node)
+        if node.target is torch.ops.convsqueeze.seen:
+            return Reason("hook", f"{node.args[1]} calls a hook that sees it")
+        adds, subtracts = node.target in ADDS, node.target in SUBTRACTS
+        if (adds or subtracts) and len(inputs) == len(node.args) == 2 and not node.kwargs:
             return Adding(frozenset({1} if subtracts else ()))
-        if tensors == 1 and len(node.args) == 2 and node.kwargs.keys() <= {"alpha"}:
-            found = _with_number(node)
-            if found is not None:
-                return found
-        return no_layer(getattr(target, "__name__", str(target)))
+        is_alone = len(node.args) == 2 and len(_arguments(node)) == 1
+        with_number = is_alone and node.kwargs.keys() <= {"alpha"}
+        return (_with_number(node) if with_number else None) or no_layer(_name(node))
+
+    def _module_meaning(self, node: Node) -> Meaning:
+        name = str(node.target)
+        if len(node.args) + len(node.kwargs) != 1:
+            return Reason("not linear", f"{name} is given more than its input")
+        meaning = module_meaning(self._modules[name], name, self._names)
+        if name in self._hooked and not isinstance(meaning, Linear):
+            return Reason("hook", f"{name} calls a hook that sees it")
+        return meaning
 
     def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
         names = tuple(self._values[one] for one in inputs)
@@ -115,26 +143,83 @@ class _Reader:
             self._values[node] = names[0]
             return
         self._values[node] = node.name
-        label = getattr(node.target, "__name__", str(node.target))
-        step = Step(node.name, label, names, calls_of(node), None)
+        step = Step(
+            *(node.name, self._operator(node), names, calls_of(node), None), keys=self._keys(node)
+        )
         if isinstance(meaning, Linear):
-            step = replace(step, tree=meaning.tree, rank=meaning.rank, keys=meaning.keys)
+            step = replace(step, tree=meaning.tree, rank=meaning.rank)
         elif isinstance(meaning, Adding):
             step = replace(step, sums=True)
             for index in meaning.negated:
                 minus = step.negated(names[index])
-                self.steps[minus.name] = minus
+                self._steps[minus.name] = minus
                 kept = (*names[:index], minus.name, *names[index + 1 :])
                 step = replace(step, inputs=kept)
         else:
             step = replace(step, opaque=meaning)
-        self.steps[node.name] = step
+        self._steps[node.name] = step
+
+    def _operator(self, node: Node) -> str:
+        """`conv2d` of a module, too."""
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        return type(module).__name__.lower() if module is not None else _name(node)
+
+    def _written(self, node: Node) -> list[Node]:
+        """Arguments that a call changes in place."""
+        first = node.args[0] if node.args else None
+        out = node.kwargs.get("out")
+        changed = [first] if self._changes_first(node) else []
+        return [one for one in (*changed, out) if isinstance(one, Node)]
+
+    def _changes_first(self, node: Node) -> bool:
+        if node.op == "call_module":
+            return bool(getattr(self._modules[str(node.target)], "inplace", False))
+        if node.op not in ("call_function", "call_method"):
+            return False
+        name = _name(node)
+        named = name.endswith("_") and not name.endswith("__")
+        return named or node.target in (*IN_PLACE, operator.setitem) or _is_asked_in_place(node)
+
+    def _alike(self, node: Node) -> list[Node]:
+        """Arguments whose memory the result may be: all, where it is not known to be new."""
+        if written := self._written(node):
+            return written
+        if node.op == "call_module":
+            is_new = isinstance(self._module_meaning(node), Linear)
+        else:
+            is_new = node.target in NEW or node.target in SIZES or _asks_size(node)
+        return [] if is_new else node.all_input_nodes
+
+    def _sealed(self) -> Iterator[tuple[str, Reason]]:
+        for node, change in crossed(self._graph, self._changes):
+            if node in self._values:
+                yield self._values[node], reason_of(change)
 
 
-def _changes(node: Node) -> bool:
-    """Whether a call changes its first value in place."""
-    is_method = node.op == "call_method" and str(node.target).endswith("_")
-    return is_method or node.target in IN_PLACE
+def _arguments(node: Node) -> list[Node]:
+    """The nodes that a node is given, each as often as it is."""
+    found: list[Node] = []
+    torch.fx.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _is_asked_in_place(node: Node) -> bool:
+    """Whether a function is called with `inplace=True`, by name or by place."""
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    try:
+        given = signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return bool(node.kwargs.get("inplace"))
+    return bool(given.arguments.get("inplace"))
+
+
+def _asks_size(node: Node) -> bool:
+    return node.target is getattr and node.args[1] in SIZES
 
 
 def _with_number(node: Node) -> Meaning | None:
@@ -153,97 +238,3 @@ def _with_number(node: Node) -> Meaning | None:
             factor, share = shares(name, alpha, is_second=is_second)
             return scale_meaning(factor=factor, shift=share * number)
     return None
-
-
-def module_meaning(module: nn.Module, name: str, names: frozenset[str]) -> Meaning:
-    """The layer that one of torch's own modules is; `names` are those of the state dict."""
-    rule = next((rule for kind, rule in _MODULES.items() if type(module) is kind), None)
-    if rule is None:
-        kind = type(module).__name__
-        return no_layer(kind.lower() if kind.lower() in ACTIVATIONS else kind)
-    meaning = rule(module, name)
-    if isinstance(meaning, Linear) and meaning.keys:
-        return replace(meaning, keys=tuple(key for key in _keys(name, names)))
-    return meaning
-
-
-def _keys(name: str, names: frozenset[str]) -> list[str]:
-    return sorted(key for key in names if key.startswith(f"{name}.") and "num_batches" not in key)
-
-
-def _convolution(module: Any, name: str) -> Meaning:
-    rank = module.weight.ndim - 2
-    settings: dict[str, Any] = {
-        field: on_every_axis(getattr(module, field))
-        for field, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-        if on_every_axis(getattr(module, field)) != default
-    }
-    if module.groups != 1:
-        settings["groups"] = module.groups
-    layer: Layer
-    if module.transposed:
-        if on_every_axis(module.output_padding) != 0:
-            settings["output_padding"] = on_every_axis(module.output_padding)
-        layer = ConvTransposeLayer(type="conv_transpose", name=name, **settings)
-    else:
-        if module.padding_mode != "zeros":
-            settings["padding_mode"] = module.padding_mode
-        layer = ConvLayer(name=name, **settings)
-    return Linear(layer, rank, (name,))
-
-
-def _norm(module: Any, name: str) -> Meaning:
-    if module.training or module.running_mean is None:
-        what = "is in training mode" if module.training else "keeps no running statistics"
-        return Reason("training", f"a norm that {what}, so it is not linear")
-    rank = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}[type(module)]
-    return Linear(BatchNormLayer(type="batch_norm", name=name, eps=module.eps), rank, (name,))
-
-
-def _linear(module: Any, name: str) -> Meaning:
-    return Linear(LinearLayer(type="linear", name=name), 0, (name,))
-
-
-def _pool(module: Any, name: str) -> Meaning:
-    rank = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}[type(module)]
-    sizes = {
-        field: per_axis_numbers(getattr(module, field), rank)
-        for field in ("kernel_size", "stride", "padding")
-    }
-    padded = any(sizes["padding"])
-    if module.ceil_mode or getattr(module, "divisor_override", None):
-        return Reason("not linear", "a pool that rounds its size up, or has its own divisor")
-    if padded and not module.count_include_pad:
-        return Reason("not linear", "a pool that does not count what it pads")
-    return Linear(AvgPoolLayer(type="avg_pool", **sizes), rank)
-
-
-def _padding(mode: str) -> Callable[[Any, str], Meaning]:
-    def rule(module: Any, name: str) -> Meaning:
-        return padding_meaning(axis_pairs(module.padding), mode)
-
-    return rule
-
-
-def _dropout(module: Any, name: str) -> Meaning:
-    if module.training and module.p:
-        return Reason("training", "dropout in training mode")
-    return Passing()
-
-
-def _identity(module: Any, name: str) -> Meaning:
-    return Passing()
-
-
-_MODULES: Mapping[type[nn.Module], Callable[[Any, str], Meaning]] = {
-    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
-    **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _convolution),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _norm),
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _pool),
-    **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), _padding("zeros")),
-    **dict.fromkeys((nn.ReflectionPad1d, nn.ReflectionPad2d), _padding("reflect")),
-    **dict.fromkeys((nn.ReplicationPad1d, nn.ReplicationPad2d), _padding("replicate")),
-    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout),
-    nn.Linear: _linear,
-    nn.Identity: _identity,
-}

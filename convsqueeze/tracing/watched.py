@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils._pytree import tree_map
 
 from convsqueeze.hooks import has_hooks
@@ -47,7 +48,7 @@ def _mark(module: nn.Module, name: str) -> None:
     """Marks what a module takes and gives."""
 
     def marked(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | Proxy):
             return value
         return torch.ops.convsqueeze.seen(value, name)
 

@@ -1,0 +1,39 @@
+"""What torch, or the model's own code, raised, and where in that code."""
+
+import linecache
+import sysconfig
+from pathlib import Path
+from traceback import walk_tb
+
+import torch
+
+TORCH = Path(torch.__file__).parent
+OWN = Path(__file__).parent.parent
+PYTHON = Path(sysconfig.get_path("stdlib"))
+
+
+def told(error: Exception) -> str:
+    """Kind and first line of what torch, or the model's own code, raised, and the line of that code
+    which it did not get past.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    place = _place(error)
+    at = f" at {place}" if place else ""
+    return f"{type(error).__name__}{at}: {lines[0] if lines else 'no more is said'}"
+
+
+def _place(error: Exception) -> str | None:
+    """The innermost line of the model's own code: `net.py:12 (if x.sum() > 0:)`."""
+    found = None
+    for frame, number in walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not _is_library(path):
+            line = linecache.getline(str(path), number).strip()
+            found = f"{path.name}:{number}" + (f" ({line})" if line else "")
+    return found
+
+
+def _is_library(path: Path) -> bool:
+    """Whether a file is torch's, ours or Python's own."""
+    own = any(path.is_relative_to(one) for one in (TORCH, OWN))
+    return own or (path.is_relative_to(PYTHON) and "site-packages" not in path.parts)
