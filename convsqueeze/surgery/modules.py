@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.errors import ModelCodeError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.manifest import IdentityLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
@@ -62,14 +63,24 @@ def _enclosing(model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> 
 
 
 def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does."""
+    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does.
+
+    Raises ModelCodeError for a model that holds what cannot be copied, as a lock or an open file.
+    """
     computed: dict[int, Any] = {
         id(value): value.detach().clone()
         for part in module.modules()
         for value in vars(part).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(module, computed)
+    try:
+        return copy.deepcopy(module, computed)
+    except Exception as error:  # the model's own code may raise anything
+        raise ModelCodeError(
+            f"{type(module).__name__}: cannot be copied ({type(error).__name__}: {error}), and the "
+            "given model is left as it is. Keep what cannot be copied out of the model, or give "
+            "its class a __deepcopy__."
+        ) from error
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module | None:
