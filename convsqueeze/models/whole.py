@@ -136,7 +136,8 @@ def _check_fit_for_comparison(
     if not any(bool(t.isfinite().any()) for t in first.values()):
         raise ModelInputError(
             f"{name}: gives no finite number on these inputs, so nothing can be compared. Give "
-            "--input with shapes that it works on, and weights that were trained."
+            "--input (in Python example_inputs) with shapes that it works on, and weights that "
+            "were trained."
         )
     for place, tensor in first.items():
         if largest_difference(tensor, again.get(place)) > FACTOR * unit * largest_value(tensor):
@@ -274,13 +275,15 @@ def _unseen(found: _Comparison) -> list[str]:
     own = dict(found.two.module.named_parameters())
     arguments = found.inputs.first(found.two.dtype)
     base = found.two.run(arguments)
+    generator = torch.Generator().manual_seed(0)
     unseen = []
     for name, module in found.two.module.named_modules():
         if not isinstance(module, SqueezedConv):
             continue
         key = f"{name}.weight" if name else "weight"
         values = own[key].data
-        moved = values + values.abs().max() * torch.rand_like(values) / 16 + 1e-6
+        drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
+        moved = values + values.abs().max() * drawn / 16 + 1e-6
         with found.two.with_values({key: moved}):
             again = found.two.run(arguments)
         if all(largest_difference(base[place], again.get(place)) == 0 for place in base):
