@@ -6,7 +6,7 @@ Knows modules and their first layers; nothing of checkpoints or merges.
 import copy
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.errors import ModelInputError
 
@@ -63,7 +64,9 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The positional arguments of a model's forward: tensors, and what else an example had."""
+    """The positional arguments of a model's forward: tensors, what else an example had, and tuples,
+    lists and dicts of both.
+    """
 
     specs: tuple[InputSpec | Any, ...]
 
@@ -72,35 +75,38 @@ class Inputs:
 
     @property
     def tensors(self) -> tuple[InputSpec, ...]:
-        return tuple(one for one in self.specs if isinstance(one, InputSpec))
+        return tuple(one for one in tree_leaves(self.specs) if isinstance(one, InputSpec))
 
     def drawn(self, seed: int, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
         """Random arguments, the same for the same seed, floats in `dtype` if one is given."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(self._one(spec, generator, dtype) for spec in self.specs)
+        return self._filled(lambda spec: _cast(spec.drawn(generator), dtype))
 
-    def first(self, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-        """The examples as they were given; random where there are none."""
+    def first(
+        self, dtype: torch.dtype | None = None, kept: Collection[torch.dtype] = ()
+    ) -> tuple[Any, ...]:
+        """The examples as they were given, random where there are none; floats in `dtype` if one is
+        given, but for examples whose own is among those `kept`.
+        """
         generator = torch.Generator().manual_seed(0)
-        found = []
-        for spec in self.specs:
-            if isinstance(spec, InputSpec) and spec.example is not None:
-                found.append(_cast(spec.example.detach().cpu(), dtype))
-            else:
-                found.append(self._one(spec, generator, dtype))
-        return tuple(found)
 
-    @staticmethod
-    def _one(spec: InputSpec | Any, generator: torch.Generator, dtype: torch.dtype | None) -> Any:
-        return _cast(spec.drawn(generator), dtype) if isinstance(spec, InputSpec) else spec
+        def one(spec: InputSpec) -> Tensor:
+            if spec.example is None:
+                return _cast(spec.drawn(generator), dtype)
+            return _cast(spec.example.detach().cpu(), None if spec.dtype in kept else dtype)
+
+        return self._filled(one)
+
+    def _filled(self, make: Callable[[InputSpec], Tensor]) -> tuple[Any, ...]:
+        filled: tuple[Any, ...] = tree_map_only(InputSpec, make, self.specs)
+        return filled
 
     def resized(self, shapes: Sequence[tuple[int, ...]]) -> "Inputs":
         """The same arguments with their tensors in other shapes, without their examples."""
         left = iter(shapes)
         return Inputs(
-            tuple(
-                replace(one, shape=next(left), example=None) if isinstance(one, InputSpec) else one
-                for one in self.specs
+            tree_map_only(
+                InputSpec, lambda spec: replace(spec, shape=next(left), example=None), self.specs
             )
         )
 
@@ -133,14 +139,15 @@ def _parsed(text: str) -> InputSpec:
 
 
 def inputs_of(examples: Any) -> Inputs:
-    """Inputs like an example: a tensor, or a sequence of positional arguments."""
+    """Inputs like an example: a tensor, or a sequence of positional arguments. A tensor without
+    values (on the meta device) gives its shape and dtype alone.
+    """
     given = (examples,) if isinstance(examples, Tensor) else tuple(examples)
-    return Inputs(
-        tuple(
-            InputSpec(tuple(one.shape), one.dtype, one) if isinstance(one, Tensor) else one
-            for one in given
-        )
-    )
+
+    def spec(one: Tensor) -> InputSpec:
+        return InputSpec(tuple(one.shape), one.dtype, None if one.is_meta else one)
+
+    return Inputs(tree_map_only(Tensor, spec, given))
 
 
 SIZES = {
@@ -167,7 +174,7 @@ def guess_inputs(model: nn.Module) -> Guess:
     tell what it takes, or the model takes none of the candidates.
     """
     _check_single_argument(model)
-    first = next(((n, m) for n, m in model.named_modules() if isinstance(m, _TELLING)), None)
+    first = first_layer(model)
     if first is None:
         raise ModelInputError(f"{_name(model)}: no layer of it tells what it takes. {_ADVICE}")
     name, layer = first
@@ -176,7 +183,7 @@ def guess_inputs(model: nn.Module) -> Guess:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = _without_values(model, mode)
         for spec in _candidates(layer):
-            problem = _refusal(fake, spec)
+            problem = _refusal(fake, spec, next(layer.parameters(), torch.zeros(())).device)
             if problem is None:
                 told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
                 return Guess(Inputs((spec,)), f"{told}. --input says another.")
@@ -188,13 +195,18 @@ def guess_inputs(model: nn.Module) -> Guess:
     )
 
 
-_ADVICE = f"Give --input, such as {FORM}, one for each argument."
+_ADVICE = f"Give --input (in Python example_inputs), such as {FORM}, one for each argument."
 _TELLING = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,
     nn.Linear,
     nn.Embedding,
 )
+
+
+def first_layer(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """The first layer with weights, which tells what a model takes, by name."""
+    return next(((n, m) for n, m in model.named_modules() if isinstance(m, _TELLING)), None)
 
 
 def _name(model: nn.Module) -> str:
@@ -250,9 +262,9 @@ def _without_values(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _refusal(fake: nn.Module, spec: InputSpec) -> str | None:
+def _refusal(fake: nn.Module, spec: InputSpec, device: torch.device) -> str | None:
     """Why the model does not take an input, in a line; None where it does."""
-    x = torch.empty(spec.shape, dtype=spec.dtype)
+    x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
     try:
         with torch.no_grad():
             fake(x)

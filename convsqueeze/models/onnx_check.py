@@ -149,7 +149,7 @@ class _Unit:
     def __init__(self, wide: Running, narrow: Running, stored: Mapping[str, Tensor]) -> None:
         self.wide, self.narrow = wide, narrow
         self.steps = rounding_steps(stored)
-        self.eps = torch.finfo(narrow.dtype).eps
+        self.eps = torch.finfo(narrow.coarsest).eps
         self.moved: dict[int, float] = {}
 
     def measure(self, arguments: tuple[Any, ...], seed: int) -> None:
@@ -185,8 +185,8 @@ def _leaves(running: Running, arguments: tuple[Any, ...]) -> list[Tensor] | None
     return [one.detach() for one in tree_leaves(output) if isinstance(one, Tensor)]
 
 
-def _given(one: Any, dtype: torch.dtype) -> Any:
-    """An argument of its own, floats in `dtype`."""
+def _given(one: Any, dtype: torch.dtype | None) -> Any:
+    """An argument of its own, floats in `dtype` if one is given."""
     if not isinstance(one, Tensor):
         return one
     return one.to(dtype, copy=True) if one.is_floating_point() else one.clone()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import copied
@@ -28,11 +28,20 @@ more than the sums of a layer lose, which are rounded anew in each.
 
 
 class Running:
-    """A copy of a model, in `dtype` and eval mode on the CPU."""
+    """A copy of a model, in `dtype` (None: its own dtypes) and eval mode on the CPU."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
-        self.module = copied(model).cpu().to(dtype).eval().requires_grad_(False)
+        module = copied(model).cpu()
+        if dtype is not None:
+            module._apply(lambda tensor: _as_wide(tensor, dtype))
+        self.module = module.eval().requires_grad_(False)
+
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The coarsest dtype of its parameters."""
+        dtypes = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
+        return max(dtypes or [self.dtype or torch.float32], key=_eps)
 
     def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
         """`seed` is for a model that draws random numbers itself."""
@@ -42,7 +51,7 @@ class Running:
     def _output(self, arguments: Sequence[Any], seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            given = [one.clone() if isinstance(one, Tensor) else one for one in arguments]
+            given = tree_map_only(Tensor, torch.clone, tuple(arguments))
             return self.module(*given)
 
     def moves_outputs(self, arguments: Sequence[Any], names: Sequence[str]) -> frozenset[str]:
@@ -77,7 +86,7 @@ class Running:
         kept = {name: named[name].data for name in values}
         try:
             for name, value in values.items():
-                named[name].data = value.to(self.dtype)
+                named[name].data = value.to(named[name].dtype)
             yield
         finally:
             for name, value in kept.items():
@@ -96,7 +105,7 @@ class Running:
     def noise_steps(self, unit: float) -> Steps:
         """`unit` of each tensor's largest value."""
         return {
-            name: torch.full_like(p, unit * float(p.abs().max()))
+            name: torch.full_like(p, unit * largest_value(p))
             for name, p in self.parameters().items()
             if p.is_floating_point() and p.numel()
         }
@@ -157,11 +166,22 @@ class Narrowed(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         given = [x for x in tree_leaves((args, kwargs)) if _is_float(x) and x.numel() > 1]
         for made in filter(_is_float, tree_leaves(result)):
-            if any(torch.finfo(made.dtype).eps > torch.finfo(x.dtype).eps for x in given):
-                known = 0.0 if self.coarsest is None else torch.finfo(self.coarsest).eps
-                if torch.finfo(made.dtype).eps > known:
+            if any(_eps(made.dtype) > _eps(x.dtype) for x in given):
+                known = 0.0 if self.coarsest is None else _eps(self.coarsest)
+                if _eps(made.dtype) > known:
                     self.coarsest = made.dtype
         return result
+
+
+def _as_wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float in `dtype`, a complex number with both of its parts in it."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
 def _is_float(value: object) -> bool:
@@ -169,13 +189,13 @@ def _is_float(value: object) -> bool:
 
 
 def runnable(
-    model: nn.Module, arguments_in: Callable[[torch.dtype], Sequence[Any]], name: str
+    model: nn.Module, arguments_in: Callable[[torch.dtype | None], Sequence[Any]], name: str
 ) -> tuple[Running, torch.dtype]:
-    """The model in float64, or in float32 where its code insists on it; and the coarsest dtype in
-    which it then computes. Raises ModelInputError where it does not run.
+    """The model in float64, or in float32 or its own dtypes where its code insists on them; and the
+    coarsest dtype in which it then computes. Raises ModelInputError where it does not run.
     """
     first: Exception | None = None
-    for dtype in (torch.float64, torch.float32):
+    for dtype in (torch.float64, torch.float32, None):
         running, arguments = Running(model, dtype), arguments_in(dtype)
         try:
             with Narrowed() as seen:
@@ -183,9 +203,9 @@ def runnable(
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             first = first or error
             continue
-        return running, seen.coarsest or dtype
+        return running, max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
     text = str(first).strip().partition("\n")[0]
     raise ModelInputError(
-        f"{name}: does not run on these inputs ({type(first).__name__}: {text}). Give --input with "
-        "the shapes that it takes."
+        f"{name}: does not run on these inputs ({type(first).__name__}: {text}). Give --input (in "
+        "Python example_inputs) with the shapes that it takes."
     ) from first

@@ -1,20 +1,27 @@
 """A model in, a smaller model out: trace, scan, merge, put in place, compare."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from threading import RLock
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map_only
 
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.copying import copied
-from convsqueeze.errors import ModelInputError
+from convsqueeze.device import CPU
+from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
-from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of
+from convsqueeze.models.arguments import positional
+from convsqueeze.models.inputs import Inputs, first_layer, guess_inputs, inputs_of
+from convsqueeze.models.running import runnable
 from convsqueeze.models.verifying import verify_whole
 from convsqueeze.models.whole import WholeReport
+from convsqueeze.module import SqueezedConv
+from convsqueeze.names import listed
 from convsqueeze.pipeline import MergeReport, merge_state_dict
 from convsqueeze.plan import Growth, Minimize
 from convsqueeze.plan.parts import Latency
@@ -50,43 +57,83 @@ class SqueezeReport:
         return self.scan.left
 
 
+_ONE_AT_A_TIME = RLock()
+"""Following a model's code changes what is the whole process's: torch's tracing and its log, and
+where text is printed.
+"""
+
+
 def squeeze(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Any] | None = None,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
     *,
     minimize: Minimize = "weights",
     border: Border = "exact",
     growth: Growth = "refuse",
+    widen: bool = False,
     latency: Latency | None = None,
 ) -> tuple[nn.Module, SqueezeReport]:
     """A copy of `model` in which layers with nothing non-linear between them are one, and a report.
 
-    Its forward is followed on `example_inputs` (a tensor, or its positional arguments; by default a
-    guess from its first layer), and both models are run on them at the end, in float64 and eval
-    mode. The given model is untouched. A norm in training mode is left alone: call `model.eval()`
-    first.
+    Its forward is followed on `example_inputs` (a tensor, its positional arguments or a dict of
+    named ones; by default a guess from its first layer), and both models are run on them at the
+    end, in float64 and eval mode: hooks of the model are called. The given model is untouched. The
+    copy is for eval mode: a norm in training mode is left alone, so call `model.eval()` first.
+    `widen` stores what a merge makes too large for its dtype in a wider one; `latency` measures
+    where that is minimised, by default in torch. Threads take turns.
 
     Raises TracingError where the model's code cannot be followed, ModelInputError where an example
-    is needed, VerificationError where the two models differ by more than rounding.
+    is needed or does not fit, TensorDataError for merged values that are not finite, PlanError for
+    a policy that there is not, VerificationError where the two models differ by more than rounding.
     """
-    notes: tuple[str, ...] = ()
+    _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
-    if example_inputs is None:
-        guess = guess_inputs(model)
-        inputs, notes = guess.inputs, (guess.told,)
-    else:
-        inputs = inputs_of(example_inputs)
-    found = scan_model(
-        model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
-    )
-    manifest = manifest_of(found)
-    if manifest is None:
-        return copied(model), SqueezeReport(found, notes=notes)
-    state, merged = merge_state_dict(model.state_dict(), manifest, growth=growth)
-    squeezed, plan = applied(model, from_state_dict(state))
-    whole = verify_whole(model, squeezed, inputs, plan=plan)
+    with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
+        inputs, notes = _inputs(model, example_inputs)
+        notes += tuple(_squeezed_notes(model))
+        if minimize == "latency" and latency is None:
+            from convsqueeze.latency import measuring
+
+            latency = measuring("torch")
+        found = scan_model(
+            model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
+        )
+        manifest = manifest_of(found)
+        with CPU:
+            if manifest is None:
+                return copied(model), SqueezeReport(found, notes=notes)
+            state, merged = merge_state_dict(
+                model.state_dict(), manifest, growth=growth, widen=widen
+            )
+            squeezed, plan = applied(model, from_state_dict(state))
+            whole = verify_whole(model, squeezed, inputs, plan=plan)
     whole.raise_if_failed()
     return squeezed, SqueezeReport(found, merged, whole, notes)
+
+
+def _check_policies(**policies: tuple[object, Any]) -> None:
+    """Raises PlanError for a word that is none of those that a policy has."""
+    problems = [
+        f"{name}: {given!r} was given, one of {', '.join(get_args(words))} was needed."
+        for name, (given, words) in policies.items()
+        if given not in get_args(words)
+    ]
+    if problems:
+        raise PlanError(problems)
+
+
+def _inputs(model: nn.Module, examples: Any) -> tuple[Inputs, tuple[str, ...]]:
+    """What the model is followed on, and what is to be told of it."""
+    if examples is None:
+        guess = guess_inputs(model)
+        return guess.inputs, (guess.told,)
+    return inputs_of(positional(model, examples)), ()
+
+
+def _squeezed_notes(model: nn.Module) -> Iterator[str]:
+    names = [n or "the model" for n, m in model.named_modules() if isinstance(m, SqueezedConv)]
+    if names:
+        yield f"squeezed already, and merged again only where more pays: {listed(names)}"
 
 
 def scan_model(
@@ -100,18 +147,34 @@ def scan_model(
 ) -> Scan:
     """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`.
 
-    Raises TracingError where the model's code cannot be followed.
+    Raises TracingError where the model's code cannot be followed, ModelInputError where it does not
+    run on these inputs.
     """
     _check_values(model)
     own = from_state_dict(model.state_dict())
-    graph = traced(model, _beside(model, inputs), own.prefix)
-    return scan(
-        graph, own.tensors, border=border, growth=growth, minimize=minimize, latency=latency
-    )
+    try:
+        graph = traced(model, _beside(model, inputs), own.prefix)
+    except TracingError:
+        runnable(model, inputs.first, type(model).__name__)
+        raise
+    with CPU:
+        return scan(
+            graph, own.tensors, border=border, growth=growth, minimize=minimize, latency=latency
+        )
 
 
 def _check_values(model: nn.Module) -> None:
-    """Raises ModelInputError for a lazy module that has not run yet."""
+    """Raises ModelInputError for what is no module with code of its own, and a lazy one that has
+    not run yet.
+    """
+    if not isinstance(model, nn.Module):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise ModelInputError(f"{kind}: is no torch.nn.Module, the model itself was needed.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelInputError(
+            f"{type(model).__name__}: is compiled, so its code cannot be followed. Squeeze the "
+            "module that it was made of, then compile that."
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ModelInputError(
@@ -121,12 +184,14 @@ def _check_values(model: nn.Module) -> None:
 
 
 def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
-    """Arguments on the model's device and in its dtype."""
+    """Arguments on the model's device and in its dtype, examples in any of its dtypes as given."""
     tensors = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
-    first = tensors[0] if tensors else torch.zeros(())
-    return tuple(
-        x.to(first.device) if isinstance(x, Tensor) else x for x in inputs.first(first.dtype)
-    )
+    layer = first_layer(model)
+    telling = [] if layer is None else [p for p in layer[1].parameters() if p.is_floating_point()]
+    first = (*telling, *tensors, torch.zeros(()))[0]
+    given = inputs.first(first.dtype, kept={one.dtype for one in tensors})
+    placed: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.to(first.device), given)
+    return placed
 
 
 def manifest_of(found: Scan, source: str = "scan") -> Manifest | None:

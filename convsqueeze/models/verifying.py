@@ -56,7 +56,7 @@ def verify_whole(
     report = compare_models(
         original, squeezed, inputs, exact=exact, trials=trials, seed=seed, track=track
     )
-    return _excused(report, squeezed)
+    return _excused(report, original, squeezed)
 
 
 def exact_parameters(original: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -94,11 +94,14 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
             )
 
 
-def _excused(report: WholeReport, squeezed: nn.Module) -> WholeReport:
+def _excused(report: WholeReport, original: nn.Module, squeezed: nn.Module) -> WholeReport:
+    before = dict(original.named_modules())
     interior = [
         name
         for name, module in squeezed.named_modules()
-        if isinstance(module, SqueezedConv) and module.layer.border == "interior"
+        if isinstance(module, SqueezedConv)
+        and module.layer.border == "interior"
+        and module.layer != getattr(before.get(name), "layer", None)
     ]
     worst = max(report.worst, report.before_rounding or Worst(), key=lambda one: one.share)
     if report.ok or not interior or worst.share <= 1.0 or not isfinite(worst.error):

@@ -136,7 +136,8 @@ def _check_fit_for_comparison(
     if not any(bool(t.isfinite().any()) for t in first.values()):
         raise ModelInputError(
             f"{name}: gives no finite number on these inputs, so nothing can be compared. Give "
-            "--input with shapes that it works on, and weights that were trained."
+            "--input (in Python example_inputs) with shapes that it works on, and weights that "
+            "were trained."
         )
     for place, tensor in first.items():
         if largest_difference(tensor, again.get(place)) > FACTOR * unit * largest_value(tensor):
@@ -280,10 +281,12 @@ def _unseen(found: _Comparison) -> list[str]:
     }
     seen = found.two.moves_outputs(arguments, list(layers)) if layers else frozenset()
     base = found.two.run(arguments)
+    generator = torch.Generator().manual_seed(0)
     unseen = []
     for key in layers.keys() - seen:
         values = own[key].data
-        moved = values + values.abs().max() * torch.rand_like(values) / 16 + 1e-6
+        drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
+        moved = values + values.abs().max() * drawn / 16 + 1e-6
         with found.two.with_values({key: moved}):
             again = found.two.run(arguments)
         if all(largest_difference(base[place], again.get(place)) == 0 for place in base):

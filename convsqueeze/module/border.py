@@ -99,19 +99,20 @@ class Border(nn.Module):
         if like is None:
             return []
         kind = (tuple(map(id, strips)), like.device, _dtype_of(stored))
-        if kind not in self._kept:
-            terms = dict(self.named_terms())
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.clear()
-            self._kept[kind] = shortcuts(
-                stored,
-                lambda subset, pair: terms[subset].gridded(pair),
-                strips,
-                tables,
-                self.axes,
-                signs=self.signs,
-            )
-        return self._kept[kind]
+        kept = self._kept  # looked up once: another thread may be here too
+        if kind in kept:
+            return kept[kind]
+        terms = dict(self.named_terms())
+        found = shortcuts(
+            stored,
+            lambda subset, pair: terms[subset].gridded(pair),
+            strips,
+            tables,
+            self.axes,
+            signs=self.signs,
+        )
+        self._kept = {kind: found} if len(kept) >= MOST_KEPT else {**kept, kind: found}
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}

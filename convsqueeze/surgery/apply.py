@@ -135,8 +135,8 @@ def plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
 def _in_the_place_of(
     model: nn.Module, own: Checkpoint, merge: Merge, new: SqueezedConv
 ) -> nn.Module:
-    """The new module on the device, in the dtype and the mode of the layers it replaces; what was
-    widened stays so.
+    """The new module on the device and in the dtype of the layers it replaces; what was widened
+    stays so.
     """
     keys = [
         own.prefix + key
@@ -146,8 +146,7 @@ def _in_the_place_of(
     ]
     stored = model.state_dict()[keys[0]]
     trained = any(p.requires_grad for name, p in model.named_parameters() if name in keys)
-    placed = new.stored_as(merge.dtype).to(device=stored.device).train(model.training)
-    return placed.requires_grad_(trained)
+    return new.stored_as(merge.dtype).to(device=stored.device).requires_grad_(trained)
 
 
 def _replace(
@@ -158,10 +157,15 @@ def _replace(
     module: nn.Module,
 ) -> None:
     for part in place.silenced if place is not None else ():
-        model.set_submodule(prefix + part.name, _silent(part, merge))
+        _put(model, prefix + part.name, _silent(part, merge))
     for name in _dropped_modules(model, prefix, merge):
-        model.set_submodule(prefix + name, nn.Identity())
-    model.set_submodule(prefix + merge.into, module)
+        _put(model, prefix + name, nn.Identity())
+    _put(model, prefix + merge.into, module)
+
+
+def _put(model: nn.Module, name: str, new: nn.Module) -> None:
+    """A new module in the place of another, in its mode."""
+    model.set_submodule(name, new.train(model.get_submodule(name).training))
 
 
 def _silent(part: Silenced[ResolvedLayer], merge: Merge) -> nn.Module:
@@ -182,11 +186,13 @@ def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:
 
 
 def _load(model: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+    """Beside tensors a state dict holds what modules keep of their own, and their versions."""
     state = model.state_dict()
-    tensors = {key: state[key] for key in state if key.endswith("_extra_state")}
-    tensors |= {prefix + name: checkpoint.load(name) for name in checkpoint.tensors}
+    for key in [key for key, value in state.items() if isinstance(value, Tensor)]:
+        del state[key]
+    state.update({prefix + name: checkpoint.load(name) for name in checkpoint.tensors})
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
         raise ModelMismatchError(
