@@ -17,6 +17,7 @@ from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelInputError
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
+from convsqueeze.tracing.raised import told
 
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
@@ -61,7 +62,7 @@ class Running:
         own = dict(self.module.named_parameters())
         chosen = [own[name].requires_grad_() for name in names]
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 given = given_tensors(self._output(arguments, seed=0))
                 outputs = [tensor for _, tensor in given if tensor.requires_grad]
                 weights = [torch.rand_like(tensor) for tensor in outputs]
@@ -194,18 +195,17 @@ def runnable(
     """The model in float64, or in float32 or its own dtypes where its code insists on them; and the
     coarsest dtype in which it then computes. Raises ModelInputError where it does not run.
     """
-    first: Exception | None = None
+    raised: list[Exception] = []
     for dtype in (torch.float64, torch.float32, None):
         running, arguments = Running(model, dtype), arguments_in(dtype)
         try:
             with Narrowed() as seen:
                 running.run(arguments)
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            first = first or error
+            raised.append(error)
             continue
         return running, max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
-    text = str(first).strip().partition("\n")[0]
     raise ModelInputError(
-        f"{name}: does not run on these inputs ({type(first).__name__}: {text}). Give --input (in "
-        "Python example_inputs) with the shapes that it takes."
-    ) from first
+        f"{name}: does not run on these inputs ({told(raised[0])}). Give --input (in Python "
+        "example_inputs) with the shapes that it takes."
+    ) from raised[0]

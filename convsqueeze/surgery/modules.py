@@ -52,9 +52,9 @@ def _enclosing(
     """The smallest module that does just what these layers do, and whose tensors all go with a
     merge, if one that holds them does.
     """
-    for name in _around(own, tree):
+    for name in _around(tree):
         module = submodule(model, own.prefix + name)
-        stays = _within(own, name) - {*merge.consumed}
+        stays = any(key.startswith(f"{name}.") and key not in merge.consumed for key in own.tensors)
         if module is None or stays or any(map(has_hooks, module.modules())):
             return None
         if computes(module, own, tree):
@@ -62,9 +62,9 @@ def _enclosing(
     return None
 
 
-def _around(own: Checkpoint, tree: Tree[ResolvedLayer]) -> Iterator[str]:
-    """The smallest module that holds these layers, and larger ones with no more tensors: what has
-    none, as a pad, may stand there.
+def _around(tree: Tree[ResolvedLayer]) -> Iterator[str]:
+    """The smallest module that holds these layers, and those around it: what has no tensors, as a
+    pad, may stand there.
     """
     names = [name.split(".") for leaf in leaves(tree) for name in _modules_of(leaf)]
     shared: list[str] = []
@@ -72,15 +72,8 @@ def _around(own: Checkpoint, tree: Tree[ResolvedLayer]) -> Iterator[str]:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    smallest = len(_within(own, ".".join(shared)))
-    while shared and len(_within(own, name := ".".join(shared))) == smallest:
-        yield name
-        shared.pop()
-
-
-def _within(own: Checkpoint, module: str) -> frozenset[str]:
-    """The tensors that a module holds."""
-    return frozenset(key for key in own.tensors if key.startswith(f"{module}."))
+    for length in range(len(shared), 0, -1):
+        yield ".".join(shared[:length])
 
 
 def _modules_of(leaf: ResolvedLayer) -> Iterator[str]:

@@ -179,8 +179,8 @@ OPAQUE: Mapping[str, tuple[Spelling, str]] = {
         "it computes with a number that is not finite",
     ),
     "no number": (lambda of, y: y * float("nan"), "it computes with a number that is not finite"),
-    "more channels": (lambda of, y: y[:, :1] + torch.ones(6, 1), "it reshapes"),
-    "more samples": (lambda of, y: y + torch.ones(3, 1, 1), "it reshapes"),
+    "more channels": (lambda of, y: y[:, :1] + torch.ones(6, 1), "slice gives another shape"),
+    "more samples": (lambda of, y: y + torch.ones(3, 1, 1), "add gives another shape"),
     "a size": (lambda of, y: y + y.shape[-1], "it is combined with a tensor that is computed"),
     "as often as there are samples": (
         lambda of, y: torch.add(y, 1, alpha=y.shape[-1]),

@@ -232,7 +232,7 @@ def test_a_quantized_layer_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("build", "shape", "words"),
     [
-        (lambda: pointwise().to(torch.complex64), (2, 3), "stored as complex64"),
+        (lambda: pointwise().to(torch.complex64), (2, 3), "stored as torch.complex64"),
         (lambda: pointwise().to(torch.float8_e4m3fn), (2, 3), "stored as float8_e4m3fn"),
         (lambda: nn.Sequential(nn.Linear(6, 0), nn.Linear(0, 5)), (2, 6), "has no channels"),
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 0)), (2, 6), "has no channels"),

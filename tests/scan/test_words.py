@@ -59,17 +59,12 @@ def _leaves_torch(self: Any, x: Tensor) -> Any:
     return torch.from_numpy(self.one(x).numpy())
 
 
-def _raises(self: Any, x: Tensor) -> Any:
-    raise ValueError("an odd number of rows")
-
-
 @pytest.mark.parametrize(
     ("forward", "line", "words"),
     [
         (_branches, "if y.sum() > 0:", "data-dependent"),
         (_counts, "count = int(x.sum())", "data-dependent"),
         (_leaves_torch, "return torch.from_numpy(self.one(x).numpy())", ".numpy()"),
-        (_raises, 'raise ValueError("an odd number of rows")', "an odd number of rows"),
     ],
 )
 def test_code_that_cannot_be_followed_is_told_by_its_line_and_torch_says_no_more(

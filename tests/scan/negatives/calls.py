@@ -61,15 +61,16 @@ def _within(
     return whole(name, forward, *left, **given)
 
 
-_B_IN_CODE: tuple[Left, Left] = (
-    (("a", "b"), "in code", "b stands in the code"),
-    (("b", "c", "d"), "in code", "b stands in the code"),
-)
-
 CALLS: Sequence[Row] = (
     _within("no_grad", torch.no_grad, merged=EVERY),
-    _within("enable_grad", torch.enable_grad, *_B_IN_CODE, merged=CD),
-    _within("autocast", lambda: torch.autocast("cpu", torch.bfloat16), *_B_IN_CODE, merged=CD),
+    _within("enable_grad", torch.enable_grad, merged=EVERY),
+    _within(
+        "autocast",
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        (("a", "b"), "read elsewhere", "under autocast"),
+        (("b",), "read elsewhere", "under autocast"),
+        merged=CD,
+    ),
     whole(
         "an activation in a Sequential",
         lambda m, x: m.s(x),

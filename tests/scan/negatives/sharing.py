@@ -93,7 +93,7 @@ def _second_name(model: Any) -> None:
 
 
 def _tied(names: str) -> str:
-    return f"{names} are one tensor"
+    return f"{names} share memory"
 
 
 def _first() -> nn.Module:
@@ -135,8 +135,8 @@ SHARED: Sequence[Row] = (
     whole(
         "a bias of a module that is used",
         lambda m, x: (tail(m, head(m, x)), m.e(x).relu()),
-        (("a.weight",), "tied", "bias are one tensor"),
-        (("e",), "tied", "bias are one tensor"),
+        (("a.weight",), "tied", "bias share memory"),
+        (("e",), "tied", "bias share memory"),
         merged=CD,
         prepare=partial(_tie, name="bias"),
         e=_first,
@@ -144,7 +144,7 @@ SHARED: Sequence[Row] = (
     whole(
         "a weight of a module that is not used",
         lambda m, x: tail(m, head(m, x)),
-        (("e.weight",), "tied", "weight are one tensor"),
+        (("e.weight",), "tied", "weight share memory"),
         merged=CD,
         prepare=partial(_tie, name="weight"),
         e=_first,
@@ -152,8 +152,8 @@ SHARED: Sequence[Row] = (
     whole(
         "a module under two names",
         lambda m, x: tail(m, head(m, x)),
-        (("a", "other"), "tied", "weight are one tensor"),
-        (("other",), "tied", "weight are one tensor"),
+        (("a", "other"), "tied", "weight share memory"),
+        (("other",), "tied", "weight share memory"),
         merged=CD,
         prepare=_second_name,
     ),
@@ -161,7 +161,7 @@ SHARED: Sequence[Row] = (
         "a module called by two names",
         lambda m, x: (tail(m, m.other(m.a(x))), m.b(m.a(x).relu())),
         (("a",), "used twice", "a is called 2 times"),
-        (("other",), "tied", "weight are one tensor"),
+        (("other",), "tied", "weight share memory"),
         merged=CD,
         prepare=_second_name,
     ),
