@@ -57,7 +57,7 @@ def _tell_faults() -> int:
     """Fixed cases that show each fault; 1 where none shows one."""
     missed = 0
     for fault in FAULTS:
-        shows = list(islice((n for n in range(FIXED) if is_seen(fault, n)), MOST_TOLD))
+        shows = list(islice((n for n in FIXED if is_seen(fault, n)), MOST_TOLD))
         missed += not shows
         print(f"{fault.name}: {', '.join(map(str, shows)) or 'not seen'}", flush=True)
     return 1 if missed else 0

@@ -118,8 +118,8 @@ def workable_case(seed: int, most: int = 40) -> Case:
     raise ValueError(f"no workable case grows from seed {seed}")
 
 
-FIXED = 60
-"""So many cases are examined by the tests."""
+FIXED = (*range(57), 124, 133, 238)
+"""Cases that the tests examine: the first ones, and those that alone show a planted fault."""
 
 
 def fixed_case(number: int) -> tuple[Case, tuple[Settings, Settings]]:
