@@ -215,7 +215,7 @@ AROUND: Sequence[Row] = (
     whole(
         "a weight of a module that is used",
         lambda m, x: (tail(m, head(m, x)), m.e(x).relu()),
-        *((layers, "tied", "a.weight and e.weight are one") for layers in (("a",), ("e",))),
+        *((layers, "tied", "a.weight and e.weight share") for layers in (("a",), ("e",))),
         merged=CD,
         prepare=_tied_weight,
         e=lambda: nn.Conv2d(3, 8, 1),
@@ -223,7 +223,7 @@ AROUND: Sequence[Row] = (
     whole(
         "a module under two names",
         lambda m, x: tail(m, head(m, x)),
-        *((layers, "tied", "are one tensor") for layers in (("a", "b"), ("b",))),
+        *((layers, "tied", "share memory") for layers in (("a", "b"), ("b",))),
         merged=CD,
         prepare=_second_name,
     ),
