@@ -16,8 +16,18 @@ from torch import nn
 from convsqueeze.manifest import BatchNormLayer
 from convsqueeze.scan import placing, regions, scanning
 from convsqueeze.surgery import checks, modules
-from convsqueeze.tracing import exported, operators, reading, watched
-from convsqueeze.tracing.operators import Adding, Linear, Meaning, Passing
+from convsqueeze.tracing import exported, reading, watched
+from convsqueeze.tracing.operators import (
+    Adding,
+    Linear,
+    Meaning,
+    Passing,
+    arithmetic,
+    kernels,
+    norms,
+    pads_and_pools,
+    rules,
+)
 
 from .cases import fixed_case
 from .oracle import Disagreement, examine
@@ -86,7 +96,7 @@ def nothing_found(patch: Patch) -> None:
 
 
 def dead_readers_ignored(patch: Patch) -> None:
-    patch.setattr(reading, "_read_in_vain", lambda steps, made: ())
+    patch.setattr(reading, "_sealed", lambda steps, made: ())
 
 
 def hooks_ignored(patch: Patch) -> None:
@@ -106,51 +116,51 @@ def wrong_eps(patch: Patch) -> None:
     def norm(**settings: Any) -> BatchNormLayer:
         return BatchNormLayer(**{**settings, "eps": 1e-5})
 
-    patch.setattr(operators, "BatchNormLayer", norm)
+    patch.setattr(norms, "BatchNormLayer", norm)
 
 
 def pads_swapped(patch: Patch) -> None:
-    pairs = operators.axis_pairs
-    patch.setattr(operators, "axis_pairs", lambda flat: [(b, a) for a, b in pairs(flat)])
+    pairs = pads_and_pools.axis_pairs
+    patch.setattr(pads_and_pools, "axis_pairs", lambda flat: [(b, a) for a, b in pairs(flat)])
 
 
 def stride_forgotten(patch: Patch) -> None:
-    settings = operators._settings
+    settings = kernels._settings
 
     def without(*given: Any, **named: Any) -> dict[str, Any]:
         return {k: v for k, v in settings(*given, **named).items() if k != "stride"}
 
-    patch.setattr(operators, "_settings", without)
+    patch.setattr(kernels, "_settings", without)
 
 
 def subtraction_as_addition(patch: Patch) -> None:
-    several = operators._of_several
+    several = rules._of_several
 
     def added(*given: Any) -> Meaning:
         meaning = several(*given)
         return Adding() if isinstance(meaning, Adding) else meaning
 
-    patch.setattr(operators, "_of_several", added)
+    patch.setattr(rules, "_of_several", added)
 
 
 def factor_forgotten(patch: Patch) -> None:
-    patch.setattr(operators, "factor_meaning", lambda number: Passing())
+    patch.setattr(arithmetic, "scale_meaning", lambda **numbers: Passing())
 
 
 def mode_forgotten(patch: Patch) -> None:
-    padding = operators.padding_meaning
+    padding = pads_and_pools.padding_meaning
 
     def zeros(pairs: Any, mode: str = "zeros") -> Linear | Passing:
         return padding(pairs)
 
-    patch.setattr(operators, "padding_meaning", zeros)
+    patch.setattr(pads_and_pools, "padding_meaning", zeros)
 
 
 # In surgery.
 
 
 def branches_pass(patch: Patch) -> None:
-    patch.setattr(apply, "_silent", lambda part: nn.Identity())
+    patch.setattr(apply, "_silent", lambda part, merge: nn.Identity())
 
 
 def in_the_given_model(patch: Patch) -> None:
