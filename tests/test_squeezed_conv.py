@@ -20,7 +20,7 @@ from torch.export import Dim, export
 import convsqueeze
 from convsqueeze.algebra import Axis, Geometry
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.errors import GeometryError
+from convsqueeze.errors import GeometryError, ModelMismatchError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.module.border import MOST_KEPT
@@ -454,6 +454,15 @@ def test_apply_with_an_example(tmp_path: Path, dtype: torch.dtype) -> None:
     path = squeezed_network(model, tmp_path / "squeezed.pt")
     example = torch.randn(1, 2, 5, 6, generator=torch.Generator().manual_seed(0))
     convsqueeze.apply(model, path, example=example)
+
+
+def test_apply_to_a_layer_with_a_forward_of_its_own(tmp_path: Path) -> None:
+    model = network(torch.float32)
+    path = squeezed_network(model, tmp_path / "squeezed.pt")
+    layer = model[3]
+    layer.forward = lambda x: nn.functional.relu(type(layer).forward(layer, x))
+    with pytest.raises(ModelMismatchError, match="3: is a Conv2d in the model, whose forward"):
+        convsqueeze.apply(model, path)
 
 
 def test_load_layers(tmp_path: Path) -> None:

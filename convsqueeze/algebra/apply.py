@@ -56,7 +56,7 @@ def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) ->
     y = torch.einsum(
         "...gi,goi->...go", x.unflatten(-1, (groups, -1)), weight.unflatten(0, (groups, -1))
     ).flatten(-2)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def pad(x: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -119,7 +119,7 @@ def _upsampling(
         crop = [-start, start + axis.stride * (count - 1) + 1 - size, *crop]
     steps: tuple[Any, ...] = (..., *(slice(None, None, axis.stride) for axis in axes))
     y = _grown_and_cropped(full, crop)[steps]
-    return y if bias is None else y + bias.view(-1, *(1,) * rank)
+    return y if bias is None else y + bias.to(y.dtype).view(-1, *(1,) * rank)
 
 
 def transposed_layout(weight: Tensor, groups: int) -> Tensor:

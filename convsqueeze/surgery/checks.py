@@ -71,8 +71,10 @@ def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
 
 
 def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer) -> Iterator[str]:
-    """A subclass of a torch layer may do more than that layer: it is run to see."""
-    if module is None or type(module) in COMPARED:
+    """A subclass of a torch layer, or a layer with a forward of its own, may do more than that
+    layer: it is run to see.
+    """
+    if module is None or (type(module) in COMPARED and "forward" not in vars(module)):
         return
     if not computes(module, own, leaf):
         yield (

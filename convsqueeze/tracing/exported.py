@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from convsqueeze.errors import TracingError
@@ -164,6 +165,8 @@ def _open(inputs: Sequence[Any]) -> ShapesCollection:
     return shapes
 
 
+IMAGE = 4
+"""Dimensions of an input from which on those behind the second are taken for an image's axes."""
 MOST_PLACES = 3
 """So many lines of the model's code are told in a note."""
 
@@ -183,6 +186,30 @@ def _size_notes(program: ExportedProgram, *, is_open: bool) -> Iterator[str]:
             f"the model's code looks at the size of its input ({told}): what was found holds for "
             "sizes for which it does what it does for the example's"
         )
+    if any(_fixed_sizes(program)):
+        yield (
+            "the model's code takes inputs of the example's size alone, and what was found holds "
+            "for that size"
+        )
+
+
+def _fixed_sizes(program: ExportedProgram) -> Iterator[int | torch.SymInt]:
+    """Sizes of images that were open, and of which the code makes numbers."""
+    entered = {
+        spec.arg.name
+        for spec in program.graph_signature.input_specs
+        if spec.kind == InputKind.USER_INPUT
+    }
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in entered and isinstance(value, Tensor) and value.ndim >= IMAGE:
+            yield from filter(_is_fixed, value.shape[2:])
+
+
+def _is_fixed(size: int | torch.SymInt) -> bool:
+    """Whether an open size has become a number; torch opens none that is 0 or 1."""
+    number = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+    return number is not None and number > 1
 
 
 def _places(program: ExportedProgram) -> Iterator[str]:

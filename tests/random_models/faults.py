@@ -169,7 +169,7 @@ def in_the_given_model(patch: Patch) -> None:
 
 FAULTS = (
     Fault("readers are not counted", readers_not_counted, 10),
-    Fault("the identity branch is forgotten", identity_branch_forgotten, 28),
+    Fault("the identity branch is forgotten", identity_branch_forgotten, 56),
     Fault("calls are not counted", calls_not_counted, 124),
     Fault("nothing is found", nothing_found, 1),
     Fault("dead readers are ignored", dead_readers_ignored, 238),

@@ -50,6 +50,15 @@ def test_the_dtype_stays_and_so_does_the_size_of_rounding_errors(
     assert error <= ROUNDINGS * own + EXACT * float(exact.abs().max())
 
 
+@models
+def test_under_autocast_it_gives_the_dtype_of_the_original(small: Small) -> None:
+    found = squeezed(small)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, wanted = run(found.model, found.example), run(found.original, found.example)
+    assert y.dtype == wanted.dtype
+    assert torch.allclose(y.float(), wanted.float(), atol=0.05 * float(wanted.abs().max()))
+
+
 class HalfBody(nn.Module):
     """A factor in float32, stored first, and layers in float16 before layers in float32."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import convsqueeze
@@ -161,6 +162,16 @@ def test_code_that_looks_at_sizes_is_followed_for_the_example_and_told() -> None
         scan = scanned(four(forward), image(*INPUT).double())
         assert merged_layers(scan) == merged
         assert any("looks at the size of its input (test_whole_models.py:" in n for n in scan.notes)
+
+
+def test_sizes_of_which_the_code_makes_numbers_are_told() -> None:
+    """The pool is one of seven by seven for this input alone."""
+    told = "inputs of the example's size alone"
+    pooled = four(lambda m, x: F.avg_pool2d(y := tail(m, head(m, x)), (y.shape[2], y.shape[3])))
+    padded = four(lambda m, x: tail(m, F.pad(head(m, x), (1, 1))))
+    for model, is_fixed in ((pooled, True), (padded, False)):
+        scan = scanned(model, image(*INPUT).double())
+        assert any(told in note for note in scan.notes) == is_fixed, scan.notes
 
 
 def test_an_output_size_that_depends_on_the_input_is_no_layer() -> None:
