@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from convsqueeze.errors import TracingError
 from convsqueeze.tracing.changes import changes, crossed, reason_of
@@ -156,10 +157,10 @@ def _mutates(node: Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _open(inputs: Sequence[Any]) -> ShapesCollection:
+def _open(inputs: tuple[Any, ...]) -> ShapesCollection:
     """Every axis may have another size, as far as the code allows."""
     shapes = ShapesCollection()
-    for value in inputs:
+    for value in tree_leaves(inputs):
         if isinstance(value, Tensor):
             shapes[value] = dict.fromkeys(range(value.ndim), Dim.AUTO)
     return shapes
