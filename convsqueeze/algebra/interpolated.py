@@ -33,7 +33,7 @@ from convsqueeze.algebra.products import parts, rows_of, summed_products
 from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
 from convsqueeze.algebra.ways import Way, rows_of_all, terms
 
-DEPTH = 32
+DEPTH = 64
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
 ROWS, COLUMNS = 128, 512
 """Output and input channels of a block, at most: it holds every slot."""
