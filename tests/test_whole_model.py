@@ -408,6 +408,14 @@ def test_a_layer_without_a_gradient_may_still_move_an_output(single: Scene) -> N
         assert not compare_models(kind(single.model), kind(squeezed), INPUTS).notes
 
 
+def test_hooks_on_gradients_are_not_called(single: Scene) -> None:
+    called: list[str] = []
+    squeezed = single.squeezed()
+    squeezed.head.register_full_backward_hook(lambda *given: called.append("head"))
+    assert not compare_models(single.model, squeezed, INPUTS).notes
+    assert called == []
+
+
 def test_what_interior_gets_wrong_is_told_and_accepted(tmp_path: Path) -> None:
     one = scene(tmp_path, border="interior")
     report = whole(one)

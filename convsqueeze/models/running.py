@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelInputError
+from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
 from convsqueeze.tracing.raised import told
 
@@ -57,8 +58,11 @@ class Running:
 
     def moves_outputs(self, arguments: Sequence[Any], names: Sequence[str]) -> frozenset[str]:
         """Those parameters whose gradient says that outputs move with them; the others may do so,
-        where the model's code cannot be differentiated or its gradient vanishes.
+        where the model's code cannot be differentiated or its gradient vanishes. A model with hooks
+        is not asked: some are called with gradients.
         """
+        if any(map(has_hooks, self.module.modules())):
+            return frozenset()
         own = dict(self.module.named_parameters())
         chosen = [own[name].requires_grad_() for name in names]
         try:

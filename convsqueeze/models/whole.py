@@ -283,7 +283,7 @@ def _unseen(found: _Comparison) -> list[str]:
     base = found.two.run(arguments)
     generator = torch.Generator().manual_seed(0)
     unseen = []
-    for key in layers.keys() - seen:
+    for key in (one for one in layers if one not in seen):
         values = own[key].data
         drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
         moved = values + values.abs().max() * drawn / 16 + 1e-6
@@ -291,4 +291,4 @@ def _unseen(found: _Comparison) -> list[str]:
             again = found.two.run(arguments)
         if all(largest_difference(base[place], again.get(place)) == 0 for place in base):
             unseen.append(layers[key])
-    return sorted(unseen)
+    return unseen
