@@ -48,7 +48,7 @@ def obvious_pairs(case: Case, settings: Settings) -> Iterator[Obvious]:
         for one, other in pairwise(run):
             if one is None or other is None or one[1].rank != other[1].rank:
                 continue
-            if _has_kernel(one[1]) and _is_diagonal(other[1]) and case.batch:
+            if _has_kernel(one[1]) and _is_diagonal(other[1]) and _is_told(case, other[1]):
                 yield Obvious(one[0], other[0], second_goes=True)
             elif fewer_numbers and _are_dense(one[1], other[1]):
                 yield Obvious(one[0], other[0], second_goes=False)
@@ -106,6 +106,14 @@ def _are_dense(one: Layer, other: Layer) -> bool:
     inner_leaks_nothing = _is_pointwise(one) and not one.settings["bias"]
     plain = "padding_mode" not in other.settings
     return (outer_moves_nothing or (inner_leaks_nothing and plain)) and _saves(one, other)
+
+
+def _is_told(case: Case, layer: Layer) -> bool:
+    """Whether a graph tells on which axis the channels of a diagonal layer are. Without a batch it
+    may be the first, and of pools that round up torch may make a graph without shapes only.
+    """
+    rounds_up = any("ceil_mode" in one.settings for _, one in case.layers)
+    return case.batch and (layer.rank > 0 or not rounds_up)
 
 
 def _has_kernel(layer: Layer) -> bool:
