@@ -261,11 +261,11 @@ def _gives_first(node: Node) -> bool:
 
 
 def _tensors(*arguments: Any) -> list[Node]:
-    """The nodes among arguments that are no numbers and no graphs, each as often as it is given."""
+    """The nodes among arguments that are no numbers, each as often as it is given."""
     found: list[Node] = []
 
     def take(node: Node) -> Node:
-        if node.op != "get_attr" and not _is_number(node):
+        if not _is_number(node):
             found.append(node)
         return node
 
