@@ -11,7 +11,7 @@ tensor, file or layer name: planning is done with this module alone.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from math import gcd, prod
 
 from convsqueeze.errors import GeometryError
@@ -135,6 +135,7 @@ def carries_padding(outer: Axis, inner: Axis) -> bool:
     return outer.padding_mode == inner.padding_mode == "circular" and keeps_size
 
 
+@lru_cache(maxsize=1024)
 def merge_axes(outer: Axis, inner: Axis) -> AxisMerge:
     """The axis of `outer` after `inner`.
 

@@ -30,19 +30,21 @@ from torch import Tensor
 from convsqueeze.algebra.geometry import AxisMerge
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import parts, rows_of, summed_products
-from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
-from convsqueeze.algebra.ways import Way, rows_of_all, terms
+from convsqueeze.algebra.threads import Scratch, apart, borrowed, one_thread, share
+from convsqueeze.algebra.ways import Evaluation, Way
 
-DEPTH = 64
+DEPTH = 32
 """Channels that BLAS sums at once: sums of sums are less deep, and lose less, than one long one."""
+EVALUATED = 64
+"""Channels that are evaluated at once: near what a core keeps at hand. A multiple of `DEPTH`."""
 ROWS, COLUMNS = 128, 512
 """Output and input channels of a block, at most: it holds every slot."""
 PIECE = 1 << 15
 """Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds,
 and enough that threads seldom wait for the interpreter.
 """
-SUMMED_AT_ONCE = 1 << 18
-"""Products that are summed one by one at once: 2 MiB."""
+SUMMED_AT_ONCE = 1 << 17
+"""Products that are summed one by one at once: 1 MiB."""
 MOST_DOUBTED = 1 / 64
 """Share of a block's numbers that may be summed one by one; with more the block is done anew."""
 UNIT = 2.0**-53
@@ -75,15 +77,16 @@ class _Interpolated:
         self.second, self.first, self.merges = second, first, merges
         self.way, self.dtype = way, dtype
         cells, outs, self.cell = second.shape[:3]
-        ins, rows, taps = first.shape[2], rows_of_all(way.inner), prod(first.shape[3:])
+        ins, rows, taps = first.shape[2], way.inner.rows, prod(first.shape[3:])
         raw_taps = [merge.raw_taps for merge in merges]
         self.raw = torch.empty((cells, outs, ins, *raw_taps), dtype=torch.float64)
-        self.depths = parts(self.cell, DEPTH)
-        self.inner = own.numbers("inner", cells, rows, self.cell, ins)
-        self.inner_squares = self.raw.new_empty((cells, len(self.depths), rows, ins))
-        self.tap_squares = self.raw.new_empty((cells, len(self.depths), ins, taps))
+        self.depths = parts(self.cell, EVALUATED)
+        self.inner = own.numbers("inner", cells, rows, self.cell, apart(ins))
+        self.turned = own.numbers("turned", cells, ins, taps, self.cell)
+        self.inner_squares = self.raw.new_empty((cells, len(self.depths), rows, apart(ins)))
+        self.tap_squares = self.raw.new_empty((cells, len(self.depths), taps, apart(ins)))
         self.is_plain = all(pairs == ((slot, slot),) for slot, pairs in enumerate(way.slots))
-        sums = max(map(len, way.slots)) * len(self.depths)
+        sums = max(map(len, way.slots)) * -(-self.cell // DEPTH)
         self.roundings = DEPTH + sums + way.last_roundings + 4
 
     def run(self) -> Tensor:
@@ -99,31 +102,28 @@ class _Interpolated:
         """Some channels of the inner kernel at every point, and their squares."""
         group, index = block
         depth = self.depths[index]
-        stored = scratch.copied("stored", self.first[group, depth].flatten(2))
+        given = self.first[group, depth].flatten(2).permute(2, 0, 1)
+        self.turned[group, ..., depth].copy_(given.permute(2, 0, 1))
+        stored = scratch.numbers("stored", *given.shape[:2], self.inner.shape[-1])
+        stored[..., : given.shape[2]].copy_(given)
+        stored[..., given.shape[2] :].zero_()
         values = self.inner[group][:, depth]
-        _along_axes(self.way.inner, stored.permute(2, 0, 1), values, scratch)
+        _along_axes(self.way.inner.matrices, stored, values, scratch)
         _sum_squares(values, 1, self.inner_squares[group, index], scratch)
-        _sum_squares(stored, 0, self.tap_squares[group, index], scratch)
+        _sum_squares(stored, 1, self.tap_squares[group, index], scratch)
         yield
 
     def _inner_bound(self, group: int) -> Tensor:
         """(raw taps, in): the inner layer's factor of the bound, and what both have in common."""
-        squares = self.inner_squares[group].sum(0), self.tap_squares[group].sum(0).T
-        bound = self._bound(*squares, self.way.inner, self.way.inner_weights)
+        squares = self.inner_squares[group].sum(0), self.tap_squares[group].sum(0)
+        bound = self._bound(*squares, self.way.inner)
         return bound * (1.1 * UNIT * self.roundings)
 
-    def _bound(
-        self,
-        squares: Tensor,
-        tap_squares: Tensor,
-        evaluation: Sequence[Tensor],
-        weights: Sequence[Tensor],
-    ) -> Tensor:
+    def _bound(self, squares: Tensor, tap_squares: Tensor, layer: Evaluation) -> Tensor:
         """The root of the weighted sum of squares of `|x| + K/D |X|`, for each channel."""
-        share_of_all = sum(map(terms, evaluation)) / self.roundings
-        absolute = _applied([matrix.abs() for matrix in evaluation], _root(tap_squares))
-        norms = _root(squares) + share_of_all * absolute
-        return _applied(weights, norms.square_()).sqrt_()
+        norms = _applied(layer.absolute, _root(tap_squares))
+        norms = norms.mul_(layer.terms / self.roundings).add_(_root(squares))
+        return _applied(layer.weights, norms.square_()).sqrt_()
 
     def _make(self, block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
         """One block of the result: its products, then all that follows a few rows at a time."""
@@ -146,7 +146,9 @@ class _Interpolated:
             yield
         if doubted:
             places = torch.cat(doubted)
-            yield from self._sum_directly(raw, places, second.flatten(2), first.flatten(2))
+            outer = scratch.copied("turned", second.flatten(2).transpose(1, 2))
+            inner = self.turned[group, columns]
+            yield from self._sum_directly(raw, places, (outer, inner), scratch)
 
     def _held(
         self, second: Tensor, inner: Tensor, scratch: Scratch
@@ -156,17 +158,19 @@ class _Interpolated:
         """
         way, count = self.way, len(second)
         held = scratch.numbers("slots", len(way.slots), count, inner.shape[-1])
-        squares = held.new_zeros(rows_of_all(way.outer), count)
+        squares = held.new_zeros(way.outer.rows, count)
         tap_squares = held.new_zeros(count, second.shape[2])
         for depth in self.depths:
             stored = scratch.copied("stored", second[:, depth])
             outer = scratch.numbers("outer", len(squares), count, stored.shape[1])
-            _along_axes(way.outer, stored.permute(2, 0, 1), outer, scratch)
+            _along_axes(way.outer.matrices, stored.permute(2, 0, 1), outer, scratch)
             squares += torch.linalg.vector_norm(outer, dim=2).square_()
             tap_squares += _sum_squares(stored, 1, torch.empty_like(tap_squares), scratch)
-            self._add_products(held, outer, inner[:, depth], anew=depth.start == 0)
+            for some in parts(stored.shape[1], DEPTH):
+                anew = depth.start == some.start == 0
+                self._add_products(held, outer[:, :, some], inner[:, depth][:, some], anew=anew)
             yield
-        return held, self._bound(squares, tap_squares.T, way.outer, way.outer_weights)
+        return held, self._bound(squares, tap_squares.T, way.outer)
 
     def _add_products(self, held: Tensor, outer: Tensor, inner: Tensor, *, anew: bool) -> None:
         """The products of some channels, of every slot; `anew` overwrites what is held."""
@@ -198,20 +202,30 @@ class _Interpolated:
         return torch.cat(found)
 
     def _sum_directly(
-        self, raw: Tensor, places: Tensor, outer: Tensor, inner: Tensor
+        self, raw: Tensor, places: Tensor, kernels: tuple[Tensor, Tensor], scratch: Scratch
     ) -> Iterator[None]:
-        """Sets numbers of `raw` (out, in, *raw_taps) at places (tap, out, in), of the kernels
-        `outer` (out, cell, taps) and `inner` (cell, in, taps).
+        """Sets numbers of `raw` (out, in, *raw_taps) at places (tap, out, in), of the outer and the
+        inner kernel (channel, taps, cell).
         """
         taps, rows, columns = places.unbind(1)
         partners = self.way.partners[:, taps]
-        pairs = (partners >= 0).nonzero()
+        tap, place = (partners >= 0).nonzero(as_tuple=True)
+        chosen = (rows[place], tap), (columns[place], partners[tap, place])
+        lines = [
+            at * kernel.shape[1] + of for (at, of), kernel in zip(chosen, kernels, strict=True)
+        ]
         totals = raw.new_zeros(len(places))
-        for some in pairs.split(max(1, SUMMED_AT_ONCE // self.cell)):
-            tap, place = some.unbind(1)
-            left = outer.transpose(1, 2)[rows[place], tap].double()
-            right = inner.permute(1, 2, 0)[columns[place], partners[tap, place]].double()
-            totals.index_add_(0, place, left.mul_(right).sum(1))
+        for some in parts(len(tap), max(1, SUMMED_AT_ONCE // self.cell)):
+            left, right = (
+                torch.index_select(
+                    kernel.flatten(0, 1),
+                    0,
+                    line[some],
+                    out=scratch.numbers(side, some.stop - some.start, self.cell),
+                )
+                for side, kernel, line in zip(("left", "right"), kernels, lines, strict=True)
+            )
+            totals.index_add_(0, place[some], left.mul_(right).sum(1))
             yield
         raw.flatten(2).index_put_((rows, columns, taps), totals)
 
@@ -242,6 +256,8 @@ def _sum_squares(values: Tensor, dim: int, out: Tensor, scratch: Scratch) -> Ten
 
 def _applied(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
     """`values` (columns of all matrices, n) to (rows of all, n)."""
+    if len(matrices) == 1:
+        return matrices[0] @ values
     values = values.unflatten(0, [matrix.shape[1] for matrix in matrices])
     for dim, matrix in enumerate(matrices):
         values = torch.tensordot(matrix, values, dims=([1], [dim])).movedim(0, dim)

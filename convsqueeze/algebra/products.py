@@ -22,6 +22,8 @@ from convsqueeze.algebra.threads import Scratch, borrowed, one_thread, share
 
 LARGE = 20_000_000
 """Multiplications from which on threads share them: a millisecond for one, less of small cells."""
+MANY = 1_000_000
+"""Numbers from which on threads share copying them."""
 SMALL = 3_000_000
 """Multiplications up to which few operations count for more than where numbers lie."""
 SMALL_PRODUCT = 1 << 16
@@ -122,6 +124,7 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
     """Each product by itself, with all inner taps of a row at once, added in place by BLAS."""
     taps = len(sizes.raw)
     order = (0, *range(2, 2 + taps), 1)
+    outer_order = (*range(2, 2 + taps), 0, 1)
 
     def turn(block: tuple[int, slice], _: Scratch) -> Iterator[None]:
         group, rows = block
@@ -130,32 +133,36 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
 
     def multiply(block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
         group, rows, columns = block
-        outer = scratch.copied("outer", second[group, rows].permute(order))
+        outer = scratch.copied("outer", second[group, rows].permute(outer_order))
         width = columns.stop - columns.start
-        sums = scratch.numbers("sums", len(outer), *sizes.raw, width).zero_()
+        sums = scratch.numbers("sums", rows.stop - rows.start, *sizes.raw, width).zero_()
         for tap in sizes.outer_taps():
             window: Tensor = sums[EVERY, *sizes.window(tap)]
-            yield from _add_product(window, outer[EVERY, *tap], inner[group][..., columns])
+            yield from _add_product(window, outer[tap], inner[group][..., columns])
         raw[group, rows, columns] = sums.permute(0, taps + 1, *range(1, taps + 1))
 
     def multiply_alone(block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
-        """Where the inner kernel has one tap each product is a tap of the result, by itself."""
+        """Where the inner kernel has one tap each product is a tap of the result, by itself: one
+        product has them all as columns, more than a product for each would have.
+        """
         group, rows, columns = block
-        stored = second[group, rows].permute(*range(2, 2 + taps), 0, 1)
-        outer = scratch.copied("outer", stored).view(-1, *stored.shape[-2:])
-        pointwise = inner[group].flatten(1)[:, columns]
-        sums = scratch.numbers("sums", len(outer), outer.shape[1], pointwise.shape[1])
-        for left, product_of_tap in zip(outer, sums, strict=True):
-            torch.mm(left, pointwise, out=product_of_tap)
-            yield
-        raw.view(*raw.shape[:3], -1)[group, rows, columns] = sums.permute(1, 2, 0)
+        stored = second[group, rows].reshape(-1, sizes.cell, prod(sizes.outer)).transpose(0, 1)
+        outer = scratch.spread("outer", *stored.shape).copy_(stored)
+        pointwise = inner[group].flatten(1)[:, columns].T
+        sums = scratch.numbers("sums", len(pointwise), *stored.shape[1:])
+        torch.mm(pointwise, outer.flatten(1), out=sums.flatten(1))
+        by_taps = raw.view(*raw.shape[:3], -1)
+        by_taps[group, rows, columns] = sums.transpose(0, 1)
+        yield
 
     alone = prod(sizes.inner) == 1 and sizes.raw == sizes.outer
     groups = range(sizes.cells)
     rows, columns = parts(sizes.outs, rows_of(sizes.outs)), parts(sizes.ins, COLUMNS)
     with borrowed(1) as (own,):
-        inner = own.numbers("inner", sizes.cells, sizes.cell, *sizes.inner, sizes.ins)
-        share(turn, list(product(groups, parts(sizes.cell, ROWS))), large=sizes.is_large)
+        inner = own.spread("inner", sizes.cells * sizes.cell, *sizes.inner, sizes.ins)
+        inner = inner.unflatten(0, (sizes.cells, sizes.cell))
+        turned = list(product(groups, parts(sizes.cell, ROWS)))
+        share(turn, turned, large=inner.numel() >= MANY)
         work = multiply_alone if alone else multiply
         share(work, list(product(groups, rows, columns)), large=sizes.is_large)
 
@@ -172,10 +179,14 @@ def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]
     folded = window.ndim - 1
     while folded > 1 and _is_one_run(window, folded - 1) and _is_one_run(inner, folded - 1):
         folded -= 1
-    window, inner = window.flatten(folded), inner.flatten(folded)
-    for tap in product(*map(range, window.shape[1:-1])):
-        here: tuple[Any, ...] = (EVERY, *tap)
-        torch.addmm(window[here], outer, inner[here], out=window[here])
+    window, inner = window.flatten(folded).movedim(0, -2), inner.flatten(folded).movedim(0, -2)
+    if window.ndim == 2:
+        torch.addmm(window, outer, inner, out=window)
+        yield
+        return
+    for row in product(*map(range, window.shape[:-3])):  # the taps of a row in one call of BLAS
+        sums, right = window[row], inner[row]
+        torch.baddbmm(sums, outer.expand(len(right), *outer.shape), right, out=sums)
         yield
 
 

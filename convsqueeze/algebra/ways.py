@@ -20,8 +20,8 @@ SMALLEST = 32
 """Channels of either kind from which on interpolation is thought of."""
 MOST_MIDDLE = 4
 """Channels in between for each of the others, at most: what is evaluated is as large as that."""
-ONE_MATRIX = 1 << 9
-"""Numbers of a matrix that evaluates all axes at once, at most."""
+ONE_MATRIX, ONE_OF_WEIGHTS = 1 << 9, 1 << 12
+"""Numbers of a matrix that evaluates all axes at once, at most, and of one of their weights."""
 EVALUATE, INTERPOLATE = 60, 300
 """What evaluating one number and finishing one takes, in multiplications of a large product."""
 MOST_SLOTS = 4
@@ -33,21 +33,37 @@ MOST_ZEROS = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """A scheme for each axis, as matrices in float64; rows and slots of all axes are numbered in a
-    row, the last axis fastest.
+class Evaluation:
+    """A layer's kernel at the points of all axes: matrices (rows, taps) in float64, one for each
+    axis, or one for all where that is small; rows of all axes are numbered in a row, the last axis
+    fastest.
 
-    `inner`, `outer` (for all axes at once where that is small) and `combine` as in `Scheme`, and
-    `slots` of all axes. `inner_weights` (raw taps, rows of the inner kernel) of an axis are the
-    sums of `|combine|` over the slots in which a row stands; `outer_weights` alike. `partners`
-    (outer taps, raw taps) is the inner tap that makes a raw tap with an outer one, -1 where none.
+    `absolute` are those without signs. `weights` (raw taps, rows) are the sums of `|combine|` over
+    the slots in which a row stands.
     """
 
-    inner: tuple[Tensor, ...]
-    outer: tuple[Tensor, ...]
+    matrices: tuple[Tensor, ...]
+    absolute: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    terms: int
+    """Numbers that a row adds up on one axis, summed over the axes."""
+
+    @property
+    def rows(self) -> int:
+        return prod(map(len, self.matrices))
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """A scheme for each axis, as matrices in float64; slots of all axes are numbered as rows.
+
+    `combine` as in `Scheme`, and `slots` of all axes. `partners` (outer taps, raw taps) is the
+    inner tap that makes a raw tap with an outer one, -1 where none.
+    """
+
+    inner: Evaluation
+    outer: Evaluation
     combine: tuple[Tensor, ...]
-    inner_weights: tuple[Tensor, ...]
-    outer_weights: tuple[Tensor, ...]
     slots: tuple[tuple[tuple[int, int], ...], ...]
     partners: Tensor
 
@@ -58,7 +74,7 @@ class Way:
     @property
     def last_roundings(self) -> int:
         """From slots to taps: the terms of each sum, and each factor."""
-        return sum(terms(matrix) + 1 for matrix in self.combine)
+        return sum(_terms(matrix) + 1 for matrix in self.combine)
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class Sizes:
         way = way_by_points(tuple(merges), self.outer_taps, self.inner_taps)
         if way is None:
             return None
-        evaluated = self.ins * rows_of_all(way.inner) + self.outs * rows_of_all(way.outer)
+        evaluated = self.ins * way.inner.rows + self.outs * way.outer.rows
         cost = way.products * self.outs * self.cell * self.ins + EVALUATE * self.cell * evaluated
         cost = self.cells * (cost + INTERPOLATE * self.outs * self.ins * len(way.slots))
         return (way, cost) if cost < self.multiplications else None
@@ -153,11 +169,9 @@ def way_by_points(
 
 def _way(axes: Sequence[Scheme], partners: Tensor) -> Way:
     return Way(
-        inner=_evaluation([_matrix(one.inner) for one in axes]),
-        outer=_evaluation([_matrix(one.outer) for one in axes]),
+        inner=_evaluation([_matrix(one.inner) for one in axes], [_weights(one, 1) for one in axes]),
+        outer=_evaluation([_matrix(one.outer) for one in axes], [_weights(one, 0) for one in axes]),
         combine=tuple(_matrix(one.combine) for one in axes),
-        inner_weights=tuple(_weights(one, 1) for one in axes),
-        outer_weights=tuple(_weights(one, 0) for one in axes),
         slots=_numbered(axes),
         partners=partners,
     )
@@ -176,9 +190,19 @@ def _matrix(rows: Matrix) -> Tensor:
     return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
 
 
-def _evaluation(axes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _evaluation(axes: Sequence[Tensor], weights: Sequence[Tensor]) -> Evaluation:
+    matrices = _for_all(axes, ONE_MATRIX)
+    return Evaluation(
+        matrices=matrices,
+        absolute=tuple(matrix.abs() for matrix in matrices),
+        weights=_for_all(weights, ONE_OF_WEIGHTS),
+        terms=sum(map(_terms, matrices)),
+    )
+
+
+def _for_all(axes: Sequence[Tensor], most: int) -> tuple[Tensor, ...]:
     """One matrix for all axes where that is small: one product is faster than one for each axis."""
-    if prod(matrix.numel() for matrix in axes) > ONE_MATRIX:
+    if prod(matrix.numel() for matrix in axes) > most:
         return tuple(axes)
     return (reduce(torch.kron, axes),)
 
@@ -204,10 +228,6 @@ def _numbered(axes: Sequence[Scheme]) -> tuple[tuple[tuple[int, int], ...], ...]
     return slots
 
 
-def rows_of_all(matrices: Sequence[Tensor]) -> int:
-    return prod(map(len, matrices))
-
-
-def terms(matrix: Tensor) -> int:
+def _terms(matrix: Tensor) -> int:
     """Numbers that a row of the matrix adds up, at most."""
     return int((matrix != 0).sum(1).max())

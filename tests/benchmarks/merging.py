@@ -2,9 +2,10 @@
 
 The snippet convolves the first kernel with the second one reversed, in float64. Every round runs
 the snippet, the merge and one large square product in turn, all with the threads that torch has by
-default, and ratios are medians over the rounds. Both start from float32 weights and end with
-float64 ones, of which the merge knows that they round to float32 as the exact ones do; rates count
-the multiplications of the direct sum.
+default, and ratios are medians over the rounds; what is short runs several times in a row, as the
+merges of a checkpoint do. Both start from float32 weights and end with float64 ones, of which the
+merge knows that they round to float32 as the exact ones do; rates count the multiplications of the
+direct sum.
 """
 
 import time
@@ -33,6 +34,8 @@ LARGE = 1e9
 """Multiplications of a large case."""
 REST = 0.02
 """Seconds before each, as threads of a product that has ended keep a core busy for a while."""
+IN_A_ROW = 0.02
+"""Seconds that each runs at least: one short run after a rest times how cores wake up."""
 LONG = 0.5
 """Seconds of a round from which on a case has only three rounds."""
 
@@ -150,14 +153,13 @@ def measure(case: Case, rounds: int) -> Measured:
         lambda: torch.mm(square[0], square[1], out=result),
     ]
     torch.testing.assert_close(ways[0](), ways[1](), rtol=1e-4, atol=1e-4)
+    runs = [max(1, round(IN_A_ROW / duration(way, 1))) for way in ways]
     taken: list[list[float]] = []
     while len(taken) < (3 if taken and sum(taken[0]) > LONG else rounds):
         taken.append([])
-        for way in ways:
+        for way, count in zip(ways, runs, strict=True):
             time.sleep(REST)
-            start = time.perf_counter()
-            way()
-            taken[-1].append(time.perf_counter() - start)
+            taken[-1].append(duration(way, count))
     copied, ours, product = zip(*taken, strict=True)
     full = [SIDE**3 / seconds for seconds in product]
     rates = [case.multiplications / seconds for seconds in ours]
@@ -169,6 +171,14 @@ def measure(case: Case, rounds: int) -> Measured:
         median(rate / limit for rate, limit in zip(rates, full, strict=True)),
         median(theirs / mine for theirs, mine in zip(copied, ours, strict=True)),
     )
+
+
+def duration(way: Callable[[], object], count: int) -> float:
+    """Seconds that each of `count` runs in a row takes."""
+    start = time.perf_counter()
+    for _ in range(count):
+        way()
+    return (time.perf_counter() - start) / count
 
 
 def print_table(console: Console, found: Sequence[Measured]) -> None:

@@ -33,7 +33,7 @@ def always_points(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ways, name, value)
     for name, value in (("EVALUATE", 0), ("INTERPOLATE", 0), ("MOST_ZEROS", 2.0)):
         monkeypatch.setattr(ways, name, value)
-    for name, value in (("COLUMNS", 3), ("PIECE", 4), ("DEPTH", 2)):
+    for name, value in (("COLUMNS", 3), ("PIECE", 4), ("DEPTH", 2), ("EVALUATED", 4)):
         monkeypatch.setattr(interpolated, name, value)
     monkeypatch.setattr(products, "ROWS", 2)
 
