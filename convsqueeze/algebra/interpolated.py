@@ -39,6 +39,8 @@ EVALUATED = 64
 """Channels that are evaluated at once: near what a core keeps at hand. A multiple of `DEPTH`."""
 ROWS, COLUMNS = 128, 512
 """Output and input channels of a block, at most: it holds every slot."""
+MOST_EVALUATED = 1 << 24
+"""Numbers of the inner kernel at every point that are held: 128 MiB, or more for many channels."""
 PIECE = 1 << 15
 """Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds,
 and enough that threads seldom wait for the interpreter.
@@ -58,12 +60,27 @@ def interpolated_products(
     """The raw kernel of `products.summed_products`, each number of which rounds to `dtype` as the
     exact sum does, or is summed directly.
     """
+    raw_taps = [merge.raw_taps for merge in merges]
+    raw = torch.empty((*second.shape[:2], first.shape[2], *raw_taps), dtype=torch.float64)
     with one_thread(), borrowed(1) as (own,):
-        return _Interpolated(second, first, merges, way, dtype, own).run()
+        for columns in parts(first.shape[2], _columns(first, way)):
+            some = _Interpolated(second, first[:, :, columns], merges, way, dtype, own)
+            some.write_to(raw[:, :, columns])
+    return raw
+
+
+def _columns(first: Tensor, way: Way) -> int:
+    """Input channels that are taken at once: as many as fit into memory at every point."""
+    cells, cell = first.shape[:2]
+    fitting = MOST_EVALUATED // (cells * cell * way.inner.rows)
+    return min(COLUMNS, max(fitting // ROWS * ROWS, ROWS))
 
 
 class _Interpolated:
-    """The operands, the inner one at every point, and the result while its blocks are made."""
+    """The operands, the inner one at every point, while blocks of the result are made.
+
+    `second` (cells, out, cell, *k2) and `first` (cells, cell, in, *k1).
+    """
 
     def __init__(
         self,
@@ -76,27 +93,25 @@ class _Interpolated:
     ) -> None:
         self.second, self.first, self.merges = second, first, merges
         self.way, self.dtype = way, dtype
-        cells, outs, self.cell = second.shape[:3]
-        ins, rows, taps = first.shape[2], way.inner.rows, prod(first.shape[3:])
-        raw_taps = [merge.raw_taps for merge in merges]
-        self.raw = torch.empty((cells, outs, ins, *raw_taps), dtype=torch.float64)
+        cells, self.cell, ins = first.shape[:3]
+        rows, taps = way.inner.rows, prod(first.shape[3:])
         self.depths = parts(self.cell, EVALUATED)
         self.inner = own.numbers("inner", cells, rows, self.cell, apart(ins))
         self.turned = own.numbers("turned", cells, ins, taps, self.cell)
-        self.inner_squares = self.raw.new_empty((cells, len(self.depths), rows, apart(ins)))
-        self.tap_squares = self.raw.new_empty((cells, len(self.depths), taps, apart(ins)))
+        self.inner_squares = self.inner.new_empty((cells, len(self.depths), rows, apart(ins)))
+        self.tap_squares = self.inner.new_empty((cells, len(self.depths), taps, apart(ins)))
         self.is_plain = all(pairs == ((slot, slot),) for slot, pairs in enumerate(way.slots))
         sums = max(map(len, way.slots)) * -(-self.cell // DEPTH)
         self.roundings = DEPTH + sums + way.last_roundings + 4
 
-    def run(self) -> Tensor:
-        """Evaluates the inner kernel, then makes the result block by block."""
-        cells, outs, ins = self.raw.shape[:3]
+    def write_to(self, raw: Tensor) -> None:
+        """Evaluates the inner kernel, then makes `raw` (cells, out, in, *raw_taps), by blocks."""
+        self.raw = raw
+        cells, outs, ins = raw.shape[:3]
         share(self._evaluate, list(product(range(cells), range(len(self.depths)))), large=True)
-        self.inner_bounds = [self._inner_bound(group) for group in range(cells)]
-        blocks = product(range(cells), parts(outs, min(ROWS, rows_of(outs))), parts(ins, COLUMNS))
+        self.inner_bounds = [self._inner_bound(group)[:, :ins] for group in range(cells)]
+        blocks = product(range(cells), parts(outs, min(ROWS, rows_of(outs))))
         share(self._make, list(blocks), large=True)
-        return self.raw
 
     def _evaluate(self, block: tuple[int, int], scratch: Scratch) -> Iterator[None]:
         """Some channels of the inner kernel at every point, and their squares."""
@@ -125,13 +140,13 @@ class _Interpolated:
         norms = norms.mul_(layer.terms / self.roundings).add_(_root(squares))
         return _applied(layer.weights, norms.square_()).sqrt_()
 
-    def _make(self, block: tuple[int, slice, slice], scratch: Scratch) -> Iterator[None]:
+    def _make(self, block: tuple[int, slice], scratch: Scratch) -> Iterator[None]:
         """One block of the result: its products, then all that follows a few rows at a time."""
-        group, rows, columns = block
-        second, first = self.second[group, rows], self.first[group, :, columns]
-        inner, inner_bound = self.inner[group][..., columns], self.inner_bounds[group][:, columns]
+        group, rows = block
+        second, first = self.second[group, rows], self.first[group]
+        raw, width = self.raw[group, rows], first.shape[1]
+        inner, inner_bound = self.inner[group][..., :width], self.inner_bounds[group]
         held, outer_bound = yield from self._held(second.flatten(2), inner, scratch)
-        raw, width = self.raw[group, rows, columns], inner.shape[-1]
         doubted = []
         for piece in parts(len(second), max(1, PIECE // width)):
             sums = scratch.numbers("sums", raw[0, 0].numel(), piece.stop - piece.start, width)
@@ -147,8 +162,8 @@ class _Interpolated:
         if doubted:
             places = torch.cat(doubted)
             outer = scratch.copied("turned", second.flatten(2).transpose(1, 2))
-            inner = self.turned[group, columns]
-            yield from self._sum_directly(raw, places, (outer, inner), scratch)
+            kernels = outer, self.turned[group]
+            yield from self._sum_directly(raw, places, kernels, scratch)
 
     def _held(
         self, second: Tensor, inner: Tensor, scratch: Scratch
