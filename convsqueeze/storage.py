@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.precision import WIDER, dtype_name, round_once
+from convsqueeze.algebra.precision import WIDER, dtype_name, round_once, row_blocks
 from convsqueeze.errors import TensorDataError
 from convsqueeze.plan import Merge
 
@@ -79,9 +79,8 @@ def round_to_storage(
 def _overflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
     """The first value that is no finite number once it is rounded."""
     for name, stored in rounded.items():
-        bad = ~stored.isfinite()
-        if bool(bad.any()):
-            return _Misfit(name, *_first(merge, name, bad, exact[name]))
+        if not all(bool(some.isfinite().all()) for some in row_blocks(stored)):
+            return _Misfit(name, *_first(merge, name, ~stored.isfinite(), exact[name]))
     return None
 
 
@@ -91,19 +90,33 @@ def _underflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
     Blamed is the tensor that loses most of the first such channel.
     """
     weights = [name for name in exact if name.endswith("weight")]
-    lost = {name: (exact[name] - rounded[name].double()).abs() for name in weights}
-    wide = sum((exact[name].flatten(1).abs().sum(1) for name in weights), torch.zeros(()))
-    by_channel = {name: loss.flatten(1).sum(1) for name, loss in lost.items()}
-    total = sum(by_channel.values(), torch.zeros(()))
+    lost = {name: _lost(exact[name], rounded[name]) for name in weights}
+    total = sum(lost.values(), torch.zeros(()))
+    wide = sum((_absolute_sums(exact[name]) for name in weights), torch.zeros(()))
     bad = (total > torch.finfo(merge.dtype).eps * wide).nonzero()
     if not len(bad):
         return None
     channel = int(bad[0])
-    name = max(weights, key=lambda one: float(by_channel[one][channel]))
-    worst = torch.zeros_like(lost[name], dtype=torch.bool)
-    worst[channel] = lost[name][channel] == lost[name][channel].max()
+    name = max(weights, key=lambda one: float(lost[one][channel]))
+    losses = (exact[name][channel] - rounded[name][channel].double()).abs()
+    worst = torch.zeros_like(exact[name], dtype=torch.bool)
+    worst[channel] = losses == losses.max()
     share = float(total[channel] / wide[channel])
     return _Misfit(name, *_first(merge, name, worst, exact[name]), share, channel)
+
+
+def _lost(values: Tensor, stored: Tensor) -> Tensor:
+    """What rounding takes of the weights of each output channel, summed: (channels,)."""
+    blocks = row_blocks(values)
+    held = torch.empty_like(blocks[0])  # one for all: freed blocks leave holes that none fits into
+    pairs = zip(blocks, row_blocks(stored), strict=True)
+    return torch.cat(
+        [_absolute_sums(torch.sub(some, kept, out=held[: len(some)])) for some, kept in pairs]
+    )
+
+
+def _absolute_sums(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values.flatten(1), 1, dim=1)
 
 
 def _first(merge: Merge, name: str, where: Tensor, values: Tensor) -> tuple[float, tuple[int, ...]]:

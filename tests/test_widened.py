@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from widened_cases import CASES, Widening
 
 import convsqueeze
+from convsqueeze.algebra import precision
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import TensorDataError
@@ -91,6 +92,21 @@ def test_refused_with_the_value_and_the_option(tmp_path: Path, name: str) -> Non
         for word in (*words, why, dtype_name(case.dtype)):
             assert word in told
     assert not made.squeezed.exists()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Large kernels are looked through in blocks of output channels: the same is found."""
+    case = CASES[name]
+    whole = convsqueeze.merge_state_dict(case.state_dict(), case.manifest, widen=True)
+    monkeypatch.setattr(precision, "BLOCK", 1)
+    tensors, report = convsqueeze.merge_state_dict(case.state_dict(), case.manifest, widen=True)
+    assert report.widened == whole[1].widened
+    assert report.widened["net"]
+    assert tensors.keys() == whole[0].keys()
+    for key, value in whole[0].items():
+        assert tensors[key].dtype == value.dtype
+        assert torch.equal(tensors[key], value)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -31,8 +31,12 @@ from convsqueeze.algebra.groups import cells, joined, regrouped
 from convsqueeze.algebra.interpolated import interpolated_products
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import summed_products
+from convsqueeze.algebra.threads import give_back
 from convsqueeze.algebra.ways import way_for
 from convsqueeze.errors import GeometryError
+
+LARGE_RESULT = 1 << 24
+"""Numbers of a merged kernel beside which no memory of its making is kept: 128 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,8 @@ def _composed_weight(
         raw = summed_products(second, first, merges)
     else:
         raw = interpolated_products(second, first, merges, way, stored)
+    if raw.numel() >= LARGE_RESULT:
+        give_back()
     return joined(_kept(raw, merges), outer.groups, inner.groups)
 
 

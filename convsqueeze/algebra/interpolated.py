@@ -39,8 +39,8 @@ EVALUATED = 64
 """Channels that are evaluated at once: near what a core keeps at hand. A multiple of `DEPTH`."""
 ROWS, COLUMNS = 128, 512
 """Output and input channels of a block, at most: it holds every slot."""
-MOST_EVALUATED = 1 << 24
-"""Numbers of the inner kernel at every point that are held: 128 MiB, or more for many channels."""
+MOST_EVALUATED = 1 << 23
+"""Numbers of the inner kernel at every point that are held: 64 MiB, or more for many channels."""
 PIECE = 1 << 15
 """Numbers of one tap that are interpolated, bounded and rounded at once: near what a core holds,
 and enough that threads seldom wait for the interpreter.

@@ -1,6 +1,6 @@
 """Rounding: exactly once, and how much one rounding can cost. Knows dtypes, nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,8 @@ WIDER = {
 """The next dtype that holds every value of one and more."""
 SMALLEST = 2.0**-1074
 """The smallest float64 above zero."""
+BLOCK = 1 << 20
+"""Numbers that are rounded or summed up at once: 8 MiB."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -41,6 +43,11 @@ def denormals_kept() -> Iterator[None]:
             torch.set_flush_denormal(True)
 
 
+def row_blocks(values: Tensor) -> Sequence[Tensor]:
+    """Some rows (of dimension 0) at a time: whatever is made of them all at once takes memory."""
+    return values.split(max(1, BLOCK * len(values) // max(values.numel(), 1)))
+
+
 def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 `values` rounded to the nearest `dtype`, ties to even, in a single rounding.
 
@@ -50,6 +57,12 @@ def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return values.to(dtype)
+    if values.ndim and values.numel() > BLOCK:
+        return torch.cat([_round_to_half(some, dtype) for some in row_blocks(values)])
+    return _round_to_half(values, dtype)
+
+
+def _round_to_half(values: Tensor, dtype: torch.dtype) -> Tensor:
     nearest = values.to(torch.float32)
     finite = nearest.isfinite()
     too_far = (nearest.double().abs() > values.abs()) & finite

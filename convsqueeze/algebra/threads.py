@@ -101,6 +101,11 @@ def borrowed(count: int) -> Iterator[list[Scratch]]:
     _spare.extend(one for one in reversed(mine) if one.bytes <= KEPT)
 
 
+def give_back() -> None:
+    """Frees what is kept for the next work."""
+    _spare.clear()
+
+
 class _Shared(Generic[Block]):
     """Blocks that threads take one after the other until none is left or one of them fails."""
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import Conv
+from convsqueeze.algebra import Conv, precision
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.precision import STORAGE_DTYPES, half_ulp, round_once
 
@@ -68,6 +68,24 @@ def test_float16_is_what_numpy_rounds_to() -> None:
     with np.errstate(over="ignore"):
         expected = torch.from_numpy(values.numpy().astype(np.float16))
     assert torch.equal(round_once(values, torch.float16), expected)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("shape", [(2400,), (60, 40), (8, 10, 5, 6), (2400, 1), (1, 2400)])
+def test_some_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    every = interesting(dtype)
+    values = every[:: len(every) // 2400][:2400].reshape(shape)
+    expected = torch.tensor([nearest(v, dtype) for v in values.flatten().tolist()])
+    monkeypatch.setattr(precision, "BLOCK", 100)
+    blocks = precision.row_blocks(values)
+    assert torch.equal(torch.cat(list(blocks)), values)
+    assert all(block.numel() <= max(100, values[0].numel()) for block in blocks)
+    for laid_out in (values, values.mT.contiguous().mT if values.ndim > 1 else values):
+        rounded = round_once(laid_out, dtype)
+        assert rounded.shape == shape
+        assert torch.equal(rounded.float().flatten(), expected)
 
 
 @law(300)
