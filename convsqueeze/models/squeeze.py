@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.checkpoint import TensorInfo, from_state_dict
 from convsqueeze.copying import copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
@@ -151,16 +151,23 @@ def scan_model(
     run on these inputs.
     """
     _check_values(model)
-    own = from_state_dict(model.state_dict())
+    prefix, infos = _stored(model)
     try:
-        graph = traced(model, _beside(model, inputs), own.prefix)
+        graph = traced(model, _beside(model, inputs), prefix)
     except TracingError:
         runnable(model, inputs.first, type(model).__name__)
         raise
     with CPU:
-        return scan(
-            graph, own.tensors, border=border, growth=growth, minimize=minimize, latency=latency
-        )
+        return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
+
+
+def _stored(model: nn.Module) -> tuple[str, Mapping[str, TensorInfo]]:
+    """The prefix that all tensors of a model have, and the tensors without it; it may have none."""
+    state = model.state_dict()
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        return "", {}
+    own = from_state_dict(state)
+    return own.prefix, own.tensors
 
 
 def _check_values(model: nn.Module) -> None:

@@ -6,10 +6,10 @@ a sum whose inputs all come from one value is one link more behind it.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves, mapped
 from convsqueeze.manifest import IdentityLayer, Layer
 from convsqueeze.tracing import Graph, Reason, Step
 
@@ -62,19 +62,25 @@ def find_regions(graph: Graph) -> tuple[tuple[Region, ...], Mapping[str, Reason]
     """The regions, in the order of their results, and why values are ends of one although a layer
     reads them.
     """
-    reduction = _Reduction(graph)
-    for step in graph.steps.values():
-        reduction.add(step)
-    return reduction.regions(), reduction.ends
+    asked: dict[str, Reason] = {}
+    while True:
+        reduction = _Reduction(graph, asked)
+        for step in graph.steps.values():
+            reduction.add(step)
+        regions = reduction.regions()
+        more = {value: reason for region in regions for value, reason in _asked(graph, region)}
+        if not more:
+            return regions, reduction.ends
+        asked |= more
 
 
 class _Reduction:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, asked: Mapping[str, Reason]) -> None:
         self.graph = graph
         self.found: dict[str, _Expression] = {}
         self.ends: dict[str, Reason] = {}
         self._refused = dict(unusable(graph))
-        self._sealed = dict(_sealed(graph))
+        self._sealed = {**dict(_sealed(graph)), **asked}
 
     def add(self, step: Step) -> None:
         """The expression of one step, after those of its inputs."""
@@ -154,6 +160,31 @@ class _Reduction:
             for value, one in self.found.items()
             if value not in through
         )
+
+
+def _asked(graph: Graph, region: Region) -> Iterator[tuple[str, Reason]]:
+    """Inner values whose sizes are asked for by code that will go on running, unless it gets the
+    same sizes whichever of the values is there instead.
+    """
+    steps = frozenset(_steps(region.links))
+    shapes = {graph.shape(value) for value in (region.source, *steps)}
+    if len(shapes) == 1 and None not in shapes:
+        return
+    for value in steps - {region.result}:
+        for asking in graph.asked.get(value, ()):
+            own = graph.steps_of(asking.by)
+            if not asking.by or not own or not own <= steps:
+                yield value, Reason("read elsewhere", f"{asking.place} asks for its size")
+
+
+def _steps(links: Sequence[Tree[Placed]]) -> Iterator[str]:
+    """The steps that make the values behind the first."""
+    for link in links:
+        if isinstance(link, Chain | Sum):
+            yield from link.steps if isinstance(link, Added) else ()
+            yield from _steps(children(link))
+        else:
+            yield link.step
 
 
 def _ways(links: tuple[Tree[Placed], ...], step: str) -> Iterator[Tree[Placed]]:

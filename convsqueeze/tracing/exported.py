@@ -1,6 +1,6 @@
 """A model and example inputs -> a functional ATen graph, by torch.export."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import TORCH, told
-from convsqueeze.tracing.stored import caller_of
+from convsqueeze.tracing.sizes import Asking, SizesAsked
+from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import watched
 
 
@@ -29,12 +30,14 @@ class Exported:
     """The functional `program`, and the values that must stay, each with the reason: nodes of the
     graph before, which code reads on which no output depends, or changes in place.
 
-    Stored tensors that must stay are `kept`, by name: those that such code reads, or changes;
-    `cast` are those that are read under autocast. `notes` tell what the graph does not hold for.
+    `asked` are nodes for whose sizes code asks. Stored tensors that must stay are `kept`, by name:
+    those that such code reads, or changes; `cast` are those that are read under autocast. `notes`
+    tell what the graph does not hold for.
     """
 
     program: ExportedProgram
     sealed: tuple[tuple[Node, Reason], ...]
+    asked: tuple[tuple[Node, Asking], ...]
     kept: Mapping[str, str]
     cast: frozenset[str]
     notes: tuple[str, ...] = ()
@@ -51,26 +54,34 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
     failed: list[Exception] = []
     for shapes in (_open(arguments), None):
         try:
-            program, functional = _programs(watched(model), arguments, shapes)
+            program, functional, asked = _programs(watched(model), arguments, shapes)
         except Exception as error:  # noqa: BLE001 - the model's own code, and torch's on it
             failed.append(error)
         else:
-            return _with_what_stays(program, functional, is_open=shapes is not None)
+            return _with_what_stays(program, functional, asked, is_open=shapes is not None)
     raise TracingError(told(failed[-1])) from failed[-1]
 
 
 def _programs(
     model: nn.Module, inputs: tuple[Any, ...], shapes: Any
-) -> tuple[ExportedProgram, ExportedProgram]:
-    """The program as the code is written, and without mutation."""
+) -> tuple[ExportedProgram, ExportedProgram, Iterable[Asking]]:
+    """The program as the code is written, and without mutation; the sizes that the code asks for.
+
+    The model gets hooks.
+    """
     with torch_quiet(), torch.no_grad():
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+        with SizesAsked(model) as asked:
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
-        return program, program.run_decompositions({})
+        return program, program.run_decompositions({}), asked.found
 
 
 def _with_what_stays(
-    program: ExportedProgram, functional: ExportedProgram, *, is_open: bool
+    program: ExportedProgram,
+    functional: ExportedProgram,
+    asked: Iterable[Asking],
+    *,
+    is_open: bool,
 ) -> Exported:
     kept = dict(_kept_in_vain(program))
     for name in functional.graph_signature.buffers_to_mutate.values():
@@ -79,7 +90,7 @@ def _with_what_stays(
         kept.setdefault(name, "the model's code reads it under autocast")
     sealed = (*_read_in_vain(program), *_changed(program), *_converted(program))
     notes = tuple(_size_notes(program, is_open=is_open))
-    return Exported(functional, sealed, kept, cast(program), notes)
+    return Exported(functional, sealed, tuple(_asked(program, asked)), kept, cast(program), notes)
 
 
 def _needed(program: ExportedProgram) -> set[Node]:
@@ -113,6 +124,14 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
         for value in node.all_input_nodes:
             if value in needed and isinstance(value.meta.get("val"), Tensor):
                 yield value, reason
+
+
+def _asked(program: ExportedProgram, asked: Iterable[Asking]) -> Iterator[tuple[Node, Asking]]:
+    """What the modules computed whose values' sizes are asked for."""
+    askings = [*asked]
+    for node in program.graph.nodes:
+        name = calls_of(node)[-1].name if calls_of(node) else ""
+        yield from ((node, asking) for asking in askings if asking.made == name)
 
 
 def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.manifest import Layer, ScaleLayer
+from convsqueeze.tracing.sizes import Asking
 
 ReasonKind = Literal[
     "activation",
@@ -103,8 +104,8 @@ class Graph:
 
     `inputs` are values that enter, with their shapes. `hooked` are modules that call a hook of the
     user's, `tied` stored tensors that share memory: each by the first of its names. `sealed` are
-    values, and `kept` stored tensors, that have to stay, each with the reason, and `notes` tell
-    what the graph does not hold for.
+    values, and `kept` stored tensors, that have to stay, each with the reason, `asked` values whose
+    sizes the model's code asks for, and `notes` tell what the graph does not hold for.
     """
 
     steps: Mapping[str, Step]
@@ -113,6 +114,7 @@ class Graph:
     hooked: frozenset[str] = frozenset()
     tied: Mapping[str, str] = field(default_factory=dict)
     sealed: Mapping[str, Reason] = field(default_factory=dict)
+    asked: Mapping[str, tuple[Asking, ...]] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -132,3 +134,15 @@ class Graph:
         for value, names in self.readers.items():
             counts[value] += len(names)
         return counts
+
+    def shape(self, value: str) -> tuple[int, ...] | None:
+        """Of a value, with the sizes of the example."""
+        return self.steps[value].shape if value in self.steps else self.inputs.get(value)
+
+    def steps_of(self, module: str) -> frozenset[str]:
+        """The steps that run in the calls of a module."""
+        return frozenset(
+            step.name
+            for step in self.steps.values()
+            if any(call.name == module for call in step.calls)
+        )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from convsqueeze.algebra.tree import mapped
 from convsqueeze.manifest import Layer
 from convsqueeze.tracing.graph import Call, Graph, Step
+from convsqueeze.tracing.sizes import Asking
 
 FIELDS = ("name", "weight", "bias")
 """Fields of a layer that hold names."""
@@ -27,6 +28,10 @@ def without_prefix(graph: Graph, prefix: str) -> Graph:
         steps={name: _bare_step(step, prefix) for name, step in graph.steps.items()},
         hooked=frozenset(bare(name) for name in graph.hooked if f"{name}." != prefix),
         tied={name: bare(first) for name, first in keys(graph.tied).items()},
+        asked={
+            value: tuple(Asking(bare(one.made), bare(one.by), one.place) for one in askings)
+            for value, askings in graph.asked.items()
+        },
         kept=keys(graph.kept),
     )
 

@@ -3,9 +3,9 @@
 Knows fx nodes and their metadata; what an operator means is asked of `operators`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,12 @@ from convsqueeze.tracing.operators import (
     padding_meaning,
 )
 from convsqueeze.tracing.prefix import without_prefix
+from convsqueeze.tracing.sizes import Asking
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
+
+Told = TypeVar("Told")
 
 
 def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
@@ -220,21 +223,31 @@ class _Reader:
             kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
         return Graph(
             *(steps, self.inputs, outputs, self.hooked, self.tied),
-            sealed=dict(_sealed(steps, made)),
+            sealed=dict(_of_calls(steps, made.sealed)),
+            asked=_asked(steps, made),
             kept=kept,
             notes=made.notes,
         )
 
 
-def _sealed(steps: Mapping[str, Step], made: Exported) -> Iterator[tuple[str, Reason]]:
-    """Values of the module calls that made what must stay: which of them, names do not tell from
-    one graph to the other.
+def _of_calls(
+    steps: Mapping[str, Step], told: Iterable[tuple[Node, Told]]
+) -> Iterator[tuple[str, Told]]:
+    """Values of the module calls that made the nodes of which something is told: which of them,
+    names do not tell from one graph to the other.
     """
-    for node, reason in made.sealed:
+    for node, what in told:
         calls = calls_of(_origin(node))
         for name, step in steps.items():
             if node.op == "call_function" and step.calls[-1:] == calls[-1:]:
-                yield name, reason
+                yield name, what
+
+
+def _asked(steps: Mapping[str, Step], made: Exported) -> dict[str, tuple[Asking, ...]]:
+    found: dict[str, dict[Asking, None]] = {}
+    for name, asking in _of_calls(steps, made.asked):
+        found.setdefault(name, {})[asking] = None
+    return {name: tuple(askings) for name, askings in found.items()}
 
 
 def _origin(value: Node) -> Node:

@@ -71,7 +71,8 @@ def _steps(
         found = [None, *_steps(case, node.part, f"{path}.part", runs)]
     elif isinstance(node, Coded):
         inside = _steps(case, node.part, f"{path}.part", runs)
-        found = inside if node.kind in ("clone", "view") else [*inside, None]
+        # the code of a view asks for the value's size, which may have to stay for that
+        found = inside if node.kind == "clone" else [*inside, None]
     elif isinstance(node, ChannelsLast):
         # torch may count the view to the first layer, where it is one of what code changed in place
         runs += [_steps(case, part, name, runs)[1:] for name, part in parts]

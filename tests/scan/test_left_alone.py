@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze import merge_state_dict
+from convsqueeze.errors import VerificationError
 from convsqueeze.models import inputs_of, scan_model
+from convsqueeze.scan import regions
 
 SAMPLE = Path(__file__).parent.parent.parent / "samples" / "sesr"
 
@@ -108,6 +110,34 @@ def test_what_is_left_alone_and_why(build: type[Two], kind: str) -> None:
     squeezed, report = convsqueeze.squeeze(model, x)
     assert report.merged is None
     assert squeezed is not model
+
+
+class SizeAsked(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        assert y.shape[1] == 8
+        return F.relu(self.two(y))
+
+
+def test_without_its_size_the_value_would_be_merged_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the whole model, with all its other merges, be refused."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(SizeAsked(), Two()).eval(), torch.randn(2, 3, 8, 8)
+    _, report = convsqueeze.squeeze(model, x)
+    assert [one.merge.into for entry in report.scan.entries for one in entry.merged] == ["1"]
+    (told,) = (one for one in report.left if one.layers == ("0.one", "0.two"))
+    assert (told.reason.kind, told.reason.text) == (
+        "read elsewhere",
+        f"test_left_alone.py:{_line_of('assert y.shape[1]')} asks for its size",
+    )
+    monkeypatch.setattr(regions, "_asked", lambda graph, region: ())
+    with pytest.raises(VerificationError):
+        convsqueeze.squeeze(model, x)
+
+
+def _line_of(words: str) -> int:
+    lines = Path(__file__).read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if words in line)
 
 
 def test_the_same_layers_with_nothing_between_are_merged() -> None:

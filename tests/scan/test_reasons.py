@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from scan.code import image, largest_share
-from scan.negatives import by_fx, calls, kernels, shapes, sharing, values
+from scan.negatives import asked, by_fx, calls, kernels, shapes, sharing, values
 from scan.negatives.rows import INPUT, Row, Squeezed, squeezed_table
 
 TABLES: Mapping[str, Sequence[Row]] = {
@@ -17,6 +17,7 @@ TABLES: Mapping[str, Sequence[Row]] = {
     "reshaped": shapes.RESHAPED,
     "windows": shapes.WINDOWS,
     "sizes": shapes.SIZES,
+    "asked": asked.ASKED,
     "readers": sharing.READERS,
     "shared": sharing.SHARED,
     "kernels": kernels.KERNELS,

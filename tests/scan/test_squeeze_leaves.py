@@ -295,6 +295,18 @@ def test_a_model_without_usable_values_is_refused(
         convsqueeze.squeeze(build().eval(), X)
 
 
+@pytest.mark.parametrize(
+    "layers", [(nn.ReLU(),), (nn.AvgPool2d(2), nn.AvgPool2d(2)), (nn.ZeroPad2d(1), nn.Identity())]
+)
+def test_a_model_without_tensors_is_copied(layers: tuple[nn.Module, ...]) -> None:
+    model = nn.Sequential(*layers)
+    squeezed, report = convsqueeze.squeeze(model, image(2, 3, 8, 8))
+    assert report.merged is None
+    assert squeezed is not model
+    assert repr(squeezed) == repr(model)
+    assert torch.equal(squeezed(image(2, 3, 8, 8)), model(image(2, 3, 8, 8)))
+
+
 def test_values_that_are_not_finite_beside_a_merge_stay() -> None:
     model = made(chain)
     model[4].weight.data[0, 0] = torch.nan

@@ -74,7 +74,10 @@ ARITHMETIC: Sequence[Row] = (
     between("x / 2", lambda m, y: y / 2, *in_code("scale")),
     between("-x", lambda m, y: -y, *in_code("scale")),
     between(
-        "2 x with out", lambda m, y: torch.mul(y, 2, out=torch.empty_like(y)), *in_code("scale")
+        "2 x with out",
+        lambda m, y: torch.mul(y, 2, out=torch.empty_like(y)),
+        apart("read elsewhere", "asks for its size"),
+        in_code("scale")[1],
     ),
     between("x q", lambda m, y: y.mul_(m.q), *in_code("q"), q=lambda: numbers(4, 1, 1)),
     between(

@@ -1,0 +1,105 @@
+"""Sizes of inner values that a model's code asks for while torch.export follows it.
+
+They are no operations of the graph: what the code makes of them are numbers, or sizes of the input.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from convsqueeze.tracing.raised import is_library
+
+ASKS = {
+    Tensor.size,
+    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.stride,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.__len__,
+    Tensor.expand_as,
+    Tensor.view_as,
+    Tensor.reshape_as,
+    torch.empty_like,
+    torch.full_like,
+    torch.ones_like,
+    torch.rand_like,
+    torch.randint_like,
+    torch.randn_like,
+    torch.zeros_like,
+}
+"""What gives a size of a tensor, or a tensor of its size."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Code of the module `by` ("" for the model itself) asks at `place` for a size of what the
+    module `made` gave.
+    """
+
+    made: str
+    by: str
+    place: str
+
+
+class SizesAsked(TorchFunctionMode):
+    """While it is entered, every call of `model` adds to `found`. The hooks that it registers for
+    that stay on the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.found: dict[Asking, None] = {}
+        self._made: dict[int, tuple[Tensor, str]] = {}
+        self._running: list[str] = []
+        for name, module in model.named_modules():
+            if name:
+                module.register_forward_pre_hook(self._entering(name), prepend=True)
+                module.register_forward_hook(self._leaving())
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            if not is_dynamo_compiling():  # it takes branches of control flow apart, and no notes
+                self._running.append(name)
+
+        return enter
+
+    def _leaving(self) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, result: Any) -> None:
+            if is_dynamo_compiling():
+                return
+            name = self._running.pop()
+            for value in tree_leaves(result):
+                if isinstance(value, Tensor):  # held, so that no other gets its identity
+                    self._made.setdefault(id(value), (value, name))
+
+        return leave
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not is_dynamo_compiling() and func in ASKS:
+            for value in args:
+                self._ask(value)
+        return func(*args, **(kwargs or {}))
+
+    def _ask(self, value: Any) -> None:
+        if id(value) in self._made:
+            by = self._running[-1] if self._running else ""
+            self.found[Asking(self._made[id(value)][1], by, _place())] = None
+
+
+def _place() -> str:
+    """The innermost line that runs outside of libraries: `net.py:12`."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not is_library(path):
+            return f"{path.name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the model's code"
