@@ -253,8 +253,17 @@ def _place_chain(
         if index == misplaced and len(problems) > known:
             problems[known] = replace(problems[known], reason=f"{problems[known].reason}. {order}")
         rest = Chain(chain.links[index + 1 :])
-        channels = told_channels(rest) if geometry is None else geometry.out_channels
+        leaving = _leaving(tree) if geometry is None else geometry.out_channels
+        channels = told_channels(rest) if leaving is None else leaving
     return (Chain(tuple(placed)), whole) if len(placed) == len(chain.links) else (None, None)
+
+
+def _leaving(tree: Tree[ResolvedLayer] | None) -> int | None:
+    """The channels that leave layers which need not be one convolution."""
+    while isinstance(tree, Chain | Sum):
+        parts = tree.links[-1:] if isinstance(tree, Chain) else tree.branches[:1]
+        tree = parts[0] if parts else None
+    return tree.geometry.out_channels if tree is not None else None
 
 
 def _misplaced(chain: Chain[NamedLayer], rank: int) -> tuple[int | None, str]:

@@ -20,7 +20,6 @@ from .description import (
     Sum,
     Wasteful,
     children,
-    walk,
 )
 
 Step = tuple[str, Layer] | None
@@ -76,17 +75,9 @@ def _steps(
     elif isinstance(node, ChannelsLast):
         # torch may count the view to the first layer, where it is one of what code changed in place
         runs += [_steps(case, part, name, runs)[1:] for name, part in parts]
-    elif isinstance(node, Sum) and _pads_in_several_modes(node):
-        pass
     elif isinstance(node, Sum | Gated):
         runs += [_steps(case, part, name, runs) for name, part in parts]
     return [None, *found, None] if path in case.hooks else found
-
-
-def _pads_in_several_modes(node: Sum) -> bool:
-    """Such branches are no one layer, and the whole sum may be left alone for it."""
-    inside = (part for _, part in walk(node, "") if isinstance(part, Layer))
-    return any("padding_mode" in layer.settings for layer in inside)
 
 
 def _of_layer(case: Case, layer: Layer, path: str) -> list[Step]:

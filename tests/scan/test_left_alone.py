@@ -112,6 +112,29 @@ def test_what_is_left_alone_and_why(build: type[Two], kind: str) -> None:
     assert squeezed is not model
 
 
+class ModesAdded(nn.Module):
+    """Branches that are no one layer, then numbers of one channel, which do not tell how many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 8, 1, bias=False)
+        self.two = nn.Conv2d(8, 1, 3, padding=1)
+        self.mirrored = nn.Conv2d(3, 1, 3, padding=1, padding_mode="reflect")
+        self.beta = nn.Parameter(torch.rand(1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.mirrored(x) + self.two(self.one(x)) + self.beta
+        return y
+
+
+def test_branches_that_are_no_one_layer_leave_the_rest_to_be_merged() -> None:
+    torch.manual_seed(0)
+    model, x = ModesAdded().eval(), torch.randn(2, 3, 8, 8)
+    squeezed, report = convsqueeze.squeeze(model, x)
+    assert (report.weights_before, report.weights_after) == (97, 28)
+    assert torch.allclose(squeezed(x), model(x), atol=1e-5)
+
+
 class SizeAsked(Two):
     def forward(self, x: Tensor) -> Tensor:
         y = self.one(x)
