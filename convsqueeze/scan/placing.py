@@ -10,7 +10,7 @@ from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.manifest import AvgPoolLayer, IdentityLayer, Layer, PadLayer
 from convsqueeze.scan.regions import Added, Placed
 from convsqueeze.surgery.places import Modules, Placement, placement
-from convsqueeze.tracing import Graph
+from convsqueeze.tracing import Call, Graph
 
 BARE = (AvgPoolLayer, PadLayer)
 """Layers without tensors, which may be modules all the same."""
@@ -51,15 +51,27 @@ class Placing:
 
     def unit(self, tree: Tree[Placed]) -> str | None:
         """The innermost module that does these layers and nothing else."""
-        steps = self._steps_of(tree) if self._is_named(tree) else None
-        if not steps or (isinstance(tree, Sum) and not isinstance(tree, Added)):
+        if isinstance(tree, Sum) and not isinstance(tree, Added):
             return None  # some branches of a sum: what adds them adds others too
-        first = self._graph.steps[min(steps)]
-        for call in reversed(first.calls):
+        calls = self._calls_around(tree)
+        steps = self._steps_of(tree) if calls and self._is_named(tree) else None
+        for call in calls if steps else ():
             alone = self._calls[call.name] == 1 and call.name not in self._graph.hooked
             if alone and self._within[call.id] == steps and not self._keeps(call.name):
                 return call.name
         return None
+
+    def _calls_around(self, tree: Tree[Placed]) -> list[Call]:
+        """Calls, innermost first, that may be these layers and nothing else, as far as is seen
+        without looking at every step: long chains have many parts.
+        """
+        ends = _first(tree), _last(tree)
+        if None in ends:
+            return []
+        first, last = (self._graph.steps[end.step].calls for end in ends if end is not None)
+        both = [call for call in reversed(first) if call in last]
+        count = sum(not _is_skip(placed) for placed in leaves(tree)) if both else 0
+        return [call for call in both if self._layers_within[call.id] == count]
 
     def _keeps(self, module: str) -> bool:
         """Whether a module holds tensors that have to stay."""
@@ -69,10 +81,9 @@ class Placing:
         """Whether a manifest says where a part is: by tensors, or the name of a module that does
         one of its layers.
         """
-        layers = list(leaves(tree))
-        if any(one.has_tensors for one in layers):
+        if any(one.has_tensors for one in leaves(tree)):
             return True
-        bare = (one for one in layers if isinstance(one.layer, BARE))
+        bare = (one for one in leaves(tree) if isinstance(one.layer, BARE))
         return any(one is tree or self.unit(one) for one in bare)
 
     def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
@@ -96,6 +107,11 @@ class Placing:
         return {call: frozenset(names) for call, names in found.items()}
 
     @cached_property
+    def _layers_within(self) -> dict[str, int]:
+        """How many layers every call is, beside identities."""
+        return {call: sum(map(self._layers_of, steps)) for call, steps in self._within.items()}
+
+    @cached_property
     def _calls(self) -> Counter[str]:
         """How often every module is called."""
         calls = {(call.id, call.name) for step in self._graph.steps.values() for call in step.calls}
@@ -104,6 +120,19 @@ class Placing:
 
 def _is_skip(placed: Placed) -> bool:
     return isinstance(placed.layer, IdentityLayer)
+
+
+def _first(tree: Tree[Placed]) -> Placed | None:
+    return next(iter(leaves(tree)), None)
+
+
+def _last(tree: Tree[Placed]) -> Placed | None:
+    while isinstance(tree, Chain | Sum):
+        parts = tree.links if isinstance(tree, Chain) else tree.branches
+        if not parts:
+            return None
+        tree = parts[-1]
+    return tree
 
 
 def _adds(tree: Tree[Placed]) -> frozenset[str]:
