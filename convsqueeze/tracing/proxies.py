@@ -122,7 +122,12 @@ def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> N
         wanted = _run(model, inputs)
     except Exception as error:
         raise TracingError(f"the model does not run on its inputs: {told(error)}") from error
-    found = _run(made.module, tensors)
+    try:
+        found = _run(made.module, tensors)
+    except Exception as error:
+        raise TracingError(
+            f"the graph that it makes of the code does not run: {told(error)}"
+        ) from error
     alike = len(wanted) == len(found) and all(map(_is_alike, wanted, found))
     if not alike:
         raise TracingError(

@@ -60,9 +60,9 @@ class SizesAsked(TorchFunctionMode):
         self._made: dict[int, tuple[Tensor, str]] = {}
         self._running: list[str] = []
         for name, module in model.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 module.register_forward_pre_hook(self._entering(name), prepend=True)
-                module.register_forward_hook(self._leaving())
+                module.register_forward_hook(self._leaving(), always_call=True)
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:

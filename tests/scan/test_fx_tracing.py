@@ -3,6 +3,7 @@ break is left alone.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,6 +292,18 @@ def test_code_that_asks_for_the_type_of_a_value_is_refused() -> None:
     model = made(lambda: Code(forward, **two_layers()))
     with pytest.raises(TracingError, match="gives another output"):
         by_fx(model, X)
+
+
+def test_code_that_catches_what_a_layer_raises_is_refused() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.one(x)
+        with suppress(RuntimeError):
+            y = self.misfit(y)
+        return self.two(y)
+
+    model = made(lambda: Code(forward, **two_layers(), misfit=nn.Conv2d(1, 1, 1)))
+    with pytest.raises(TracingError, match="does not run"):
+        scanned(model, X)
 
 
 def _given_a_size(self: Any, x: Tensor) -> Any:
