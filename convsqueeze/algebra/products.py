@@ -157,7 +157,8 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
 
     alone = prod(sizes.inner) == 1 and sizes.raw == sizes.outer
     groups = range(sizes.cells)
-    rows, columns = parts(sizes.outs, rows_of(sizes.outs)), parts(sizes.ins, COLUMNS)
+    rows = parts(sizes.outs, min(ROWS, rows_of(sizes.outs)) if alone else rows_of(sizes.outs))
+    columns = parts(sizes.ins, COLUMNS)
     with borrowed(1) as (own,):
         inner = own.spread("inner", sizes.cells * sizes.cell, *sizes.inner, sizes.ins)
         inner = inner.unflatten(0, (sizes.cells, sizes.cell))
@@ -168,8 +169,8 @@ def _one_by_one(raw: Tensor, second: Tensor, first: Tensor, sizes: _Sizes) -> No
 
 
 def rows_of(outs: int) -> int:
-    """Output channels of a block: few enough for two blocks, many enough for BLAS."""
-    return min(4 * ROWS, max(ROWS // 2, -(-outs // 2)))
+    """Output channels of a block: few enough for several blocks, many enough for BLAS."""
+    return min(2 * ROWS, max(ROWS // 2, -(-outs // 2)))
 
 
 def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]:

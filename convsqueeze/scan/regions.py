@@ -69,7 +69,7 @@ def find_regions(graph: Graph) -> tuple[tuple[Region, ...], Mapping[str, Reason]
             reduction.add(step)
         regions = reduction.regions()
         more = {value: reason for region in regions for value, reason in _asked(graph, region)}
-        if not more:
+        if more.keys() <= asked.keys():
             return regions, reduction.ends
         asked |= more
 
