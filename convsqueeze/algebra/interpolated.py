@@ -64,8 +64,8 @@ def interpolated_products(
     raw = torch.empty((*second.shape[:2], first.shape[2], *raw_taps), dtype=torch.float64)
     with one_thread(), borrowed(1) as (own,):
         for columns in parts(first.shape[2], _columns(first, way)):
-            some = _Interpolated(second, first[:, :, columns], merges, way, dtype, own)
-            some.write_to(raw[:, :, columns])
+            some = first[:, :, columns], raw[:, :, columns]
+            _Interpolated(second, *some, merges, way, dtype, own).run()
     return raw
 
 
@@ -79,20 +79,22 @@ def _columns(first: Tensor, way: Way) -> int:
 class _Interpolated:
     """The operands, the inner one at every point, while blocks of the result are made.
 
-    `second` (cells, out, cell, *k2) and `first` (cells, cell, in, *k1).
+    `second` (cells, out, cell, *k2), `first` (cells, cell, in, *k1), `raw` (cells, out, in,
+    *raw_taps). `turned` (cells, in, taps, cell) is `first` with the channels that are summed last.
     """
 
     def __init__(
         self,
         second: Tensor,
         first: Tensor,
+        raw: Tensor,
         merges: Sequence[AxisMerge],
         way: Way,
         dtype: torch.dtype,
         own: Scratch,
     ) -> None:
-        self.second, self.first, self.merges = second, first, merges
-        self.way, self.dtype = way, dtype
+        self.second, self.first, self.raw = second, first, raw
+        self.merges, self.way, self.dtype = merges, way, dtype
         cells, self.cell, ins = first.shape[:3]
         rows, taps = way.inner.rows, prod(first.shape[3:])
         self.depths = parts(self.cell, EVALUATED)
@@ -104,10 +106,9 @@ class _Interpolated:
         sums = max(map(len, way.slots)) * -(-self.cell // DEPTH)
         self.roundings = DEPTH + sums + way.last_roundings + 4
 
-    def write_to(self, raw: Tensor) -> None:
-        """Evaluates the inner kernel, then makes `raw` (cells, out, in, *raw_taps), by blocks."""
-        self.raw = raw
-        cells, outs, ins = raw.shape[:3]
+    def run(self) -> None:
+        """Evaluates the inner kernel, then makes the result block by block."""
+        cells, outs, ins = self.raw.shape[:3]
         share(self._evaluate, list(product(range(cells), range(len(self.depths)))), large=True)
         self.inner_bounds = [self._inner_bound(group)[:, :ins] for group in range(cells)]
         blocks = product(range(cells), parts(outs, min(ROWS, rows_of(outs))))
@@ -162,8 +163,7 @@ class _Interpolated:
         if doubted:
             places = torch.cat(doubted)
             outer = scratch.copied("turned", second.flatten(2).transpose(1, 2))
-            kernels = outer, self.turned[group]
-            yield from self._sum_directly(raw, places, kernels, scratch)
+            yield from self._sum_directly(raw, places, outer, self.turned[group], scratch)
 
     def _held(
         self, second: Tensor, inner: Tensor, scratch: Scratch
@@ -217,32 +217,29 @@ class _Interpolated:
         return torch.cat(found)
 
     def _sum_directly(
-        self, raw: Tensor, places: Tensor, kernels: tuple[Tensor, Tensor], scratch: Scratch
+        self, raw: Tensor, places: Tensor, outer: Tensor, inner: Tensor, scratch: Scratch
     ) -> Iterator[None]:
-        """Sets numbers of `raw` (out, in, *raw_taps) at places (tap, out, in), of the outer and the
-        inner kernel (channel, taps, cell).
+        """Sets numbers of `raw` (out, in, *raw_taps) at places (tap, out, in), of the kernels
+        `outer` (out, taps, cell) and `inner` (in, taps, cell).
         """
         taps, rows, columns = places.unbind(1)
         partners = self.way.partners[:, taps]
         tap, place = (partners >= 0).nonzero(as_tuple=True)
-        chosen = (rows[place], tap), (columns[place], partners[tap, place])
-        lines = [
-            at * kernel.shape[1] + of for (at, of), kernel in zip(chosen, kernels, strict=True)
-        ]
+        lefts = rows[place] * outer.shape[1] + tap
+        rights = columns[place] * inner.shape[1] + partners[tap, place]
         totals = raw.new_zeros(len(places))
         for some in parts(len(tap), max(1, SUMMED_AT_ONCE // self.cell)):
-            left, right = (
-                torch.index_select(
-                    kernel.flatten(0, 1),
-                    0,
-                    line[some],
-                    out=scratch.numbers(side, some.stop - some.start, self.cell),
-                )
-                for side, kernel, line in zip(("left", "right"), kernels, lines, strict=True)
-            )
+            left = _gathered(outer, lefts[some], scratch, "left")
+            right = _gathered(inner, rights[some], scratch, "right")
             totals.index_add_(0, place[some], left.mul_(right).sum(1))
             yield
         raw.flatten(2).index_put_((rows, columns, taps), totals)
+
+
+def _gathered(kernel: Tensor, rows: Tensor, scratch: Scratch, name: str) -> Tensor:
+    """Some rows, numbered over channels and taps, of a kernel (channels, taps, cell)."""
+    out = scratch.numbers(name, len(rows), kernel.shape[2])
+    return torch.index_select(kernel.flatten(0, 1), 0, rows, out=out)
 
 
 def _along_axes(matrices: Sequence[Tensor], values: Tensor, out: Tensor, scratch: Scratch) -> None:

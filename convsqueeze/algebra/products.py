@@ -182,9 +182,7 @@ def _add_product(window: Tensor, outer: Tensor, inner: Tensor) -> Iterator[None]
         folded -= 1
     window, inner = window.flatten(folded).movedim(0, -2), inner.flatten(folded).movedim(0, -2)
     if window.ndim == 2:
-        torch.addmm(window, outer, inner, out=window)
-        yield
-        return
+        window, inner = window[None], inner[None]
     for row in product(*map(range, window.shape[:-3])):  # the taps of a row in one call of BLAS
         sums, right = window[row], inner[row]
         torch.baddbmm(sums, outer.expand(len(right), *outer.shape), right, out=sums)

@@ -22,8 +22,8 @@ KEPT = 1 << 27
 """Bytes of a scratch, at most, that is kept for the next work: 128 MiB."""
 CACHE_LINE = 8
 """Float64 numbers of a line of a processor's cache."""
-ALIKE = 64
-"""Numbers, and multiples of it, that are too regular a distance between rows."""
+TOO_REGULAR = 64
+"""Rows that lie a multiple of so many numbers apart share too few places of a cache."""
 _at_hand: ContextVar[int] = ContextVar("threads that torch had before it was given one", default=0)
 _spare: "list[Scratch]" = []
 
@@ -90,7 +90,7 @@ class Scratch:
 
 def apart(width: int) -> int:
     """Numbers from one row of `width` to the next; see `Scratch.spread`."""
-    return width + CACHE_LINE if width % ALIKE == 0 else width
+    return width + CACHE_LINE if width % TOO_REGULAR == 0 else width
 
 
 @contextmanager

@@ -65,11 +65,11 @@ class Placing:
         """Calls, innermost first, that may be these layers and nothing else, as far as is seen
         without looking at every step: long chains have many parts.
         """
-        ends = _first(tree), _last(tree)
-        if None in ends:
+        first, last = next(leaves(tree), None), _last(tree)
+        if first is None or last is None:
             return []
-        first, last = (self._graph.steps[end.step].calls for end in ends if end is not None)
-        both = [call for call in reversed(first) if call in last]
+        behind = self._graph.steps[last.step].calls
+        both = [call for call in reversed(self._graph.steps[first.step].calls) if call in behind]
         count = sum(not _is_skip(placed) for placed in leaves(tree)) if both else 0
         return [call for call in both if self._layers_within[call.id] == count]
 
@@ -120,10 +120,6 @@ class Placing:
 
 def _is_skip(placed: Placed) -> bool:
     return isinstance(placed.layer, IdentityLayer)
-
-
-def _first(tree: Tree[Placed]) -> Placed | None:
-    return next(iter(leaves(tree)), None)
 
 
 def _last(tree: Tree[Placed]) -> Placed | None:

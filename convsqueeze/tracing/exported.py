@@ -1,6 +1,6 @@
 """A model and example inputs -> a functional ATen graph, by torch.export."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
 
 def _programs(
     model: nn.Module, inputs: tuple[Any, ...], shapes: Any
-) -> tuple[ExportedProgram, ExportedProgram, Iterable[Asking]]:
+) -> tuple[ExportedProgram, ExportedProgram, Collection[Asking]]:
     """The program as the code is written, and without mutation; the sizes that the code asks for.
 
     The model gets hooks.
@@ -79,7 +79,7 @@ def _programs(
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    asked: Iterable[Asking],
+    asked: Collection[Asking],
     *,
     is_open: bool,
 ) -> Exported:
@@ -126,12 +126,11 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
                 yield value, reason
 
 
-def _asked(program: ExportedProgram, asked: Iterable[Asking]) -> Iterator[tuple[Node, Asking]]:
+def _asked(program: ExportedProgram, asked: Collection[Asking]) -> Iterator[tuple[Node, Asking]]:
     """What the modules computed whose values' sizes are asked for."""
-    askings = [*asked]
     for node in program.graph.nodes:
-        name = calls_of(node)[-1].name if calls_of(node) else ""
-        yield from ((node, asking) for asking in askings if asking.made == name)
+        for call in calls_of(node)[-1:]:
+            yield from ((node, asking) for asking in asked if asking.made == call.name)
 
 
 def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:

@@ -27,13 +27,14 @@ def _place(error: Exception) -> str | None:
     found = None
     for frame, number in walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        if path.is_file() and not is_library(path):
+        if is_own_code(path):
             line = linecache.getline(str(path), number).strip()
             found = f"{path.name}:{number}" + (f" ({line})" if line else "")
     return found
 
 
-def is_library(path: Path) -> bool:
-    """Whether a file is torch's, ours or Python's own."""
-    own = any(path.is_relative_to(one) for one in (TORCH, OWN))
-    return own or (path.is_relative_to(PYTHON) and "site-packages" not in path.parts)
+def is_own_code(path: Path) -> bool:
+    """Whether a file may hold the model's own code: it is there, and no library's."""
+    in_python = path.is_relative_to(PYTHON) and "site-packages" not in path.parts
+    library = in_python or any(path.is_relative_to(one) for one in (TORCH, OWN))
+    return path.is_file() and not library

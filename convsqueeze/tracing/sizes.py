@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from convsqueeze.tracing.raised import is_library
+from convsqueeze.tracing.raised import is_own_code
 
 ASKS = {
     Tensor.size,
@@ -95,11 +96,9 @@ class SizesAsked(TorchFunctionMode):
 
 
 def _place() -> str:
-    """The innermost line that runs outside of libraries: `net.py:12`."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    """The innermost line of the model's own code: `net.py:12`."""
+    for frame, number in walk_stack(sys._getframe(1)):
         path = Path(frame.f_code.co_filename)
-        if path.is_file() and not is_library(path):
-            return f"{path.name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        if is_own_code(path):
+            return f"{path.name}:{number}"
     return "the model's code"
