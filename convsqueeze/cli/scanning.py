@@ -39,7 +39,8 @@ def manifest_from_code(
 ) -> Manifest:
     """What a scan of the model would write. Raises PlanError where nothing is worth merging."""
     track(f"scanning {place}", 0, 0)
-    found = scan_model(code.model, code.inputs, border=border or "exact", growth=growth)  # type: ignore[arg-type]
+    policies: Any = {"border": border or "exact", "growth": growth}
+    found = scan_model(code.model, code.inputs, **policies, sandbox=code.sandbox)
     manifest = manifest_of(found, place)
     if manifest is None:
         raise PlanError(
@@ -50,7 +51,7 @@ def manifest_from_code(
 
 def whole_job(code: Code, seed: int, track: "Track") -> WholeJob:
     """The comparison of the whole model, beside a merge."""
-    return WholeJob(code.model, code.inputs, seed=seed, track=track)
+    return WholeJob(code, seed=seed, track=track)
 
 
 def check_output(output: Path | None, checkpoint: Path | None, *, overwrite: bool) -> None:

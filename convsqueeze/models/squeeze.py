@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from convsqueeze.checkpoint import TensorInfo, from_state_dict
-from convsqueeze.copying import copied
+from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
@@ -89,14 +89,20 @@ def squeeze(
     _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
     with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
-        inputs, notes = _inputs(model, example_inputs)
+        sandbox = Sandbox(model)
+        inputs, notes = _inputs(model, example_inputs, sandbox)
         notes += tuple(_squeezed_notes(model))
         if minimize == "latency" and latency is None:
             from convsqueeze.latency import measuring
 
             latency = measuring("torch")
         found = scan_model(
-            model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
+            *(model, inputs),
+            minimize=minimize,
+            border=border,
+            growth=growth,
+            latency=latency,
+            sandbox=sandbox,
         )
         manifest = manifest_of(found)
         with CPU:
@@ -106,7 +112,7 @@ def squeeze(
                 model.state_dict(), manifest, growth=growth, widen=widen
             )
             squeezed, plan = applied(model, from_state_dict(state))
-            whole = verify_whole(model, squeezed, inputs, plan=plan)
+            whole = verify_whole(model, squeezed, inputs, plan=plan, sandbox=sandbox)
     whole.raise_if_failed()
     return squeezed, SqueezeReport(found, merged, whole, notes)
 
@@ -122,10 +128,10 @@ def _check_policies(**policies: tuple[object, Any]) -> None:
         raise PlanError(problems)
 
 
-def _inputs(model: nn.Module, examples: Any) -> tuple[Inputs, tuple[str, ...]]:
+def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, tuple[str, ...]]:
     """What the model is followed on, and what is to be told of it."""
     if examples is None:
-        guess = guess_inputs(model)
+        guess = guess_inputs(model, sandbox)
         return guess.inputs, (guess.told,)
     return inputs_of(positional(model, examples)), ()
 
@@ -144,18 +150,21 @@ def scan_model(
     border: Border = "exact",
     growth: Growth = "refuse",
     latency: Latency | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Scan:
-    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`.
+    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`. The model's
+    code is run in the `sandbox`.
 
     Raises TracingError where the model's code cannot be followed, ModelInputError where it does not
     run on these inputs.
     """
     _check_values(model)
     prefix, infos = _stored(model)
+    sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, _beside(model, inputs), prefix)
+        graph = traced(model, _beside(model, inputs), prefix, sandbox)
     except TracingError:
-        runnable(model, inputs.first, type(model).__name__)
+        runnable(sandbox, inputs.first)
         raise
     with CPU:
         return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
