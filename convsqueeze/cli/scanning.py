@@ -51,7 +51,7 @@ def manifest_from_code(
 
 def whole_job(code: Code, seed: int, track: "Track") -> WholeJob:
     """The comparison of the whole model, beside a merge."""
-    return WholeJob(code, seed=seed, track=track)
+    return WholeJob(code.model, code.inputs, seed=seed, track=track, sandbox=code.sandbox)
 
 
 def check_output(output: Path | None, checkpoint: Path | None, *, overwrite: bool) -> None:

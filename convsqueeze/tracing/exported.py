@@ -20,7 +20,7 @@ from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import TORCH, told
+from convsqueeze.tracing.raised import is_own_code, told
 from convsqueeze.tracing.sizes import Asking, SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
@@ -75,7 +75,18 @@ def _programs(
         with marked(model), SizesAsked(model) as asked:
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
+        _forget_uncalled(program, asked.called)
         return program, program.run_decompositions({}), asked.found
+
+
+def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
+    """A graph of torch.fx tells of the modules of the model that it was made of, which it does not
+    call itself.
+    """
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        kept = {key: one for key, one in stack.items() if not one[0] or one[0] in called}
+        node.meta["nn_module_stack"] = kept
 
 
 def _with_what_stays(
@@ -238,7 +249,7 @@ def _places(program: ExportedProgram) -> Iterator[str]:
     for guard in _guards(program):
         frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         path = getattr(frame, "filename", None)
-        if path is not None and not Path(path).is_relative_to(TORCH):
+        if path is not None and is_own_code(Path(path)):
             yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
 
 

@@ -52,11 +52,12 @@ class Asking:
 
 
 class SizesAsked(TorchFunctionMode):
-    """While it is entered, every call of `model` adds to `found`."""
+    """While it is entered, every call of `model` adds to `found`, and to the modules `called`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.found: dict[Asking, None] = {}
+        self.called: set[str] = set()
         self._model = model
         self._hooks = ExitStack()
         self._made: dict[int, tuple[Tensor, str]] = {}
@@ -64,7 +65,9 @@ class SizesAsked(TorchFunctionMode):
 
     def __enter__(self) -> "SizesAsked":
         for name, module in self._model.named_modules():
-            if name and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                self.called.add(name)
+            elif name:
                 entering, leaving = self._entering(name), self._leaving()
                 before = module.register_forward_pre_hook(entering, prepend=True)
                 after = module.register_forward_hook(leaving, always_call=True)
@@ -81,6 +84,7 @@ class SizesAsked(TorchFunctionMode):
         def enter(module: nn.Module, args: Any) -> None:
             if not is_dynamo_compiling():  # it takes branches of control flow apart, and no notes
                 self._running.append(name)
+                self.called.add(name)
 
         return enter
 
