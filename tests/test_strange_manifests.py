@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from command_line import run_here
+from convsqueeze.plan.order import MOST_PERMUTED, fitting_order, misfit
 from strange_manifests import NO_ORDER, ORDERS, SHAPES, SHARED, TWICE, WRONG_ORDER, Case
 from test_bad_input import assert_merge_refused, state_of, written_pickle
 
 import convsqueeze
 from convsqueeze.errors import PlanError
 from convsqueeze.plan import memory
-from convsqueeze.plan.order import MOST_PERMUTED, fitting_order, misfit
 
 REFUSED = {**TWICE, **SHARED, **ORDERS, **NO_ORDER}
 

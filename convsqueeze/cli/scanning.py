@@ -12,9 +12,8 @@ from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.cli.data import part_data, totals
 from convsqueeze.cli.layout import change_told, file_told, new_table, print_notes
 from convsqueeze.errors import PlanError
-from convsqueeze.manifest import Manifest, document_data
+from convsqueeze.manifest import Manifest, document_data, layer_labels
 from convsqueeze.models import Code, WholeJob, manifest_of, scan_model
-from convsqueeze.plan.parts import layer_labels
 from convsqueeze.plan.wording import kernel
 from convsqueeze.scan import Scan, ScannedEntry
 from convsqueeze.scan.writing import left_lines, scan_yaml

@@ -99,6 +99,11 @@ class _Layer(Strict):
     name: Name | None = Field(None, description="Key prefix of the layer's tensors.")
 
     @property
+    def is_identity(self) -> bool:
+        """Whether the layer passes its input on."""
+        return self.type == "identity"  # type: ignore[attr-defined]
+
+    @property
     def label(self) -> str:
         """What messages call the layer."""
         return self.name or getattr(self, "weight", None) or self.type  # type: ignore[attr-defined]

@@ -2,17 +2,15 @@
 written.
 """
 
-from dataclasses import replace
-
 from torch import nn
 
-from convsqueeze.checkpoint import edited_state_dict, from_state_dict
+from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.verifying import untracked, verify_whole
 from convsqueeze.models.whole import Track, WholeReport
 from convsqueeze.pipeline import Result
-from convsqueeze.surgery.apply import applied
+from convsqueeze.surgery.apply import with_layers
 
 
 class WholeJob:
@@ -32,9 +30,8 @@ class WholeJob:
         has no place in the model.
         """
         own = from_state_dict(self._model.state_dict())
-        edits = [replace(edit, insert=edit.tensors()) for edit in result.edits]
-        state = edited_state_dict(own, edits, result.draft.to_json())
-        squeezed, plan = applied(self._model, from_state_dict(state))
+        layers, plan = result.modules(), result.plan
+        squeezed = with_layers(self._model, own, plan.merges, lambda merge: layers[merge.into])
         self.report = verify_whole(
             self._model, squeezed, self._inputs, plan=plan, seed=self._seed, track=self._track
         )

@@ -14,7 +14,7 @@ from convsqueeze.checkpoint import TensorInfo, from_state_dict
 from convsqueeze.copying import copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
-from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
+from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
 from convsqueeze.models.inputs import Inputs, first_layer, guess_inputs, inputs_of
 from convsqueeze.models.running import runnable
@@ -22,12 +22,13 @@ from convsqueeze.models.verifying import verify_whole
 from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
-from convsqueeze.pipeline import MergeReport, merge_state_dict
-from convsqueeze.plan import Growth, Minimize
+from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
+from convsqueeze.plan import Growth, Minimize, check_memory, plan_of
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
-from convsqueeze.surgery.apply import applied
+from convsqueeze.surgery.apply import with_layers
 from convsqueeze.tracing import traced
+from convsqueeze.verify import Settings
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,17 @@ def squeeze(
         with CPU:
             if manifest is None:
                 return copied(model), SqueezeReport(found, notes=notes)
-            state, merged = merge_state_dict(
-                model.state_dict(), manifest, growth=growth, widen=widen
-            )
-            squeezed, plan = applied(model, from_state_dict(state))
+            own = from_state_dict(model.state_dict())
+            plan = plan_of(manifest, [one.merge for one in found.merged], own, growth=growth)
+            check_memory(plan)
+            result = squeeze_checkpoint(plan, own, growth=growth, widen=widen, settings=Settings())
+            layers = result.modules()
+            squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
             whole = verify_whole(model, squeezed, inputs, plan=plan)
     whole.raise_if_failed()
+    merged = MergeReport(
+        plan, result.verification, (*plan.notes, *result.notes), widened=result.widened
+    )
     return squeezed, SqueezeReport(found, merged, whole, notes)
 
 
@@ -206,6 +212,4 @@ def manifest_of(found: Scan, source: str = "scan") -> Manifest | None:
     merging.
     """
     document = found.document
-    if document is None:
-        return None
-    return manifest_from_data(document_data(document), source)
+    return None if document is None else Manifest(document, source)

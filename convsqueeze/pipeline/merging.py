@@ -63,6 +63,7 @@ class Result:
     The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
     """
 
+    plan: Plan
     edits: tuple[Edit, ...]
     draft: Recipe
     sha256: Callable[[], str]
@@ -127,7 +128,7 @@ def squeeze_checkpoint(
         report.raise_if_failed()
     draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
     given = checkpoint.sha256 if sha256 is None else sha256
-    return Result(tuple(edits), draft, given, report, widened, tuple(notes))
+    return Result(plan, tuple(edits), draft, given, report, widened, tuple(notes))
 
 
 def _verified(

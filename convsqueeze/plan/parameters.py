@@ -11,27 +11,20 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import STORAGE_DTYPES
-from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import TensorDataError
 from convsqueeze.manifest import (
     AvgPoolLayer,
     BatchNormLayer,
-    ChainItem,
     ConvLayer,
     ConvTransposeLayer,
-    Entry,
     IdentityLayer,
-    KeyPath,
     Layer,
     LinearLayer,
     PadLayer,
-    PairEntry,
     ScaleLayer,
-    SumItem,
-    item_parts,
-    parts,
 )
+from convsqueeze.names import KeyPath
 
 Infos = Mapping[str, TensorInfo]
 Load = Callable[[str], Tensor]
@@ -117,42 +110,6 @@ def negative_notes(variance: Parameter, values: Tensor, eps: float) -> list[str]
     ]
 
 
-@dataclass(frozen=True)
-class NamedLayer:
-    """A layer whose tensors are found and whose place in the rest is not yet known."""
-
-    layer: Layer
-    path: KeyPath
-    parameters: Mapping[str, Parameter]
-    counters: tuple[str, ...]
-
-    def meta(self) -> dict[str, Tensor]:
-        return {
-            role: torch.empty(parameter.shape, device="meta")
-            for role, parameter in self.parameters.items()
-        }
-
-
-def find(
-    item: "Entry | Layer | ChainItem | SumItem",
-    path: KeyPath,
-    infos: Infos,
-    problems: list[Problem],
-) -> Tree[NamedLayer] | None:
-    """The item with the tensors of each of its layers; None where a tensor is missing."""
-    if isinstance(item, PairEntry):
-        kind, children = parts(item)
-    elif isinstance(item, ChainItem | SumItem):
-        kind, children = item_parts(item)
-    else:
-        return _find_layer(item, path, infos, problems)
-    found = [find(child, (*path, *step), infos, problems) for step, child in children]
-    whole = tuple(child for child in found if child is not None)
-    if len(whole) < len(found):
-        return None
-    return Chain(whole) if kind == "chain" else Sum(whole)
-
-
 _REQUIRED: dict[type, tuple[str, ...]] = {
     ConvLayer: ("weight",),
     ConvTransposeLayer: ("weight",),
@@ -165,9 +122,15 @@ _REQUIRED: dict[type, tuple[str, ...]] = {
 }
 
 
-def _find_layer(
+Parameters = Mapping[str, Parameter]
+
+
+def find(
     layer: Layer, path: KeyPath, infos: Infos, problems: list[Problem]
-) -> NamedLayer | None:
+) -> tuple[Parameters, tuple[str, ...]] | None:
+    """Where a layer's parameters are stored, by torch's names, and its tensors that hold no
+    weights; None, and more `problems`, where something is missing or stored in no usable form.
+    """
     required = _REQUIRED[type(layer)]
     parameters: dict[str, Parameter] = {}
     counters: tuple[str, ...] = ()
@@ -185,7 +148,7 @@ def _find_layer(
         counter = f"{layer.name}.num_batches_tracked"
         counters = (counter,) if counter in infos else ()
     problems += [Problem(path, reason) for reason in _bad_dtypes(parameters, infos)]
-    return None if len(problems) > before else NamedLayer(layer, path, parameters, counters)
+    return None if len(problems) > before else (parameters, counters)
 
 
 def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:

@@ -13,14 +13,14 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from convsqueeze.errors import TracingError
+from convsqueeze.graph import Reason, SizeRead
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import TORCH, told
-from convsqueeze.tracing.sizes import Asking, SizesAsked
+from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import watched
 
@@ -37,7 +37,7 @@ class Exported:
 
     program: ExportedProgram
     sealed: tuple[tuple[Node, Reason], ...]
-    asked: tuple[tuple[Node, Asking], ...]
+    asked: tuple[tuple[Node, SizeRead], ...]
     kept: Mapping[str, str]
     cast: frozenset[str]
     notes: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
 
 def _programs(
     model: nn.Module, inputs: tuple[Any, ...], shapes: Any
-) -> tuple[ExportedProgram, ExportedProgram, Collection[Asking]]:
+) -> tuple[ExportedProgram, ExportedProgram, Collection[SizeRead]]:
     """The program as the code is written, and without mutation; the sizes that the code asks for.
 
     The model gets hooks.
@@ -79,7 +79,7 @@ def _programs(
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    asked: Collection[Asking],
+    asked: Collection[SizeRead],
     *,
     is_open: bool,
 ) -> Exported:
@@ -126,7 +126,9 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
                 yield value, reason
 
 
-def _asked(program: ExportedProgram, asked: Collection[Asking]) -> Iterator[tuple[Node, Asking]]:
+def _asked(
+    program: ExportedProgram, asked: Collection[SizeRead]
+) -> Iterator[tuple[Node, SizeRead]]:
     """What the modules computed whose values' sizes are asked for."""
     for node in program.graph.nodes:
         for call in calls_of(node)[-1:]:

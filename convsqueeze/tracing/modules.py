@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from convsqueeze.graph import Reason
 from convsqueeze.manifest import (
     AvgPoolLayer,
     BatchNormLayer,
@@ -17,7 +18,6 @@ from convsqueeze.manifest import (
     Layer,
     LinearLayer,
 )
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import (
     ACTIVATIONS,
     Linear,

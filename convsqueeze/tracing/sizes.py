@@ -5,7 +5,6 @@ They are no operations of the graph: what the code makes of them are numbers, or
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
@@ -16,6 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convsqueeze.graph import SizeRead
 from convsqueeze.tracing.raised import is_own_code
 
 ASKS = {
@@ -39,17 +39,6 @@ ASKS = {
 """What gives a size of a tensor, or a tensor of its size."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Code of the module `by` ("" for the model itself) asks at `place` for a size of what the
-    module `made` gave.
-    """
-
-    made: str
-    by: str
-    place: str
-
-
 class SizesAsked(TorchFunctionMode):
     """While it is entered, every call of `model` adds to `found`. The hooks that it registers for
     that stay on the model.
@@ -57,7 +46,7 @@ class SizesAsked(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.found: dict[Asking, None] = {}
+        self.found: dict[SizeRead, None] = {}
         self._made: dict[int, tuple[Tensor, str]] = {}
         self._running: list[str] = []
         for name, module in model.named_modules():
@@ -92,7 +81,7 @@ class SizesAsked(TorchFunctionMode):
     def _ask(self, value: Any) -> None:
         if id(value) in self._made:
             by = self._running[-1] if self._running else ""
-            self.found[Asking(self._made[id(value)][1], by, _place())] = None
+            self.found[SizeRead(self._made[id(value)][1], by, _place())] = None
 
 
 def _place() -> str:

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.nn.parameter import is_lazy
 
+from convsqueeze.graph import Call
 from convsqueeze.tracing.constants import operator_of
-from convsqueeze.tracing.graph import Call
 
 
 def calls_of(node: Node) -> tuple[Call, ...]:

@@ -70,7 +70,7 @@ def reference(
 def _applied(
     resolved: ResolvedLayer, x: Tensor, load: Callable[[str], Tensor], part: Part, magnitude: bool
 ) -> Tensor:
-    layer, rank = resolved.layer, resolved.rank
+    layer, rank = resolved.layer, len(resolved.geometry.axes)
     tensors = {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
     if part == "linear":
         for role in ("bias", "running_mean"):

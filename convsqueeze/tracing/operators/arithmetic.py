@@ -4,9 +4,9 @@ from math import isfinite
 from typing import Any, TypeGuard
 
 from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.graph import Reason
 from convsqueeze.manifest import Layer, ScaleLayer
 from convsqueeze.tracing.constants import Known, Stored
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convsqueeze.algebra.tree import Chain, Sum
+from convsqueeze.graph import Reason
 from convsqueeze.manifest import (
     ConvLayer,
     ConvTransposeLayer,
@@ -13,7 +14,6 @@ from convsqueeze.manifest import (
     ScaleLayer,
 )
 from convsqueeze.tracing.constants import Known, Product, Stored, WithIdentity
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.axes import are_fixed, on_every_axis, per_axis_numbers
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, is_raw
 

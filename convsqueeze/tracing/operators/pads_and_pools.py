@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from convsqueeze.graph import Reason
 from convsqueeze.manifest import AvgPoolLayer, PadLayer
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.axes import (
     are_fixed,
     axis_pairs,
