@@ -17,10 +17,7 @@ from convsqueeze.algebra.tree import Tree, at, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.manifest import (
     Border,
-    ConvLayer,
-    ConvTransposeLayer,
     Entry,
-    LinearLayer,
     unbound,
 )
 from convsqueeze.plan.model import Merge, geometry_tree
@@ -149,10 +146,7 @@ def _dtype(tree: Tree[ResolvedLayer], infos: Infos) -> torch.dtype:
 
     A norm or a bias kept in float32 beside half kernels does not widen them.
     """
-    kernels = (ConvLayer, ConvTransposeLayer, LinearLayer)
-    weights = [
-        leaf.parameters["weight"] for leaf in leaves(tree) if isinstance(leaf.layer, kernels)
-    ]
+    weights = [leaf.parameters["weight"] for leaf in leaves(tree) if leaf.layer.mixes_channels]
     every = [parameter for leaf in leaves(tree) for parameter in leaf.parameters.values()]
     dtypes = [infos[key].dtype for parameter in weights or every for key in parameter.keys]
     return reduce(torch.promote_types, dtypes, dtypes[0])

@@ -19,7 +19,6 @@ from convsqueeze.manifest import (
     ChainEntry,
     ChainItem,
     Entry,
-    IdentityLayer,
     Item,
     SumEntry,
     SumItem,
@@ -204,7 +203,7 @@ def cost_apart(asked: Asked, tree: Tree[ResolvedLayer], size: Size) -> Cost:
     for leaf in leaves(tree):
         own = [k for k in dict.fromkeys(leaf.keys) if asked.owners[k][0] is leaf]
         weights += sum(prod(asked.infos[k].shape) for k in own if k not in leaf.counters)
-        layers += not isinstance(leaf.layer, IdentityLayer)
+        layers += not leaf.layer.is_identity
         links += 1
     return Cost(weights, macs_of(tree, size), layers, links)
 
@@ -227,7 +226,7 @@ def has_effect(group: Group, indices: Place) -> bool:
     """Whether there is anything to merge beside identities."""
     if isinstance(group.tree, Sum):
         return True
-    real = [i for i in indices if not isinstance(group.items[i], IdentityLayer)]
+    real = [i for i in indices if not getattr(group.items[i], "is_identity", False)]
     return len(real) > 1 or any(isinstance(group.items[i], SumItem) for i in real)
 
 

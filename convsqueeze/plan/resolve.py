@@ -7,28 +7,12 @@ the same functions serve both. Holds no tensor data.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from convsqueeze.algebra import layers
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry, add, compose
 from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.algebra.tree import leaves as tree_leaves
 from convsqueeze.errors import GeometryError
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    Entry,
-    IdentityLayer,
-    KeyPath,
-    Layer,
-    LinearLayer,
-    PadLayer,
-    ScaleLayer,
-)
+from convsqueeze.manifest import Entry, KeyPath, Layer
 from convsqueeze.plan.order import Ends, fitting_order, misfit
 from convsqueeze.plan.parameters import (
     Infos,
@@ -36,9 +20,7 @@ from convsqueeze.plan.parameters import (
     NamedLayer,
     Parameter,
     Problem,
-    check_variance,
     find,
-    negative_notes,
 )
 
 
@@ -73,64 +55,17 @@ class ResolvedLayer:
     def conv(self, load: Load) -> Conv:
         """The layer's operator with its values. Raises TensorDataError for those that make none."""
         tensors = {role: parameter.values(load) for role, parameter in self.parameters.items()}
-        if isinstance(self.layer, BatchNormLayer):
-            check_variance(self.parameters["running_var"], tensors["running_var"], self.layer.eps)
-        return build(self.layer, tensors, self.rank, self.geometry.in_channels)
+        self.layer.check_values(tensors, self._places)
+        return self.layer.operator(tensors, self.rank, self.geometry.in_channels)
 
     def value_notes(self, load: Load) -> list[str]:
         """Values that are merged, though no training gives them."""
-        if not isinstance(self.layer, BatchNormLayer):
-            return []
-        variance = self.parameters["running_var"]
-        return negative_notes(variance, load(variance.keys[0]), self.layer.eps)
+        return self.layer.value_notes(self._places, load)
 
-
-def build(layer: Layer, tensors: Mapping[str, Tensor], rank: int, channels: int) -> Conv:
-    """The operator of a layer from its parameters. Raises GeometryError where it is not legal.
-
-    `rank` and `channels` (the layer's input channels) are for the kinds whose tensors do not tell.
-    """
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    match layer:
-        case ConvLayer():
-            return layers.convolution(
-                tensors["weight"],
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-                padding_mode=layer.padding_mode,
-            )
-        case ConvTransposeLayer():
-            return layers.transposed(
-                tensors["weight"],
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                output_padding=layer.output_padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-            )
-        case LinearLayer():
-            return layers.linear(tensors["weight"], bias, rank=rank)
-        case BatchNormLayer():
-            mean, variance = tensors["running_mean"], tensors["running_var"]
-            return layers.batch_norm(mean, variance, weight, bias, eps=layer.eps, rank=rank)
-        case ScaleLayer():
-            numbers = {"factor": layer.factor, "shift": layer.shift}
-            return layers.scale(weight, bias, channels=channels, rank=rank, **numbers)
-        case AvgPoolLayer():
-            size = layers.per_axis(layer.kernel_size, rank, "kernel_size")
-            return layers.average_pool(
-                channels, kernel_size=size, stride=layer.stride, padding=layer.padding
-            )
-        case IdentityLayer():
-            return layers.identity(channels, rank=rank)
-        case PadLayer():
-            return layers.pad(
-                channels, padding=layer.padding, rank=rank, padding_mode=layer.padding_mode
-            )
+    @property
+    def _places(self) -> dict[str, str]:
+        """By role, the tensor that messages name."""
+        return {role: parameter.keys[0] for role, parameter in self.parameters.items()}
 
 
 def resolve(
@@ -156,13 +91,12 @@ def told_rank(entry: Entry, tree: Tree[NamedLayer]) -> int | None:
     """The number of spatial axes: a convolution's, or as the manifest tells."""
     told: list[int] = [] if entry.input is None else [len(entry.input)]
     for leaf in tree_leaves(tree):
-        if isinstance(leaf.layer, ConvLayer | ConvTransposeLayer):
-            return max(len(leaf.parameters["weight"].shape) - 2, 0)
-        for field in ("kernel_size", "padding"):
-            value = getattr(leaf.layer, field, None)
-            if isinstance(value, tuple):
-                told.append(len(value))
-    if not told and any(isinstance(leaf.layer, LinearLayer) for leaf in tree_leaves(tree)):
+        rank = leaf.layer.kernel_rank(leaf.shapes)
+        if rank is not None:
+            return rank
+        if leaf.layer.listed_rank is not None:
+            told.append(leaf.layer.listed_rank)
+    if not told and any(leaf.layer.mixes_channels for leaf in tree_leaves(tree)):
         return 0
     return told[0] if told else None
 
@@ -177,19 +111,7 @@ def told_channels(tree: Tree[NamedLayer]) -> int | None:
         return None
     if isinstance(tree, Sum):
         return next(filter(None, map(told_channels, tree.branches)), None)
-    shapes = {role: parameter.shape for role, parameter in tree.parameters.items()}
-    match tree.layer:
-        case ConvLayer(groups=groups):
-            return shapes["weight"][1] * groups if len(shapes["weight"]) > 1 else None
-        case LinearLayer():
-            return shapes["weight"][1] if len(shapes["weight"]) > 1 else None
-        case ConvTransposeLayer():
-            return shapes["weight"][0]
-        case BatchNormLayer():
-            return torch.Size(shapes["running_mean"]).numel()
-        case _:
-            count = max((torch.Size(shape).numel() for shape in shapes.values()), default=1)
-            return count if count > 1 else None
+    return tree.layer.infer_in_channels(tree.shapes)
 
 
 _NO_CHANNELS = "has no channels, at least one was needed. Leave the entry out"
@@ -220,7 +142,7 @@ def _place(
             problems.append(Problem(tree.path, f"{tree.layer.label}: {reason}"))
         return None, None
     try:
-        geometry = build(tree.layer, tree.meta(), rank, channels).geometry
+        geometry = tree.layer.operator(tree.meta(), rank, channels).geometry
     except GeometryError as error:
         problems.append(Problem(tree.path, f"{tree.layer.label}: {error}"))
         return None, None
@@ -296,7 +218,7 @@ def _ends(tree: Tree[NamedLayer], rank: int) -> Ends:
     channels = told_channels(tree)
     if channels is None:
         return None
-    geometry = build(tree.layer, tree.meta(), rank, channels).geometry
+    geometry = tree.layer.operator(tree.meta(), rank, channels).geometry
     return geometry.in_channels, geometry.out_channels
 
 

@@ -7,13 +7,10 @@ from collections import Counter
 from functools import cached_property
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
-from convsqueeze.manifest import AvgPoolLayer, IdentityLayer, Layer, PadLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.scan.regions import Added, Placed
 from convsqueeze.surgery.places import Modules, Placement, placement
 from convsqueeze.tracing import Call, Graph
-
-BARE = (AvgPoolLayer, PadLayer)
-"""Layers without tensors, which may be modules all the same."""
 
 
 class Placing:
@@ -28,7 +25,7 @@ class Placing:
         """
         if whole := self.unit(tree):
             return Placement(whole, ())
-        bare = {self.unit(placed) for placed in leaves(tree) if isinstance(placed.layer, BARE)}
+        bare = {self.unit(placed) for placed in leaves(tree) if placed.layer.is_bare}
         with_tensors = Modules(self.unit, _is_skip, lambda name: name not in bare)
         return placement(tree, with_tensors) or placement(tree, Modules(self.unit, _is_skip))
 
@@ -36,7 +33,7 @@ class Placing:
         """The layer as a manifest has it: a pad or a pool has the name of its module, if one does
         nothing else.
         """
-        if not isinstance(placed.layer, BARE) or (name := self.unit(placed)) is None:
+        if not placed.layer.is_bare or (name := self.unit(placed)) is None:
             return placed.layer
         return placed.layer.model_copy(update={"name": name})
 
@@ -83,7 +80,7 @@ class Placing:
         """
         if any(one.has_tensors for one in leaves(tree)):
             return True
-        bare = (one for one in leaves(tree) if isinstance(one.layer, BARE))
+        bare = (one for one in leaves(tree) if one.layer.is_bare)
         return any(one is tree or self.unit(one) for one in bare)
 
     def _steps_of(self, tree: Tree[Placed]) -> frozenset[str] | None:
@@ -95,7 +92,7 @@ class Placing:
 
     def _layers_of(self, name: str) -> int:
         layers = self._graph.steps[name].layers
-        return sum(not isinstance(layer, IdentityLayer) for layer in layers)
+        return sum(not layer.is_identity for layer in layers)
 
     @cached_property
     def _within(self) -> dict[str, frozenset[str]]:
@@ -119,7 +116,7 @@ class Placing:
 
 
 def _is_skip(placed: Placed) -> bool:
-    return isinstance(placed.layer, IdentityLayer)
+    return placed.layer.is_identity
 
 
 def _last(tree: Tree[Placed]) -> Placed | None:

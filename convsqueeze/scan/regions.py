@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves, mapped
-from convsqueeze.manifest import IdentityLayer, Layer
+from convsqueeze.kinds.identity import IdentityLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing import Graph, Reason, Step
 
 

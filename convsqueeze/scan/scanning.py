@@ -227,7 +227,7 @@ def entry_of(
     return ChainEntry(chain=tuple(items))
 
 
-def _item(tree: Tree[Placed], layer: Callable[[Placed], Layer]) -> Item:
+def _item(tree: Tree[Placed], layer: Callable[[Placed], Item]) -> Item:
     return fold(
         tree,
         layer,

@@ -10,7 +10,6 @@ from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.copying import copied
 from convsqueeze.hooks import has_hooks
-from convsqueeze.manifest import IdentityLayer
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
 from convsqueeze.surgery.places import Modules, Placement, placement, silenced
 from convsqueeze.verify.reference import Run, reference
@@ -29,7 +28,7 @@ def placement_in(
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
-        return isinstance(leaf.layer, IdentityLayer)
+        return leaf.layer.is_identity
 
     modules = Modules(unit, is_skip, lambda name: name == merge.into)
     found = placement(merge.tree, modules)

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import Literal
 
 from convsqueeze.algebra.tree import Chain, Tree, leaves
-from convsqueeze.manifest import Layer, ScaleLayer
+from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.sizes import Asking
 
 ReasonKind = Literal[

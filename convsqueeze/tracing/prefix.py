@@ -51,5 +51,5 @@ def _bare_step(step: Step, prefix: str) -> Step:
             if f"{call.name}." != prefix
         ),
         keys=tuple(key.removeprefix(prefix) for key in step.keys),
-        tree=None if step.tree is None else mapped(step.tree, bare),  # type: ignore[arg-type]
+        tree=None if step.tree is None else mapped(step.tree, bare),
     )

@@ -14,7 +14,9 @@ from torch.fx import Node
 
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import TracingError
-from convsqueeze.manifest import ConvLayer, Layer, PadLayer
+from convsqueeze.kinds.conv import ConvLayer
+from convsqueeze.kinds.pad import PadLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.constants import (
     Computed,
     Constant,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from convsqueeze.manifest import BatchNormLayer
+from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.scan import placing, regions, scanning
 from convsqueeze.surgery import checks, modules
 from convsqueeze.tracing import exported, watched
