@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from convsqueeze.graph.graph import Graph
 from convsqueeze.graph.op import AddOp, LayerOp, Op, OpaqueOp, Reason
 from convsqueeze.graph.region import Reduction, Region, Run
+from convsqueeze.kinds.identity import IdentityLayer
 
 
 def find_regions(graph: Graph) -> tuple[tuple[Region[LayerOp], ...], Mapping[str, Reason]]:
@@ -66,8 +67,6 @@ class _Search(Reduction[LayerOp]):
             self.ends.setdefault(value, Reason("not linear", f"a sum adds {what}"))
 
     def skip(self, op: AddOp, index: int) -> LayerOp:
-        from convsqueeze.manifest.model import IdentityLayer
-
         return LayerOp(
             *(f"{op.name}.skip{index}", (op.inputs[index],), op.node, "identity", op.calls),
             layer=IdentityLayer(type="identity"),

@@ -5,13 +5,11 @@ words and modules by their names; nothing of stored tensors, files or how code w
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree
+from convsqueeze.kinds import Layer
 from convsqueeze.names import KeyPath
-
-if TYPE_CHECKING:
-    from convsqueeze.manifest.model import Layer
 
 ReasonKind = Literal[
     "activation",
@@ -83,7 +81,7 @@ class LayerOp(Op):
     In a manifest, `path` leads to it from its entry.
     """
 
-    layer: "Layer" = None  # type: ignore[assignment]  # always given; fields before it have defaults
+    layer: Layer = None  # type: ignore[assignment]  # always given; fields before it have defaults
     rank: int | None = None
     path: KeyPath = ()
 
@@ -112,7 +110,7 @@ class OpaqueOp(Op):
     reason: Reason = Reason("not linear", "it is no layer that can be merged")
 
 
-def layer_ops(tree: "Tree[Layer]", rank: int | None, whole: Op) -> tuple[LayerOp | AddOp, ...]:
+def layer_ops(tree: Tree[Layer], rank: int | None, whole: Op) -> tuple[LayerOp | AddOp, ...]:
     """The operations of one node that is several layers: `whole` with its name, inputs and place.
 
     The last one gives the node's value; those before it are named after it.
@@ -121,7 +119,7 @@ def layer_ops(tree: "Tree[Layer]", rank: int | None, whole: Op) -> tuple[LayerOp
     own = {"name", "inputs", "shape"}
     places = {f.name: getattr(whole, f.name) for f in fields(Op) if f.name not in own}
 
-    def add(part: "Tree[Layer]", value: str, name: str) -> str:
+    def add(part: Tree[Layer], value: str, name: str) -> str:
         if isinstance(part, Chain):
             for index, link in enumerate(part.links):
                 last = index == len(part.links) - 1

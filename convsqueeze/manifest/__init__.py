@@ -1,5 +1,6 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
+from convsqueeze.kinds import Layer
 from convsqueeze.manifest.contract import Contracted, contract
 from convsqueeze.manifest.expand import Expansion, expand, unbound
 from convsqueeze.manifest.load import (
@@ -10,22 +11,13 @@ from convsqueeze.manifest.load import (
 )
 from convsqueeze.manifest.model import (
     BORDERS,
-    AvgPoolLayer,
-    BatchNormLayer,
     Border,
     ChainEntry,
     ChainItem,
-    ConvLayer,
-    ConvTransposeLayer,
     Document,
     Entry,
-    IdentityLayer,
     Item,
-    Layer,
-    LinearLayer,
-    PadLayer,
     PairEntry,
-    ScaleLayer,
     SumEntry,
     SumItem,
     json_schema,
@@ -35,26 +27,18 @@ from convsqueeze.manifest.write import document_data, manifest_yaml
 
 __all__ = [
     "BORDERS",
-    "AvgPoolLayer",
-    "BatchNormLayer",
     "Border",
     "ChainEntry",
     "ChainItem",
     "Contracted",
-    "ConvLayer",
-    "ConvTransposeLayer",
     "Document",
     "Entry",
     "Expansion",
-    "IdentityLayer",
     "Item",
     "Layer",
-    "LinearLayer",
     "Manifest",
-    "PadLayer",
     "PairEntry",
     "Request",
-    "ScaleLayer",
     "SumEntry",
     "SumItem",
     "contract",

@@ -22,13 +22,13 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from convsqueeze.errors import ManifestError
+from convsqueeze.kinds import LAYER_KINDS
+from convsqueeze.kinds.fields import Strict
 from convsqueeze.manifest.model import (
-    LAYER_KINDS,
     ChainEntry,
     ChainItem,
     Document,
     PairEntry,
-    Strict,
     SumEntry,
     SumItem,
     entry_tag,

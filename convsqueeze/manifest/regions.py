@@ -6,13 +6,13 @@ from typing import Any, Generic, TypeVar
 
 from convsqueeze.algebra.tree import fold
 from convsqueeze.graph import AddOp, LayerOp, Region
+from convsqueeze.kinds import Layer
 from convsqueeze.manifest.model import (
     Border,
     ChainEntry,
     ChainItem,
     Entry,
     Item,
-    Layer,
     PairEntry,
     SumEntry,
     SumItem,

@@ -17,7 +17,7 @@ from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import at, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import LayerOp, Region
-from convsqueeze.manifest import Border, ConvLayer, ConvTransposeLayer, LinearLayer, Request
+from convsqueeze.manifest import Border, Request
 from convsqueeze.plan.model import Merge, geometry_tree
 from convsqueeze.plan.parameters import Infos, Problem
 from convsqueeze.plan.resolve import ResolvedLayer, resolve
@@ -129,8 +129,7 @@ def _dtype(region: Region[ResolvedLayer], infos: Infos) -> torch.dtype:
 
     A norm or a bias kept in float32 beside half kernels does not widen them.
     """
-    kernels = (ConvLayer, ConvTransposeLayer, LinearLayer)
-    weights = [op.parameters["weight"] for op in region.layers if isinstance(op.layer, kernels)]
+    weights = [op.parameters["weight"] for op in region.layers if op.layer.mixes_channels]
     every = [parameter for op in region.layers for parameter in op.parameters.values()]
     dtypes = [infos[key].dtype for parameter in weights or every for key in parameter.keys]
     return reduce(torch.promote_types, dtypes, dtypes[0])

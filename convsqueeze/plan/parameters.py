@@ -13,17 +13,7 @@ from torch import Tensor
 from convsqueeze.algebra.precision import STORAGE_DTYPES
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import TensorDataError
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    IdentityLayer,
-    Layer,
-    LinearLayer,
-    PadLayer,
-    ScaleLayer,
-)
+from convsqueeze.kinds import Layer
 from convsqueeze.names import KeyPath
 
 Infos = Mapping[str, TensorInfo]
@@ -86,42 +76,6 @@ def _check_direction(key: str, norm: Tensor) -> None:
         )
 
 
-def check_variance(variance: Parameter, values: Tensor, eps: float) -> None:
-    """Raises TensorDataError where a batch norm divides by no positive number."""
-    bad = (values.double() + eps <= 0).nonzero()
-    if len(bad):
-        channel = tuple(bad[0].tolist())
-        raise TensorDataError(
-            f"{variance.keys[0]}: holds {values[channel].item()} at {list(channel)}, which with "
-            f"eps {eps} is not above zero ({len(bad)} such channels), but the norm divides by its "
-            "root. Repair the checkpoint, check eps, or leave this layer out."
-        )
-
-
-def negative_notes(variance: Parameter, values: Tensor, eps: float) -> list[str]:
-    """Says which variances are below zero and carried by eps, as torch computes them."""
-    negative = (values < 0).nonzero()
-    if not len(negative):
-        return []
-    channel = tuple(negative[0].tolist())
-    return [
-        f"{variance.keys[0]} holds {values[channel].item()} at {list(channel)}, a negative "
-        f"variance ({len(negative)} such channels): eps {eps} carries it, as in torch"
-    ]
-
-
-_REQUIRED: dict[type, tuple[str, ...]] = {
-    ConvLayer: ("weight",),
-    ConvTransposeLayer: ("weight",),
-    LinearLayer: ("weight",),
-    BatchNormLayer: ("running_mean", "running_var"),
-    ScaleLayer: (),
-    AvgPoolLayer: (),
-    IdentityLayer: (),
-    PadLayer: (),
-}
-
-
 Parameters = Mapping[str, Parameter]
 
 
@@ -131,22 +85,18 @@ def find(
     """Where a layer's parameters are stored, by torch's names, and its tensors that hold no
     weights; None, and more `problems`, where something is missing or stored in no usable form.
     """
-    required = _REQUIRED[type(layer)]
     parameters: dict[str, Parameter] = {}
-    counters: tuple[str, ...] = ()
     before = len(problems)
-    if not isinstance(layer, AvgPoolLayer | IdentityLayer | PadLayer):
-        for role in dict.fromkeys((*required, "weight", "bias")):
-            parameter = _parameter(layer, role, infos)
-            if isinstance(parameter, Parameter):
-                parameters[role] = parameter
-            elif role in required or getattr(layer, role, None) is not None:
-                problems.append(Problem(path, parameter or _missing(layer, role, infos)))
-        if isinstance(layer, ScaleLayer) and layer.name is not None and not parameters:
-            problems.append(Problem(path, _missing(layer, "weight", infos)))
-    if isinstance(layer, BatchNormLayer):
-        counter = f"{layer.name}.num_batches_tracked"
-        counters = (counter,) if counter in infos else ()
+    for role in layer.roles:
+        parameter = _parameter(layer, role, infos)
+        if isinstance(parameter, Parameter):
+            parameters[role] = parameter
+        elif role in layer.required or getattr(layer, role, None) is not None:
+            problems.append(Problem(path, parameter or _missing(layer, role, infos)))
+    if layer.roles and not layer.required and layer.name is not None and not parameters:
+        problems.append(Problem(path, _missing(layer, layer.roles[0], infos)))
+    named = (f"{layer.name}.{counter}" for counter in layer.counters)
+    counters = tuple(key for key in named if key in infos)
     problems += [Problem(path, reason) for reason in _bad_dtypes(parameters, infos)]
     return None if len(problems) > before else (parameters, counters)
 

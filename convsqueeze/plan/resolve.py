@@ -11,31 +11,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra import layers
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves, mapped
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import LayerOp, Region
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    IdentityLayer,
-    Layer,
-    LinearLayer,
-    PadLayer,
-    ScaleLayer,
-)
+from convsqueeze.kinds import Layer
 from convsqueeze.plan.parameters import (
     Infos,
     Load,
     Parameters,
     Problem,
-    check_variance,
     find,
-    negative_notes,
 )
 
 _NO_GEOMETRY = Geometry(1, 1, ())
@@ -59,67 +46,26 @@ class ResolvedLayer(LayerOp):
         stored = [key for parameter in self.parameters.values() for key in parameter.keys]
         return (*stored, *self.counters)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, by its role."""
+        return {role: parameter.shape for role, parameter in self.parameters.items()}
+
     def conv(self, load: Load) -> Conv:
         """The layer's operator with its values. Raises TensorDataError for those that make none."""
         tensors = {role: parameter.values(load) for role, parameter in self.parameters.items()}
-        if isinstance(self.layer, BatchNormLayer):
-            check_variance(self.parameters["running_var"], tensors["running_var"], self.layer.eps)
-        return build(self.layer, tensors, len(self.geometry.axes), self.geometry.in_channels)
+        self.layer.check_values(tensors, self._places)
+        channels, rank = self.geometry.in_channels, len(self.geometry.axes)
+        return self.layer.operator(tensors, rank, channels)
 
     def value_notes(self, load: Load) -> list[str]:
         """Values that are merged, though no training gives them."""
-        if not isinstance(self.layer, BatchNormLayer):
-            return []
-        variance = self.parameters["running_var"]
-        return negative_notes(variance, load(variance.keys[0]), self.layer.eps)
+        return self.layer.value_notes(self._places, load)
 
-
-def build(layer: Layer, tensors: Mapping[str, Tensor], rank: int, channels: int) -> Conv:
-    """The operator of a layer from its parameters. Raises GeometryError where it is not legal.
-
-    `rank` and `channels` (the layer's input channels) are for the kinds whose tensors do not tell.
-    """
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    match layer:
-        case ConvLayer():
-            return layers.convolution(
-                tensors["weight"],
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-                padding_mode=layer.padding_mode,
-            )
-        case ConvTransposeLayer():
-            return layers.transposed(
-                tensors["weight"],
-                bias,
-                stride=layer.stride,
-                padding=layer.padding,
-                output_padding=layer.output_padding,
-                dilation=layer.dilation,
-                groups=layer.groups,
-            )
-        case LinearLayer():
-            return layers.linear(tensors["weight"], bias, rank=rank)
-        case BatchNormLayer():
-            mean, variance = tensors["running_mean"], tensors["running_var"]
-            return layers.batch_norm(mean, variance, weight, bias, eps=layer.eps, rank=rank)
-        case ScaleLayer():
-            numbers = {"factor": layer.factor, "shift": layer.shift}
-            return layers.scale(weight, bias, channels=channels, rank=rank, **numbers)
-        case AvgPoolLayer():
-            size = layers.per_axis(layer.kernel_size, rank, "kernel_size")
-            return layers.average_pool(
-                channels, kernel_size=size, stride=layer.stride, padding=layer.padding
-            )
-        case IdentityLayer():
-            return layers.identity(channels, rank=rank)
-        case PadLayer():
-            return layers.pad(
-                channels, padding=layer.padding, rank=rank, padding_mode=layer.padding_mode
-            )
+    @property
+    def _places(self) -> dict[str, str]:
+        """By role, the tensor that messages name."""
+        return {role: parameter.keys[0] for role, parameter in self.parameters.items()}
 
 
 class Stored(Protocol):
@@ -129,47 +75,29 @@ class Stored(Protocol):
     def layer(self) -> Layer: ...
 
     @property
-    def parameters(self) -> Parameters: ...
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
 
 def infer_rank(tree: Tree[Stored], input_size: tuple[int, ...] | None = None) -> int | None:
     """The number of spatial axes: a convolution's, or as the manifest tells."""
     told: list[int] = [] if input_size is None else [len(input_size)]
     for leaf in leaves(tree):
-        if isinstance(leaf.layer, ConvLayer | ConvTransposeLayer):
-            return max(len(leaf.parameters["weight"].shape) - 2, 0)
-        for key in ("kernel_size", "padding"):
-            value = getattr(leaf.layer, key, None)
-            if isinstance(value, tuple):
-                told.append(len(value))
-    if not told and any(isinstance(leaf.layer, LinearLayer) for leaf in leaves(tree)):
+        rank = leaf.layer.kernel_rank(leaf.shapes)
+        if rank is not None:
+            return rank
+        if leaf.layer.listed_rank is not None:
+            told.append(leaf.layer.listed_rank)
+    if not told and any(leaf.layer.mixes_channels for leaf in leaves(tree)):
         return 0
     return told[0] if told else None
 
 
 def infer_in_channels(tree: Tree[Stored]) -> int | None:
     """The channels that enter, told by the first layer whose weights say so."""
-    if isinstance(tree, Chain):
-        for link in tree.links:
-            channels = infer_in_channels(link)
-            if channels is not None:
-                return channels
-        return None
-    if isinstance(tree, Sum):
-        return next(filter(None, map(infer_in_channels, tree.branches)), None)
-    shapes = {role: parameter.shape for role, parameter in tree.parameters.items()}
-    match tree.layer:
-        case ConvLayer(groups=groups):
-            return shapes["weight"][1] * groups if len(shapes["weight"]) > 1 else None
-        case LinearLayer():
-            return shapes["weight"][1] if len(shapes["weight"]) > 1 else None
-        case ConvTransposeLayer():
-            return shapes["weight"][0]
-        case BatchNormLayer():
-            return torch.Size(shapes["running_mean"]).numel()
-        case _:
-            count = max((torch.Size(shape).numel() for shape in shapes.values()), default=1)
-            return count if count > 1 else None
+    if isinstance(tree, Chain | Sum):
+        parts: tuple[Tree[Stored], ...] = children(tree)
+        return next(filter(None, map(infer_in_channels, parts)), None)
+    return tree.layer.infer_in_channels(tree.shapes)
 
 
 _NO_CHANNELS = "has no channels, at least one was needed. Leave the entry out"
@@ -183,11 +111,12 @@ class _Named:
     parameters: Parameters
     counters: tuple[str, ...]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {role: parameter.shape for role, parameter in self.parameters.items()}
+
     def meta(self) -> dict[str, Tensor]:
-        return {
-            role: torch.empty(parameter.shape, device="meta")
-            for role, parameter in self.parameters.items()
-        }
+        return {role: torch.empty(shape, device="meta") for role, shape in self.shapes.items()}
 
 
 def resolve(
@@ -250,7 +179,7 @@ class _Placing:
         try:
             if channels == 0:
                 raise GeometryError(_NO_CHANNELS)
-            geometry = build(op.layer, named.meta(), self._rank, channels).geometry
+            geometry = op.layer.operator(named.meta(), self._rank, channels).geometry
             if not geometry.in_channels or not geometry.out_channels:
                 raise GeometryError(_NO_CHANNELS)
         except GeometryError as error:

@@ -18,11 +18,7 @@ from convsqueeze.graph import (
     additions,
     placement,
 )
-from convsqueeze.manifest import AvgPoolLayer, Layer, PadLayer
-
-BARE = (AvgPoolLayer, PadLayer)
-"""Layers without tensors, which may be modules all the same."""
-
+from convsqueeze.kinds import Layer
 
 L = TypeVar("L", bound=LayerOp)
 
@@ -39,7 +35,7 @@ class Placing:
         """
         if whole := self.unit(tree):
             return Placement(whole, ())
-        bare = {self.unit(op) for op in leaves(tree) if isinstance(op.layer, BARE)}
+        bare = {self.unit(op) for op in leaves(tree) if op.layer.is_bare}
         with_tensors = Modules[L](self.unit, _is_skip, lambda name: name not in bare)
         return placement(tree, with_tensors) or placement(tree, Modules[L](self.unit, _is_skip))
 
@@ -47,7 +43,7 @@ class Placing:
         """The layer as a manifest has it: a pad or a pool has the name of its module, if one does
         nothing else.
         """
-        if not isinstance(op.layer, BARE) or (name := self.unit(op)) is None:
+        if not op.layer.is_bare or (name := self.unit(op)) is None:
             return op.layer
         return op.layer.model_copy(update={"name": name})
 
@@ -92,7 +88,7 @@ class Placing:
         """
         if any(op.has_tensors for op in leaves(tree)):
             return True
-        bare = (op for op in leaves(tree) if isinstance(op.layer, BARE))
+        bare = (op for op in leaves(tree) if op.layer.is_bare)
         return any(op is tree or self.unit(op) for op in bare)
 
     def _nodes_of(self, tree: Tree[LayerOp]) -> frozenset[str] | None:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from convsqueeze.algebra import layers
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Placement
 from convsqueeze.hooks import has_hooks
-from convsqueeze.manifest import BatchNormLayer
+from convsqueeze.kinds import layers
+from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.modules import computes, encloses, submodule
 

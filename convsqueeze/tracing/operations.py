@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from convsqueeze.graph import AddOp, LayerOp, Op, OpaqueOp, Reason
-from convsqueeze.manifest import ScaleLayer
+from convsqueeze.kinds.scale import ScaleLayer
 
 
 def summed(whole: Op, negated: Collection[int]) -> list[Op]:

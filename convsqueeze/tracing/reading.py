@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from convsqueeze.errors import TracingError
 from convsqueeze.graph import AddOp, Graph, LayerOp, Op, Reason, SizeRead, layer_ops
-from convsqueeze.manifest import ConvLayer, PadLayer
+from convsqueeze.kinds.conv import ConvLayer
+from convsqueeze.kinds.pad import PadLayer
 from convsqueeze.tracing.constants import (
     Computed,
     Constant,

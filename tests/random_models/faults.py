@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from convsqueeze.graph import find
-from convsqueeze.manifest import BatchNormLayer
+from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.scan import placing, scanning
 from convsqueeze.surgery import checks, modules
 from convsqueeze.tracing import exported, watched

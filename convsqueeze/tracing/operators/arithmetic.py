@@ -5,7 +5,8 @@ from typing import Any, TypeGuard
 
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.graph import Reason
-from convsqueeze.manifest import Layer, ScaleLayer
+from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.constants import Known, Stored
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
 

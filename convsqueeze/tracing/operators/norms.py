@@ -1,7 +1,7 @@
 """Batch norms: those in eval mode are layers."""
 
 from convsqueeze.graph import Reason
-from convsqueeze.manifest import BatchNormLayer
+from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, is_raw
 
 
