@@ -80,7 +80,7 @@ def _as_it_is(op: LayerOp) -> Layer:
     return op.layer
 
 
-def entry_of(request: Request[L], layer: Callable[[L], Layer] = _as_it_is) -> ChainEntry | SumEntry:
+def entry_of(request: Request[L], layer: Callable[[L], Item] = _as_it_is) -> ChainEntry | SumEntry:
     """The request as an entry with the fewest chains and sums, its layers as `layer` gives them."""
     whole: Item = fold(
         request.region.expression,

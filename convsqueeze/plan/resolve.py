@@ -186,6 +186,7 @@ class _Placing:
             self._refuse(op, str(error))
             return None
         own = {one.name: getattr(op, one.name) for one in fields(LayerOp)}
+        own["rank"] = self._rank
         self.resolved[op.name] = ResolvedLayer(
             **own, parameters=named.parameters, counters=named.counters, geometry=geometry
         )
