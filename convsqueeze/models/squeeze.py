@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from convsqueeze.checkpoint import TensorInfo, from_state_dict
+from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict
 from convsqueeze.copying import copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
@@ -23,7 +23,7 @@ from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
-from convsqueeze.plan import Growth, Minimize, check_memory, plan_of
+from convsqueeze.plan import Growth, Minimize, Plan, check_memory, plan_of
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.surgery.apply import with_layers
@@ -99,12 +99,11 @@ def squeeze(
         found = scan_model(
             model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
         )
-        manifest = manifest_of(found)
         with CPU:
-            if manifest is None:
-                return copied(model), SqueezeReport(found, notes=notes)
             own = from_state_dict(model.state_dict())
-            plan = plan_of(manifest, [one.merge for one in found.merged], own, growth=growth)
+            plan = scan_plan(found, own, "scan", growth)
+            if plan is None:
+                return copied(model), SqueezeReport(found, notes=notes)
             check_memory(plan)
             result = squeeze_checkpoint(plan, own, growth=growth, widen=widen, settings=Settings())
             layers = result.modules()
@@ -150,8 +149,11 @@ def scan_model(
     border: Border = "exact",
     growth: Growth = "refuse",
     latency: Latency | None = None,
+    stored: Mapping[str, TensorInfo] | None = None,
 ) -> Scan:
     """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`.
+
+    `stored` are the tensors of the file that will be merged, by default those of the model.
 
     Raises TracingError where the model's code cannot be followed, ModelInputError where it does not
     run on these inputs.
@@ -164,7 +166,14 @@ def scan_model(
         runnable(model, inputs.first, type(model).__name__)
         raise
     with CPU:
-        return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
+        return scan(
+            graph,
+            infos if stored is None else stored,
+            border=border,
+            growth=growth,
+            minimize=minimize,
+            latency=latency,
+        )
 
 
 def _stored(model: nn.Module) -> tuple[str, Mapping[str, TensorInfo]]:
@@ -207,9 +216,11 @@ def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     return placed
 
 
-def manifest_of(found: Scan, source: str = "scan") -> Manifest | None:
-    """The scan's manifest, whose entries messages place in `source`; None where nothing is worth
-    merging.
+def scan_plan(found: Scan, checkpoint: Checkpoint, source: str, growth: Growth) -> Plan | None:
+    """The plan of a scan's merges for the checkpoint whose tensors it was given; None where nothing
+    is worth merging. Raises PlanError for what stands against it.
     """
-    document = found.document
-    return None if document is None else Manifest(document, source)
+    if found.document is None:
+        return None
+    manifest = Manifest(found.document, source)
+    return plan_of(manifest, [one.merge for one in found.merged], checkpoint, growth=growth)
