@@ -75,7 +75,8 @@ class Group:
     def part(self, places: Places) -> Layers:
         if len(places) == len(self.items):
             return self.tree
-        return type(self.tree)(tuple(self.items[place] for place in places))
+        some = tuple(self.items[place] for place in places)
+        return Chain(some) if isinstance(self.tree, Chain) else Sum(some)
 
     def geometry(self, places: Places) -> Geometry | None:
         """Of a part as one layer, whatever its border; None where it is no convolution."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from tests.counting.counter import COPIES, PART_COPIES, RUNS, Counted, Hook
 
 HOOKS: Mapping[str, tuple[str, ...]] = {
-    "plans": ("convsqueeze.plan.planner:make_plan",),
+    "plans": ("convsqueeze.plan.planner:plan_of",),
     "parts": ("convsqueeze.plan.candidates:candidate_of",),
     "values": ("convsqueeze.squeezing:exact_values",),
 }
