@@ -169,11 +169,9 @@ class Reduction(Generic[L]):
         nodes = frozenset({op.node}).union(op.nodes, *(add.nodes for add in flattened))
         inner = {v for v, b in zip(op.inputs, branches, strict=True) if v != source and b.links}
         link: Tree[L] = Added(tuple(ways), replace(op, inputs=results, nodes=nodes))
-        if len(ways) == 1:
-            link = ways[0]
         return Run(
             source,
-            link.links if isinstance(link, Chain) else (link,),
+            (link,),
             sum(branch.reads for branch in branches),
             ranks.pop() if ranks else None,
             frozenset(inner).union(*(branch.inner for branch in branches)),

@@ -56,6 +56,8 @@ def _ops(item: Item, path: KeyPath, value: str) -> tuple[Ops, str]:
     if isinstance(item, ChainItem):
         links = (((*path, "chain", i), link) for i, link in enumerate(item.chain))
         return _in_series(*links, value=value)
+    if isinstance(item, SumItem) and len(item.sum) == 1:
+        return _ops(item.sum[0], (*path, "sum", 0), value)
     if isinstance(item, SumItem):
         ways = [_ops(way, (*path, "sum", i), value) for i, way in enumerate(item.sum)]
         add = AddOp(_name((*path, "sum")), tuple(result for _, result in ways))
