@@ -5,7 +5,7 @@ the same functions serve both. Holds no tensor data.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from convsqueeze.manifest import (
     PadLayer,
     ScaleLayer,
 )
-from convsqueeze.plan.order import Ends, fitting_order, misfit
 from convsqueeze.plan.parameters import (
     Infos,
     Load,
@@ -238,20 +237,17 @@ def _place_chain(
 ) -> Placed:
     placed: list[Tree[ResolvedLayer]] = []
     whole: Geometry | None = None
-    misplaced, order = _misplaced(chain, rank)
     for index, link in enumerate(chain.links):
-        known = len(problems)
         tree, geometry = _place(link, rank, channels, problems)
         if tree is not None:
             placed.append(tree)
         if index == 0:
             whole = geometry
         elif whole is not None and geometry is not None:
-            whole = _combined(compose, geometry, whole, link, problems)
+            hint = _order_hint(chain, index, geometry, whole)
+            whole = _combined(compose, geometry, whole, link, problems, hint)
         else:
             whole = None
-        if index == misplaced and len(problems) > known:
-            problems[known] = replace(problems[known], reason=f"{problems[known].reason}. {order}")
         rest = Chain(chain.links[index + 1 :])
         leaving = _leaving(tree) if geometry is None else geometry.out_channels
         channels = told_channels(rest) if leaving is None else leaving
@@ -266,38 +262,18 @@ def _leaving(tree: Tree[ResolvedLayer] | None) -> int | None:
     return tree.geometry.out_channels if tree is not None else None
 
 
-def _misplaced(chain: Chain[NamedLayer], rank: int) -> tuple[int | None, str]:
-    """The first link whose channels do not fit though another order's would, and that order."""
-    try:
-        ends = [_ends(link, rank) for link in chain.links]
-    except GeometryError:  # what a link is must be told before where it belongs
-        return None, ""
-    wrong = misfit(ends)
-    order = fitting_order(ends) if wrong is not None else None
-    if order is None:
-        return None, ""
-    names = " then ".join(_name(chain.links[index]) for index in order)
-    return wrong, f"{names} would fit: are they given in the wrong order?"
+def _order_hint(chain: Chain[NamedLayer], index: int, outer: Geometry, inner: Geometry) -> str:
+    """What to add to the refusal of a link whose channels would fit before the links so far."""
+    fits = outer.in_channels == inner.out_channels
+    if fits or outer.out_channels != inner.in_channels:
+        return ""
+    order = f"{_name(chain.links[index])} then {_name(Chain(chain.links[:index]))}"
+    return f". {order} would fit: are they given in the wrong order?"
 
 
 def _name(tree: Tree[NamedLayer]) -> str:
     labels = [leaf.layer.label for leaf in tree_leaves(tree)]
     return labels[0] if len(labels) == 1 else f"({', '.join(labels)})"
-
-
-def _ends(tree: Tree[NamedLayer], rank: int) -> Ends:
-    """The channels that enter and leave. Raises GeometryError where they are not known."""
-    if isinstance(tree, Chain | Sum):
-        parts = tree.links if isinstance(tree, Chain) else tree.branches
-        told = [ends for part in parts if (ends := _ends(part, rank)) is not None]
-        if isinstance(tree, Chain) and misfit(told) is not None:
-            raise GeometryError("channels that do not chain")
-        return (told[0][0], told[-1][1]) if told else None
-    channels = told_channels(tree)
-    if channels is None:
-        return None
-    geometry = build(tree.layer, tree.meta(), rank, channels).geometry
-    return geometry.in_channels, geometry.out_channels
 
 
 def _place_sum(
@@ -320,10 +296,11 @@ def _combined(
     right: Geometry,
     blamed: Tree[NamedLayer],
     problems: list[Problem],
+    hint: str = "",
 ) -> Geometry | None:
     try:
         return operation(left, right)
     except GeometryError as error:
         first = next(tree_leaves(blamed))
-        problems.append(Problem(first.path, f"{first.layer.label}: {error}"))
+        problems.append(Problem(first.path, f"{first.layer.label}: {error}{hint}"))
         return None
