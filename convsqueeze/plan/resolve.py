@@ -202,7 +202,8 @@ class _Placing:
             if index == 0:
                 whole = geometry
             elif whole is not None and geometry is not None:
-                whole = self._combined(compose, geometry, whole, link)
+                hint = _order_hint(chain, index, geometry, whole)
+                whole = self._combined(compose, geometry, whole, link, hint)
             else:
                 whole = None
             channels = self._leaving(link) if geometry is None else geometry.out_channels
@@ -233,9 +234,24 @@ class _Placing:
         left: Geometry,
         right: Geometry,
         blamed: Tree[LayerOp],
+        hint: str = "",
     ) -> Geometry | None:
         try:
             return operation(left, right)
         except GeometryError as error:
-            self._refuse(next(leaves(blamed)), str(error))
+            self._refuse(next(leaves(blamed)), f"{error}{hint}")
             return None
+
+
+def _order_hint(chain: Chain[LayerOp], index: int, outer: Geometry, inner: Geometry) -> str:
+    """What to add to the refusal of a link whose channels would fit before the links so far."""
+    fits = outer.in_channels == inner.out_channels
+    if fits or outer.out_channels != inner.in_channels:
+        return ""
+    order = f"{_labels(chain.links[index])} then {_labels(Chain(chain.links[:index]))}"
+    return f". {order} would fit: are they given in the wrong order?"
+
+
+def _labels(tree: Tree[LayerOp]) -> str:
+    labels = [op.label for op in leaves(tree)]
+    return labels[0] if len(labels) == 1 else f"({', '.join(labels)})"
