@@ -22,22 +22,19 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from convsqueeze.errors import ManifestError
+from convsqueeze.kinds import LAYER_KINDS
+from convsqueeze.kinds.fields import Strict
 from convsqueeze.manifest.model import (
-    LAYER_KINDS,
     ChainEntry,
     ChainItem,
     Document,
-    Entry,
     PairEntry,
-    Strict,
     SumEntry,
     SumItem,
     entry_tag,
     item_tag,
 )
-from convsqueeze.names import shown
-
-KeyPath = tuple[str | int, ...]
+from convsqueeze.names import KeyPath, shown
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
@@ -365,16 +362,3 @@ def _shown(value: Any) -> str:
         return "empty"
     text = json.dumps(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def parts(entry: Entry) -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
-    """Whether an entry is a chain or a sum, and its items with their key paths."""
-    if isinstance(entry, PairEntry):
-        return "chain", ((("first",), entry.first), (("second",), entry.second))
-    return item_parts(entry)
-
-
-def item_parts(item: "ChainItem | SumItem") -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
-    """As `parts`, for a nested chain or sum."""
-    key = "chain" if isinstance(item, ChainItem) else "sum"
-    return key, tuple(((key, index), child) for index, child in enumerate(getattr(item, key)))

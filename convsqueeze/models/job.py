@@ -2,18 +2,16 @@
 written.
 """
 
-from dataclasses import replace
-
 from torch import nn
 
-from convsqueeze.checkpoint import edited_state_dict, from_state_dict
+from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.copying import Sandbox
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.verifying import verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
-from convsqueeze.surgery.apply import applied
+from convsqueeze.surgery.apply import with_layers
 
 
 class WholeJob:
@@ -39,9 +37,8 @@ class WholeJob:
         """
         model = self._model
         own = from_state_dict(model.state_dict())
-        edits = [replace(edit, insert=edit.tensors()) for edit in result.edits]
-        state = edited_state_dict(own, edits, result.draft.to_json())
-        squeezed, plan = applied(model, from_state_dict(state))
+        layers, plan = result.modules(), result.plan
+        squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
         self.report = verify_whole(
             *(model, squeezed, self._inputs),
             plan=plan,

@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
+from convsqueeze.graph import Reason, SizeRead
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import is_own_code, told
-from convsqueeze.tracing.sizes import Asking, SizesAsked
+from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
 
@@ -38,7 +38,7 @@ class Exported:
 
     program: ExportedProgram
     sealed: tuple[tuple[Node, Reason], ...]
-    asked: tuple[tuple[Node, Asking], ...]
+    asked: tuple[tuple[Node, SizeRead], ...]
     kept: Mapping[str, str]
     cast: frozenset[str]
     notes: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = 
 
 def _programs(
     model: nn.Module, inputs: tuple[Any, ...], *, is_open: bool
-) -> tuple[ExportedProgram, ExportedProgram, Collection[Asking]]:
+) -> tuple[ExportedProgram, ExportedProgram, Collection[SizeRead]]:
     """The program as the code is written, and without mutation; the sizes that code asks for."""
     shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
@@ -92,7 +92,7 @@ def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    asked: Collection[Asking],
+    asked: Collection[SizeRead],
     *,
     is_open: bool,
 ) -> Exported:
@@ -139,7 +139,9 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
                 yield value, reason
 
 
-def _asked(program: ExportedProgram, asked: Collection[Asking]) -> Iterator[tuple[Node, Asking]]:
+def _asked(
+    program: ExportedProgram, asked: Collection[SizeRead]
+) -> Iterator[tuple[Node, SizeRead]]:
     """What the modules computed whose values' sizes are asked for."""
     for node in program.graph.nodes:
         for call in calls_of(node)[-1:]:

@@ -6,7 +6,6 @@ They are no operations of the graph: what the code makes of them are numbers, or
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
@@ -17,6 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convsqueeze.graph import SizeRead
 from convsqueeze.tracing.raised import is_own_code
 
 ASKS = {
@@ -40,23 +40,12 @@ ASKS = {
 """What gives a size of a tensor, or a tensor of its size."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Code of the module `by` ("" for the model itself) asks at `place` for a size of what the
-    module `made` gave.
-    """
-
-    made: str
-    by: str
-    place: str
-
-
 class SizesAsked(TorchFunctionMode):
     """While it is entered, every call of `model` adds to `found`, and to the modules `called`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.found: dict[Asking, None] = {}
+        self.found: dict[SizeRead, None] = {}
         self.called: set[str] = set()
         self._model = model
         self._hooks = ExitStack()
@@ -108,7 +97,7 @@ class SizesAsked(TorchFunctionMode):
     def _ask(self, value: Any) -> None:
         if id(value) in self._made:
             by = self._running[-1] if self._running else ""
-            self.found[Asking(self._made[id(value)][1], by, _place())] = None
+            self.found[SizeRead(self._made[id(value)][1], by, _place())] = None
 
 
 def _place() -> str:

@@ -1,6 +1,6 @@
 """Which module of a model takes a merged layer, and what the other merged modules must do then.
 
-Which module may be silenced follows from the shape of the merge: in a chain the other layers pass
+Which module may be replaced follows from the shape of the merge: in a chain the other layers pass
 their input on, in a sum the other branches add nothing.
 """
 
@@ -12,11 +12,11 @@ from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, children, leaves
 
 
 @dataclass(frozen=True)
-class Silenced(Generic[Leaf]):
-    """A module that did a part of a merge: now it passes its input on, or else adds nothing.
+class Replaced(Generic[Leaf]):
+    """A module that did a part of a merge. Now it passes its input on, or else it gives zeros.
 
-    What adds nothing is zeros: of the shape of what the merged layer gives if it stands `beside`
-    that in a sum, else of the shape of what passes beside it, which is that of its input.
+    Zeros that are added to the merged layer's output (`beside` it) have that shape. Zeros that are
+    added to a value which passes have the shape of the module's input.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Placement(Generic[Leaf]):
     """
 
     into: str
-    silenced: tuple[Silenced[Leaf], ...]
+    replaced: tuple[Replaced[Leaf], ...]
     tree: Tree[Leaf] | None = None
 
 
@@ -59,59 +59,59 @@ def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | Non
     tree = _in_units(tree, modules)
     for index, part in enumerate(children(tree)):
         inside = placement(part, modules)
-        silent = _others_silenced(tree, index, modules, beside=True) if inside else None
+        silent = _others_replaced(tree, index, modules, beside=True) if inside else None
         if inside is not None and silent is not None:
-            return Placement(inside.into, (*inside.silenced, *silent), inside.tree)
+            return Placement(inside.into, (*inside.replaced, *silent), inside.tree)
     return None
 
 
-def silenced(
+def replaced_modules(
     tree: Tree[Leaf],
     modules: Modules[Leaf],
     *,
     passes: bool,
     beside: bool = False,
-) -> tuple[Silenced[Leaf], ...] | None:
+) -> tuple[Replaced[Leaf], ...] | None:
     """The modules of a part of a merge that passes its input on, or adds nothing, `beside` the
     merged layer or what passes; None where its code does some of it.
     """
     if unit := modules.unit(tree):
-        return (Silenced(unit, passes, tree, beside and not passes),)
+        return (Replaced(unit, passes, tree, beside and not passes),)
     tree = _in_units(tree, modules)
     if isinstance(tree, Chain):
         last = len(tree.links) - 1
         return _together(
-            silenced(link, modules, passes=passes or index < last, beside=beside)
+            replaced_modules(link, modules, passes=passes or index < last, beside=beside)
             for index, link in enumerate(tree.links)
         )
     if isinstance(tree, Sum) and passes:
         return _one_passes(tree, modules)
     if isinstance(tree, Sum):
         return _together(
-            silenced(way, modules, passes=False, beside=beside) for way in tree.branches
+            replaced_modules(way, modules, passes=False, beside=beside) for way in tree.branches
         )
     return () if passes and modules.is_identity(tree) else None
 
 
-def _others_silenced(
+def _others_replaced(
     tree: Tree[Leaf], index: int, modules: Modules[Leaf], *, beside: bool
-) -> tuple[Silenced[Leaf], ...] | None:
+) -> tuple[Replaced[Leaf], ...] | None:
     """All parts but one: the other links pass, the other branches add nothing, `beside` the merged
     layer or what passes.
     """
     return _together(
-        silenced(part, modules, passes=isinstance(tree, Chain), beside=beside)
+        replaced_modules(part, modules, passes=isinstance(tree, Chain), beside=beside)
         for number, part in enumerate(children(tree))
         if number != index
     )
 
 
-def _one_passes(tree: Sum[Leaf], modules: Modules[Leaf]) -> tuple[Silenced[Leaf], ...] | None:
+def _one_passes(tree: Sum[Leaf], modules: Modules[Leaf]) -> tuple[Replaced[Leaf], ...] | None:
     """One branch, a skip in the model's code where there is one, passes; the others add nothing."""
     skips = [i for i, way in enumerate(tree.branches) if _is_skip(way, modules)]
     for index in (*skips, *range(len(tree.branches))):
-        others = _others_silenced(tree, index, modules, beside=False)
-        one = silenced(tree.branches[index], modules, passes=True)
+        others = _others_replaced(tree, index, modules, beside=False)
+        one = replaced_modules(tree.branches[index], modules, passes=True)
         if one is not None and others is not None:
             return (*one, *others)
     return None
@@ -122,9 +122,9 @@ def _is_skip(tree: Tree[Leaf], modules: Modules[Leaf]) -> bool:
 
 
 def _together(
-    found: Iterator[tuple[Silenced[Leaf], ...] | None],
-) -> tuple[Silenced[Leaf], ...] | None:
-    every: list[Silenced[Leaf]] = []
+    found: Iterator[tuple[Replaced[Leaf], ...] | None],
+) -> tuple[Replaced[Leaf], ...] | None:
+    every: list[Replaced[Leaf]] = []
     for part in found:
         if part is None:
             return None
