@@ -7,7 +7,7 @@ from torch import nn
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.copying import Sandbox
-from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.inputs import Inputs, placed
 from convsqueeze.models.verifying import verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
@@ -38,7 +38,10 @@ class WholeJob:
         model = self._model
         own = from_state_dict(model.state_dict())
         layers, plan = result.modules(), result.plan
-        squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
+        squeezed = with_layers(
+            *(model, own, plan.merges, lambda merge: layers[merge.into]),
+            arguments=placed(model, self._inputs),
+        )
         self.report = verify_whole(
             *(model, squeezed, self._inputs),
             plan=plan,
