@@ -24,6 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from convsqueeze.errors import ManifestError
 from convsqueeze.manifest.model import (
     LAYER_KINDS,
+    MANIFEST_VERSION,
     ChainEntry,
     ChainItem,
     Document,
@@ -36,6 +37,7 @@ from convsqueeze.manifest.model import (
     item_tag,
 )
 from convsqueeze.names import shown
+from convsqueeze.version import newer_version
 
 KeyPath = tuple[str | int, ...]
 
@@ -169,6 +171,10 @@ def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
     if not isinstance(data, Mapping):
         raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+    if newer := newer_version(data.get("version"), MANIFEST_VERSION):
+        place = _where(source, lines, ("version",))
+        advice = f"or write the manifest in version {MANIFEST_VERSION}"
+        raise ManifestError([f"{place}: is {newer}, {advice}."])  # its keys mean nothing here
     plain, problems = _plain(data, (), source, lines)
     if problems:
         raise ManifestError(problems)

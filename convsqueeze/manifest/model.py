@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 Border = Literal["exact", "corrected", "interior"]
+MANIFEST_VERSION = 1
 BORDERS: tuple[Border, ...] = ("exact", "corrected", "interior")
 
 _COUNT = {"type": "integer", "minimum": 1}
