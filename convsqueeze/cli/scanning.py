@@ -51,6 +51,7 @@ def planner_from_code(
             border=border or "exact",
             growth=growth,
             stored=checkpoint.tensors,
+            sandbox=code.sandbox,
         )
         made = scan_plan(found, checkpoint, place, growth)
         if made is None:
@@ -63,7 +64,7 @@ def planner_from_code(
 
 def whole_job(code: Code, seed: int, track: "Track") -> WholeJob:
     """The comparison of the whole model, beside a merge."""
-    return WholeJob(code.model, code.inputs, seed=seed, track=track)
+    return WholeJob(code.model, code.inputs, seed=seed, track=track, sandbox=code.sandbox)
 
 
 def check_output(output: Path | None, checkpoint: Path | None, *, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict
-from convsqueeze.copying import copied
+from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
@@ -90,14 +90,20 @@ def squeeze(
     _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
     with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
-        inputs, notes = _inputs(model, example_inputs)
+        sandbox = Sandbox(model)
+        inputs, notes = _inputs(model, example_inputs, sandbox)
         notes += tuple(_squeezed_notes(model))
         if minimize == "latency" and latency is None:
             from convsqueeze.latency import measuring
 
             latency = measuring("torch")
         found = scan_model(
-            model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
+            *(model, inputs),
+            minimize=minimize,
+            border=border,
+            growth=growth,
+            latency=latency,
+            sandbox=sandbox,
         )
         with CPU:
             own = from_state_dict(model.state_dict())
@@ -108,7 +114,7 @@ def squeeze(
             result = squeeze_checkpoint(plan, own, growth=growth, widen=widen, settings=Settings())
             layers = result.modules()
             squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
-            whole = verify_whole(model, squeezed, inputs, plan=plan)
+            whole = verify_whole(model, squeezed, inputs, plan=plan, sandbox=sandbox)
     whole.raise_if_failed()
     merged = MergeReport(
         plan, result.verification, (*plan.notes, *result.notes), widened=result.widened
@@ -127,10 +133,10 @@ def _check_policies(**policies: tuple[object, Any]) -> None:
         raise PlanError(problems)
 
 
-def _inputs(model: nn.Module, examples: Any) -> tuple[Inputs, tuple[str, ...]]:
+def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, tuple[str, ...]]:
     """What the model is followed on, and what is to be told of it."""
     if examples is None:
-        guess = guess_inputs(model)
+        guess = guess_inputs(model, sandbox)
         return guess.inputs, (guess.told,)
     return inputs_of(positional(model, examples)), ()
 
@@ -150,8 +156,10 @@ def scan_model(
     growth: Growth = "refuse",
     latency: Latency | None = None,
     stored: Mapping[str, TensorInfo] | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Scan:
-    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`.
+    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`. The model's
+    code is run in the `sandbox`.
 
     `stored` are the tensors of the file that will be merged, by default those of the model.
 
@@ -160,10 +168,11 @@ def scan_model(
     """
     _check_values(model)
     prefix, infos = _stored(model)
+    sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, _beside(model, inputs), prefix)
+        graph = traced(model, _beside(model, inputs), prefix, sandbox)
     except TracingError:
-        runnable(model, inputs.first, type(model).__name__)
+        runnable(sandbox, inputs.first)
         raise
     with CPU:
         return scan(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
 from convsqueeze.graph import AddOp, Graph, LayerOp, Op, Reason, SizeRead, layer_ops
 from convsqueeze.kinds.conv import ConvLayer
@@ -45,29 +46,33 @@ from convsqueeze.tracing.watched import hooked
 Told = TypeVar("Told")
 
 
-def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
+def traced(
+    model: nn.Module, inputs: Sequence[Any], prefix: str = "", sandbox: Sandbox | None = None
+) -> Graph:
     """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
 
-    Followed by torch.export, else by torch.fx. Names leave out `prefix`, as a wrapper puts it
-    before all of them. Raises TracingError where neither can follow the code.
+    Followed by torch.export, else by torch.fx, in the `sandbox`. Names leave out `prefix`, as a
+    wrapper puts it before all of them. Raises TracingError where neither can follow the code.
     """
-    return without_prefix(_traced(model, inputs), prefix)
+    return without_prefix(_traced(model, inputs, sandbox or Sandbox(model)), prefix)
 
 
-def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+def _traced(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Graph:
     try:
-        made = exported(model, inputs)
+        made = exported(model, inputs, sandbox)
     except TracingError as error:
-        return _by_fx(model, inputs, error)
+        return _by_fx(model, inputs, error, sandbox)
     reader = _Reader(made, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
 
 
-def _by_fx(model: nn.Module, inputs: Sequence[Any], refusal: TracingError) -> Graph:
+def _by_fx(
+    model: nn.Module, inputs: Sequence[Any], refusal: TracingError, sandbox: Sandbox
+) -> Graph:
     try:
-        graph = symbolically_traced(model, inputs)
+        graph = symbolically_traced(model, inputs, sandbox)
     except TracingError as error:
         raise TracingError(
             f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
 from convsqueeze.graph import Graph, Op, Reason, layer_ops
 from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
@@ -46,12 +47,14 @@ SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 """What is asked of a tensor without its numbers."""
 
 
-def symbolically_traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+def symbolically_traced(
+    model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None
+) -> Graph:
     """The steps of the model's forward on `inputs`. Raises TracingError where torch.fx cannot
     follow it, or what it follows does not compute what the model does.
     """
     try:
-        made = recorded(model, inputs)
+        made = recorded(model, inputs, sandbox)
     except Exception as error:
         raise TracingError(told(error)) from error
     check_recorded(made, model, inputs)

@@ -114,7 +114,7 @@ def ties_ignored(patch: Patch) -> None:
 
 
 def training_taken_for_eval(patch: Patch) -> None:
-    patch.setattr(exported, "watched", lambda model: watched.watched(model).eval())
+    patch.setattr(exported, "marked", lambda model: watched.marked(model.eval()))
 
 
 def wrong_eps(patch: Patch) -> None:
