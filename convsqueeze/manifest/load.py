@@ -25,6 +25,7 @@ from convsqueeze.errors import ManifestError
 from convsqueeze.kinds import LAYER_KINDS
 from convsqueeze.kinds.fields import Strict
 from convsqueeze.manifest.model import (
+    MANIFEST_VERSION,
     ChainEntry,
     ChainItem,
     Document,
@@ -35,6 +36,7 @@ from convsqueeze.manifest.model import (
     item_tag,
 )
 from convsqueeze.names import KeyPath, shown
+from convsqueeze.version import newer_version
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
@@ -166,6 +168,10 @@ def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
     if not isinstance(data, Mapping):
         raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+    if newer := newer_version(data.get("version"), MANIFEST_VERSION):
+        place = _where(source, lines, ("version",))
+        advice = f"or write the manifest in version {MANIFEST_VERSION}"
+        raise ManifestError([f"{place}: is {newer}, {advice}."])  # its keys mean nothing here
     plain, problems = _plain(data, (), source, lines)
     if problems:
         raise ManifestError(problems)

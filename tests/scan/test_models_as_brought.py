@@ -297,7 +297,7 @@ def test_apply_takes_the_examples_that_squeeze_takes(example: Any, tmp_path: Pat
     model.act = nn.ReLU()
     with pytest.raises(ModelMismatchError, match=r"differs by .* on the example"):
         convsqueeze.apply(model, tmp_path / "squeezed.pt", example=example)
-    with pytest.raises(ModelInputError, match="does not take these example .missing"):
+    with pytest.raises(ModelInputError, match=r"does not take these example .missing"):
         convsqueeze.apply(model, tmp_path / "squeezed.pt", example=X)
     with pytest.raises(ModelInputError, match=r"does not run on these inputs .* Give example with"):
         convsqueeze.apply(model, tmp_path / "squeezed.pt", example=(X, X[:, :, 1:]))
