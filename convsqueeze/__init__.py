@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convsqueeze.algebra import Axis, Conv, layers
+    from convsqueeze.algebra import Axis, Conv
     from convsqueeze.errors import ConvsqueezeError
+    from convsqueeze.kinds import layers
     from convsqueeze.manifest import Manifest, load_manifest
     from convsqueeze.models import SqueezeReport, squeeze
     from convsqueeze.module import SqueezedConv, load_layers
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from convsqueeze.surgery import apply
 
 _HOMES = {
-    "convsqueeze.algebra": ("Axis", "Conv", "layers"),
+    "convsqueeze.algebra": ("Axis", "Conv"),
     "convsqueeze.errors": ("ConvsqueezeError",),
+    "convsqueeze.kinds": ("layers",),
     "convsqueeze.manifest": ("Manifest", "load_manifest"),
     "convsqueeze.models": ("SqueezeReport", "squeeze"),
     "convsqueeze.module": ("SqueezedConv", "load_layers"),

@@ -530,7 +530,7 @@ def test_cudnn_is_left_out_and_put_back(before: bool, monkeypatch: pytest.Monkey
     case = small("constants beside a layer", torch.float32)
     with (
         mock.patch.dict("convsqueeze.algebra.apply._CONVOLVE", {2: watched}),
-        mock.patch.dict("convsqueeze.verify.reference._CONV", {2: watched}),
+        mock.patch.dict("convsqueeze.kinds.conv._CONV", {2: watched}),
     ):
         merged(case)
         assert set(seen) == {before}

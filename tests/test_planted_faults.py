@@ -30,7 +30,8 @@ from squeezed_files import moved_by_ulps, put_together, taken_apart, with_bit_fl
 from torch import Tensor
 
 from convsqueeze import merge_file
-from convsqueeze.algebra import Conv, conv, layers
+from convsqueeze.algebra import Conv, conv
+from convsqueeze.kinds import batch_norm
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import Squeezed, recipe_layer, squeeze_one
@@ -495,12 +496,12 @@ def test_merge_with_an_inner_bias_dropped(
 def test_merge_with_another_eps(
     squeezing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fold = layers.batch_norm
+    fold = batch_norm.batch_norm
 
     def wrong(*tensors: Any, eps: float, **rest: Any) -> Conv:
         return fold(*tensors, eps=1e-5, **rest)
 
-    monkeypatch.setattr(layers, "batch_norm", wrong)
+    monkeypatch.setattr(batch_norm, "batch_norm", wrong)
     assert_merge_fails(squeezing(), tmp_path, "stem: ", "output channel")
 
 

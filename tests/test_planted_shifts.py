@@ -21,14 +21,15 @@ from random_networks.trial import examine
 from torch import Tensor
 
 from convsqueeze import merge_state_dict, squeezing
-from convsqueeze.algebra import Conv, layers
+from convsqueeze.algebra import Conv
 from convsqueeze.algebra.tree import mapped
+from convsqueeze.kinds import scale as kind
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import candidates
 
 FIRST, SECOND = {"name": "a"}, {"name": "b", "padding": 1}
 SCALE = {"type": "scale", "factor": -0.6, "shift": 0.4}
-scale, border_terms = layers.scale, squeezing.border_terms
+scale, border_terms = kind.scale, squeezing.border_terms
 
 
 def tensors() -> "OrderedDict[str, Tensor]":
@@ -93,7 +94,7 @@ def test_without_a_fault(made: Squeezing) -> None:
 def test_merge_with_a_wrong_shift_writes_nothing(
     made: Squeezing, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    monkeypatch.setattr(layers, "scale", WRONG[wrong])
+    monkeypatch.setattr(kind, "scale", WRONG[wrong])
     assert_told(merge(made), "a: ", "output channel")
     assert not made.squeezed.exists()
 
@@ -169,7 +170,7 @@ def test_a_random_network_with_a_shift() -> None:
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_random_network_with_a_wrong_shift(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    monkeypatch.setattr(layers, "scale", WRONG[wrong])
+    monkeypatch.setattr(kind, "scale", WRONG[wrong])
     with pytest.raises(Disagreement, match="called exact, differs"):
         examine(case(padding=0))
 

@@ -254,7 +254,7 @@ SEVERAL = {"convsqueeze.export", "convsqueeze.plot", "convsqueeze.surgery", "onn
                 "ruamel",
             },
         ),
-        ("schema", {*SEVERAL, "convsqueeze.checkpoint", "torch", "numpy", "safetensors"}),
+        ("schema", {*SEVERAL, "convsqueeze.checkpoint", "convsqueeze.plan", "safetensors"}),
     ],
 )
 def test_a_command_imports_what_it_needs_before_its_work(

@@ -24,9 +24,8 @@ from convsqueeze.cli.layout import (
     print_notes,
     titled,
 )
-from convsqueeze.manifest import manifest_yaml
+from convsqueeze.manifest import layer_labels, manifest_yaml
 from convsqueeze.names import shown
-from convsqueeze.plan.parts import layer_labels
 from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all

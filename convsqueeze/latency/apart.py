@@ -18,7 +18,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
 from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
-from convsqueeze.manifest import ScaleLayer
+from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.plan import Merge, ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]

@@ -1,75 +1,56 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
+from convsqueeze.kinds import Layer
 from convsqueeze.manifest.contract import Contracted, contract
 from convsqueeze.manifest.expand import Expansion, expand, unbound
-from convsqueeze.manifest.flat import flat
 from convsqueeze.manifest.load import (
-    KeyPath,
     Manifest,
-    item_parts,
     load_manifest,
     manifest_from_data,
     parse_manifest,
-    parts,
 )
 from convsqueeze.manifest.model import (
     BORDERS,
-    AvgPoolLayer,
-    BatchNormLayer,
     Border,
     ChainEntry,
     ChainItem,
-    ConvLayer,
-    ConvTransposeLayer,
     Document,
     Entry,
-    IdentityLayer,
     Item,
-    Layer,
-    LinearLayer,
-    PadLayer,
     PairEntry,
-    ScaleLayer,
     SumEntry,
     SumItem,
     json_schema,
 )
+from convsqueeze.manifest.regions import Request, entry_of, layer_labels, request_of
 from convsqueeze.manifest.write import document_data, manifest_yaml
 
 __all__ = [
     "BORDERS",
-    "AvgPoolLayer",
-    "BatchNormLayer",
     "Border",
     "ChainEntry",
     "ChainItem",
     "Contracted",
-    "ConvLayer",
-    "ConvTransposeLayer",
     "Document",
     "Entry",
     "Expansion",
-    "IdentityLayer",
     "Item",
-    "KeyPath",
     "Layer",
-    "LinearLayer",
     "Manifest",
-    "PadLayer",
     "PairEntry",
-    "ScaleLayer",
+    "Request",
     "SumEntry",
     "SumItem",
     "contract",
     "document_data",
+    "entry_of",
     "expand",
-    "flat",
-    "item_parts",
     "json_schema",
+    "layer_labels",
     "load_manifest",
     "manifest_from_data",
     "manifest_yaml",
     "parse_manifest",
-    "parts",
+    "request_of",
     "unbound",
 ]

@@ -12,7 +12,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from convsqueeze.errors import ManifestError
-from convsqueeze.manifest.model import Entry, Strict
+from convsqueeze.kinds.fields import Strict
+from convsqueeze.manifest.model import Entry
 
 Binding = tuple[tuple[str, str], ...]
 Model = TypeVar("Model", bound=Strict)

@@ -16,8 +16,8 @@ from convsqueeze.models.inputs import (
     inputs_of,
     parsed_inputs,
 )
-from convsqueeze.models.job import WholeJob
-from convsqueeze.models.squeeze import SqueezeReport, manifest_of, scan_model, squeeze
+from convsqueeze.models.job import WholeJob, planner_from_code
+from convsqueeze.models.squeeze import SqueezeReport, scan_model, scan_plan, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
 
@@ -35,9 +35,10 @@ __all__ = [
     "guess_inputs",
     "inputs_of",
     "load_model",
-    "manifest_of",
     "parsed_inputs",
+    "planner_from_code",
     "scan_model",
+    "scan_plan",
     "squeeze",
     "verify_whole",
     "with_checkpoint",

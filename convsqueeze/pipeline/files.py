@@ -20,7 +20,7 @@ from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest
-from convsqueeze.pipeline.merging import MergeReport, Result, planned, squeeze_checkpoint
+from convsqueeze.pipeline.merging import MergeReport, Planner, Result, planned, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track, hashed, in_bytes, untracked
 from convsqueeze.plan import Growth
 from convsqueeze.recipe import read_recipe
@@ -53,7 +53,7 @@ class MergedFile(MergeReport):
 
 def merge_file(
     path: Path,
-    manifest: Manifest | Path,
+    manifest: Manifest | Path | Planner,
     destination: Path | None = None,
     *,
     key: str | None = None,

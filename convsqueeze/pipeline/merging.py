@@ -63,6 +63,7 @@ class Result:
     The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
     """
 
+    plan: Plan
     edits: tuple[Edit, ...]
     draft: Recipe
     sha256: Callable[[], str]
@@ -127,7 +128,7 @@ def squeeze_checkpoint(
         report.raise_if_failed()
     draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
     given = checkpoint.sha256 if sha256 is None else sha256
-    return Result(tuple(edits), draft, given, report, widened, tuple(notes))
+    return Result(plan, tuple(edits), draft, given, report, widened, tuple(notes))
 
 
 def _verified(
@@ -141,12 +142,23 @@ def _verified(
     return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings, device)
 
 
+Planner = Callable[[Checkpoint], Plan]
+"""Gives the plan for a checkpoint, as a scan of the model's code does."""
+
+
 def planned(
-    manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
+    manifest: Manifest | Path | Planner,
+    checkpoint: Checkpoint,
+    border: Border | None,
+    growth: Growth,
 ) -> Plan:
     """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
     entries are told together.
     """
+    if not isinstance(manifest, Manifest | Path):
+        plan = manifest(checkpoint)
+        check_memory(plan)
+        return plan
     try:
         read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
         plan = make_plan(read, checkpoint, border=border, growth=growth)

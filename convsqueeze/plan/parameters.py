@@ -11,27 +11,10 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import STORAGE_DTYPES
-from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import TensorDataError
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ChainItem,
-    ConvLayer,
-    ConvTransposeLayer,
-    Entry,
-    IdentityLayer,
-    KeyPath,
-    Layer,
-    LinearLayer,
-    PadLayer,
-    PairEntry,
-    ScaleLayer,
-    SumItem,
-    item_parts,
-    parts,
-)
+from convsqueeze.kinds import Layer
+from convsqueeze.names import KeyPath
 
 Infos = Mapping[str, TensorInfo]
 Load = Callable[[str], Tensor]
@@ -93,99 +76,29 @@ def _check_direction(key: str, norm: Tensor) -> None:
         )
 
 
-def check_variance(variance: Parameter, values: Tensor, eps: float) -> None:
-    """Raises TensorDataError where a batch norm divides by no positive number."""
-    bad = (values.double() + eps <= 0).nonzero()
-    if len(bad):
-        channel = tuple(bad[0].tolist())
-        raise TensorDataError(
-            f"{variance.keys[0]}: holds {values[channel].item()} at {list(channel)}, which with "
-            f"eps {eps} is not above zero ({len(bad)} such channels), but the norm divides by its "
-            "root. Repair the checkpoint, check eps, or leave this layer out."
-        )
-
-
-def negative_notes(variance: Parameter, values: Tensor, eps: float) -> list[str]:
-    """Says which variances are below zero and carried by eps, as torch computes them."""
-    negative = (values < 0).nonzero()
-    if not len(negative):
-        return []
-    channel = tuple(negative[0].tolist())
-    return [
-        f"{variance.keys[0]} holds {values[channel].item()} at {list(channel)}, a negative "
-        f"variance ({len(negative)} such channels): eps {eps} carries it, as in torch"
-    ]
-
-
-@dataclass(frozen=True)
-class NamedLayer:
-    """A layer whose tensors are found and whose place in the rest is not yet known."""
-
-    layer: Layer
-    path: KeyPath
-    parameters: Mapping[str, Parameter]
-    counters: tuple[str, ...]
-
-    def meta(self) -> dict[str, Tensor]:
-        return {
-            role: torch.empty(parameter.shape, device="meta")
-            for role, parameter in self.parameters.items()
-        }
+Parameters = Mapping[str, Parameter]
 
 
 def find(
-    item: "Entry | Layer | ChainItem | SumItem",
-    path: KeyPath,
-    infos: Infos,
-    problems: list[Problem],
-) -> Tree[NamedLayer] | None:
-    """The item with the tensors of each of its layers; None where a tensor is missing."""
-    if isinstance(item, PairEntry):
-        kind, children = parts(item)
-    elif isinstance(item, ChainItem | SumItem):
-        kind, children = item_parts(item)
-    else:
-        return _find_layer(item, path, infos, problems)
-    found = [find(child, (*path, *step), infos, problems) for step, child in children]
-    whole = tuple(child for child in found if child is not None)
-    if len(whole) < len(found):
-        return None
-    return Chain(whole) if kind == "chain" else Sum(whole)
-
-
-_REQUIRED: dict[type, tuple[str, ...]] = {
-    ConvLayer: ("weight",),
-    ConvTransposeLayer: ("weight",),
-    LinearLayer: ("weight",),
-    BatchNormLayer: ("running_mean", "running_var"),
-    ScaleLayer: (),
-    AvgPoolLayer: (),
-    IdentityLayer: (),
-    PadLayer: (),
-}
-
-
-def _find_layer(
     layer: Layer, path: KeyPath, infos: Infos, problems: list[Problem]
-) -> NamedLayer | None:
-    required = _REQUIRED[type(layer)]
+) -> tuple[Parameters, tuple[str, ...]] | None:
+    """Where a layer's parameters are stored, by torch's names, and its tensors that hold no
+    weights; None, and more `problems`, where something is missing or stored in no usable form.
+    """
     parameters: dict[str, Parameter] = {}
-    counters: tuple[str, ...] = ()
     before = len(problems)
-    if not isinstance(layer, AvgPoolLayer | IdentityLayer | PadLayer):
-        for role in dict.fromkeys((*required, "weight", "bias")):
-            parameter = _parameter(layer, role, infos)
-            if isinstance(parameter, Parameter):
-                parameters[role] = parameter
-            elif role in required or getattr(layer, role, None) is not None:
-                problems.append(Problem(path, parameter or _missing(layer, role, infos)))
-        if isinstance(layer, ScaleLayer) and layer.name is not None and not parameters:
-            problems.append(Problem(path, _missing(layer, "weight", infos)))
-    if isinstance(layer, BatchNormLayer):
-        counter = f"{layer.name}.num_batches_tracked"
-        counters = (counter,) if counter in infos else ()
+    for role in layer.roles:
+        parameter = _parameter(layer, role, infos)
+        if isinstance(parameter, Parameter):
+            parameters[role] = parameter
+        elif role in layer.required or getattr(layer, role, None) is not None:
+            problems.append(Problem(path, parameter or _missing(layer, role, infos)))
+    if layer.roles and not layer.required and layer.name is not None and not parameters:
+        problems.append(Problem(path, _missing(layer, layer.roles[0], infos)))
+    named = (f"{layer.name}.{counter}" for counter in layer.counters)
+    counters = tuple(key for key in named if key in infos)
     problems += [Problem(path, reason) for reason in _bad_dtypes(parameters, infos)]
-    return None if len(problems) > before else NamedLayer(layer, path, parameters, counters)
+    return None if len(problems) > before else (parameters, counters)
 
 
 def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:

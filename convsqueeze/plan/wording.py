@@ -45,8 +45,7 @@ def _lines(count: int, what: str) -> str:
 def part_name(leaf: ResolvedLayer, prefix: str) -> str:
     """A layer in a table, `expand 3x3` or `bn`; `prefix` is left away."""
     label = leaf.label.removeprefix(prefix)
-    has_kernel = leaf.layer.type in ("conv", "conv_transpose", "avg_pool")
-    return f"{label} {kernel(leaf.geometry)}" if has_kernel else label
+    return f"{label} {kernel(leaf.geometry)}" if leaf.layer.has_taps else label
 
 
 def common_stem(names: Sequence[str]) -> str:

@@ -9,15 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from convsqueeze.manifest import (
-    AvgPoolLayer,
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    Layer,
-    LinearLayer,
-)
-from convsqueeze.tracing.graph import Reason
+from convsqueeze.graph import Reason
+from convsqueeze.kinds.avg_pool import AvgPoolLayer
+from convsqueeze.kinds.batch_norm import BatchNormLayer
+from convsqueeze.kinds.conv import ConvLayer
+from convsqueeze.kinds.conv_transpose import ConvTransposeLayer
+from convsqueeze.kinds.linear import LinearLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.operators import (
     ACTIVATIONS,
     Linear,

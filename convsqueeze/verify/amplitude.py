@@ -19,15 +19,8 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.tree import Tree, fold
-from convsqueeze.manifest import (
-    BatchNormLayer,
-    ConvLayer,
-    ConvTransposeLayer,
-    LinearLayer,
-    ScaleLayer,
-)
 from convsqueeze.plan import ResolvedLayer
-from convsqueeze.verify.reference import Part, stored_values
+from convsqueeze.verify.reference import Part, stored_tensors, stored_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,22 +57,23 @@ class Amplitudes:
 
     def _behind(self, resolved: ResolvedLayer, part: Part, found: Amplitude) -> Amplitude:
         layer = resolved.layer
-        if isinstance(layer, ConvLayer | ConvTransposeLayer | LinearLayer):
+        if layer.mixes_channels:
             every, single = self._convolved(resolved, found)
         else:
-            scale, shift = _diagonal(resolved, self.load)
+            scale, shift = layer.factor_and_shift(stored_tensors(resolved, self.load))
             every, single = found.every * scale, found.single * scale
             if part == "affine":
                 every = every + shift
         if part == "affine" and "bias" in resolved.parameters:
-            every = every + stored_values(resolved.parameters["bias"].keys, self.load).abs()
+            bias = stored_values(resolved.parameters["bias"].keys, self.load)
+            every = every + bias.abs().flatten()
         return Amplitude(every, single)
 
     def _convolved(self, resolved: ResolvedLayer, found: Amplitude) -> tuple[Tensor, Tensor]:
         keys, groups = resolved.parameters["weight"].keys, resolved.geometry.groups
         if keys not in self._kept:
             weight = stored_values(keys, self.load)
-            if isinstance(resolved.layer, ConvTransposeLayer):
+            if resolved.layer.takes_channels_first:
                 weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
             self._kept[keys] = _norms(weight)
         total, largest = self._kept[keys]
@@ -102,21 +96,6 @@ def _add(branches: Sequence[Step]) -> Step:
         )
 
     return run
-
-
-def _diagonal(
-    resolved: ResolvedLayer, load: Callable[[str], Tensor]
-) -> tuple[Tensor | float, Tensor | float]:
-    """What a layer that keeps channels apart multiplies by and adds, but for a bias."""
-    layer = resolved.layer
-    values = {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
-    weight = values["weight"].abs() if "weight" in values else 1.0
-    if isinstance(layer, BatchNormLayer):
-        scale = (values["running_var"] + layer.eps).rsqrt() * weight
-        return scale, values["running_mean"].abs() * scale
-    if isinstance(layer, ScaleLayer):
-        return abs(layer.factor) * weight, abs(layer.shift)
-    return 1.0, 0.0  # pads, identities, and pools, whose taps add up to one
 
 
 def _norms(weight: Tensor) -> Norms:

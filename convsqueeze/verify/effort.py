@@ -11,7 +11,6 @@ from math import prod
 
 from convsqueeze.algebra.geometry import Geometry, add, compose
 from convsqueeze.algebra.tree import counted, fold
-from convsqueeze.manifest import ConvLayer, ConvTransposeLayer
 from convsqueeze.plan import Merge
 from convsqueeze.verify.probes import Impulses, Size
 
@@ -70,7 +69,7 @@ def original_work(merge: Merge, size: Size) -> Work:
     """The original layers on an image of this size."""
     tree = merge.geometry_tree
     macs, _ = counted(tree, size, lambda leaf, n: (_convolving(leaf, n), leaf.output_size(n)))
-    convolved = (x for x in merge.layers if isinstance(x.layer, ConvLayer | ConvTransposeLayer))
+    convolved = (x for x in merge.layers if "groups" in type(x.layer).model_fields)
     groups = sum(leaf.geometry.groups for leaf in convolved)
     return Work(macs + _READ * merge.weights_before, _RUN + _GROUP * groups)
 

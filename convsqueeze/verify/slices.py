@@ -15,7 +15,6 @@ from torch import Tensor
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
-from convsqueeze.manifest import ConvLayer, ConvTransposeLayer, LinearLayer
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.recipe import RecipeLayer
@@ -58,9 +57,7 @@ class Cut:
         head = self.tree
         while isinstance(head, Chain):
             head = head.links[0]
-        if isinstance(head, Sum) or not isinstance(
-            head.layer, ConvLayer | ConvTransposeLayer | LinearLayer
-        ):
+        if isinstance(head, Sum) or not head.layer.mixes_channels:
             return None
         weight = head.parameters["weight"]
         used = [key for leaf in leaves(self.tree) for key in leaf.keys]
@@ -112,7 +109,7 @@ def of_groups(merge: Merge, load: Load, groups: Tensor) -> Cut | None:
 
 def _fewer(leaf: ResolvedLayer, groups: int, fewer: int) -> ResolvedLayer:
     geometry, layer = _fewer_channels(leaf.geometry, groups, fewer), leaf.layer
-    if isinstance(layer, ConvLayer | ConvTransposeLayer):
+    if "groups" in type(layer).model_fields:
         layer = layer.model_copy(update={"groups": geometry.groups})
     return replace(leaf, geometry=geometry, layer=layer)
 
@@ -134,7 +131,7 @@ def _rows(tensor: Tensor, groups: int, chosen: Tensor) -> Tensor:
 
 
 def _is_transposed(leaf: ResolvedLayer) -> bool:
-    return isinstance(leaf.layer, ConvTransposeLayer)
+    return leaf.layer.takes_channels_first
 
 
 def _one_input(weight: Tensor, groups: int, channel: int, is_transposed: bool) -> Tensor:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from convsqueeze.algebra import layers
+from convsqueeze import layers
 from convsqueeze.algebra.conv import composed
 
 TITLE = "time of merging two kernels, beside the snippet and the machine's product of matrices"

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsqueeze.algebra import Conv, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Conv
 
 torch.set_num_threads(1)
 

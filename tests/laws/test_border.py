@@ -17,7 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsqueeze.algebra import Chain, Conv, Geometry, Sum, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Chain, Conv, Geometry, Sum
 from convsqueeze.algebra.border.leaks import leaks, wrong_rows
 from convsqueeze.algebra.sizes import output_size, sizes_to_examine, smallest_size
 from convsqueeze.algebra.tree import Tree, fold, leaves

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import chains, layers, ways
+from convsqueeze import layers
+from convsqueeze.algebra import chains, ways
 from convsqueeze.algebra.chains import cheapest_order, composed_chain
 from convsqueeze.algebra.geometry import GeometryError
 from convsqueeze.pipeline import merge_state_dict

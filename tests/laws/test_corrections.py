@@ -12,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Axis, Chain, Conv, Geometry, Sum
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border import trace
 from convsqueeze.algebra.border.corrections import (

@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 
-from convsqueeze.algebra import Axis, Chain, Geometry, Sum, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Axis, Chain, Geometry, Sum
 from convsqueeze.algebra.geometry import add, carries_padding, common_axis, compose, merge_axes
 from convsqueeze.algebra.tree import counted, fold, leaves, mapped, paths
 from convsqueeze.errors import GeometryError

@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from convsqueeze.algebra import Conv, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Conv
 from convsqueeze.algebra.apply import apply_linear
 from convsqueeze.errors import GeometryError
 
@@ -318,6 +319,11 @@ def test_the_identity(rank: int) -> None:
         (lambda: layers.average_pool(2, kernel_size=(3,), padding=[[0, 2]]), "at most half"),
         (lambda: layers.average_pool(2, kernel_size=(3, 5), padding=2), "at most half"),
         (lambda: layers.scale(whole(0, 3), channels=2, rank=1), "does not scale 2 channels"),
+        (lambda: layers.scale(whole(0, 2, 2), channels=4, rank=1), "does not scale 4 channels"),
+        (
+            lambda: layers.batch_norm(*whole(0, 2, 4), whole(0, 3), eps=0.1, rank=1),
+            r"weight of shape \(3,\) is not one number for each of 4",
+        ),
         (lambda: layers.linear(whole(0, 3, 2, 1)), "2 dimensions"),
     ],
 )

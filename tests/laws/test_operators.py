@@ -8,7 +8,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import Chain, Conv, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Chain, Conv
 from convsqueeze.algebra.border.leaks import leaks
 from convsqueeze.algebra.geometry import Axis, Geometry, add, compose
 from convsqueeze.errors import GeometryError

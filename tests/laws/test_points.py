@@ -15,7 +15,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsqueeze.algebra import Conv, interpolated, layers, points, products, ways
+from convsqueeze import layers
+from convsqueeze.algebra import Conv, interpolated, points, products, ways
 from convsqueeze.algebra.conv import composed
 from convsqueeze.algebra.geometry import Axis, merge_axes
 from convsqueeze.algebra.precision import half_ulp, round_once

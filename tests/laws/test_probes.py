@@ -11,7 +11,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import Chain, Conv, Geometry, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Chain, Conv, Geometry
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import wrong_rows
 from convsqueeze.algebra.border.taps import corrections

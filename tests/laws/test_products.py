@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convsqueeze.algebra import Conv, layers, products, threads
+from convsqueeze import layers
+from convsqueeze.algebra import Conv, products, threads
 
 from .drawn import convolutions, law, operators, ranks, whole
 from .test_operators import composed

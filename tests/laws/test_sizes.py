@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convsqueeze.algebra import Axis, Chain, Geometry, Sum, layers
+from convsqueeze import layers
+from convsqueeze.algebra import Axis, Chain, Geometry, Sum
 from convsqueeze.algebra.sizes import (
     merged,
     output_size,

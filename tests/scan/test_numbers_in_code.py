@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.errors import TracingError
-from convsqueeze.manifest import ScaleLayer
+from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.module import SqueezedConv
 from convsqueeze.scan import Scan
 from convsqueeze.tracing import reading

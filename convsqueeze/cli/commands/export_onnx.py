@@ -75,6 +75,7 @@ def export_onnx(
                 opset=opset,
                 overwrite=overwrite,
                 track=track,
+                sandbox=own.sandbox,
             )
     if as_json:
         print_json(result.to_data() if model is None else whole.to_data())

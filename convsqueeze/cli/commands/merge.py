@@ -52,12 +52,11 @@ def merge(
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_export, print_merge, print_whole
-        from convsqueeze.errors import PlanError
         from convsqueeze.pipeline import in_turn, merge_file
         from convsqueeze.verify import Settings
 
         if code is not None:
-            from convsqueeze.models import WholeJob, code_of, manifest_of, scan_model
+            from convsqueeze.models import WholeJob, code_of, planner_from_code
         if onnx is not None:
             from convsqueeze.export import CheckedModel, check_onnx_destination, checked_onnx
 
@@ -87,16 +86,9 @@ def merge(
         if code is not None:
             own = code_of(code, shapes or [], track, model, key)
             notes = own.notes
-            whole = WholeJob(own.model, own.inputs, seed=seed, track=track)
+            whole = WholeJob(own.model, own.inputs, seed=seed, track=track, sandbox=own.sandbox)
             if pairs is None:
-                track(f"scanning {code}", 0, 0)
-                found = scan_model(
-                    own.model, own.inputs, **{**policies, "border": policies["border"] or "exact"}
-                )
-                manifest = manifest_of(found, code)
-                if manifest is None:
-                    why = f"`convsqueeze scan {code}` says why."
-                    raise PlanError([f"{code}: no layers of it are worth merging. {why}"])
+                manifest = planner_from_code(own, code, track, **policies)
         done = merge_file(
             model,
             manifest,

@@ -64,6 +64,7 @@ def scan(
             border=border.value if border else "exact",
             growth=growth.value,
             latency=latency,
+            sandbox=own.sandbox,
         )
     print_notes(errors, own.notes)
     if output is not None and found.document is not None:

@@ -4,9 +4,10 @@ from math import isfinite
 from typing import Any, TypeGuard
 
 from convsqueeze.algebra.tree import Chain, Tree
-from convsqueeze.manifest import Layer, ScaleLayer
+from convsqueeze.graph import Reason
+from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.constants import Known, Stored
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, Passing
 
 

@@ -4,16 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from convsqueeze.algebra.tree import Chain, Sum
-from convsqueeze.manifest import (
-    ConvLayer,
-    ConvTransposeLayer,
-    IdentityLayer,
-    Layer,
-    LinearLayer,
-    ScaleLayer,
-)
+from convsqueeze.graph import Reason
+from convsqueeze.kinds.conv import ConvLayer
+from convsqueeze.kinds.conv_transpose import ConvTransposeLayer
+from convsqueeze.kinds.identity import IdentityLayer
+from convsqueeze.kinds.linear import LinearLayer
+from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.manifest import Layer
 from convsqueeze.tracing.constants import Known, Product, Stored, WithIdentity
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.axes import are_fixed, on_every_axis, per_axis_numbers
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, is_raw
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from convsqueeze.algebra.tree import Tree
+from convsqueeze.graph import Reason
 from convsqueeze.manifest import Layer
 from convsqueeze.tracing.constants import Constant, Stored, operator_of
-from convsqueeze.tracing.graph import Reason
 
 ACTIVATIONS = {
     *("relu", "relu6", "leaky_relu", "prelu", "_prelu_kernel", "rrelu", "elu", "celu", "selu"),

@@ -1,7 +1,7 @@
 """Batch norms: those in eval mode are layers."""
 
-from convsqueeze.manifest import BatchNormLayer
-from convsqueeze.tracing.graph import Reason
+from convsqueeze.graph import Reason
+from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.tracing.operators.meanings import Linear, Meaning, Parameters, is_raw
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from convsqueeze.manifest import AvgPoolLayer, PadLayer
-from convsqueeze.tracing.graph import Reason
+from convsqueeze.graph import Reason
+from convsqueeze.kinds.avg_pool import AvgPoolLayer
+from convsqueeze.kinds.pad import PadLayer
 from convsqueeze.tracing.operators.axes import (
     are_fixed,
     axis_pairs,

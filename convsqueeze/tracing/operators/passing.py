@@ -1,6 +1,6 @@
 """Calls that give what they take, where they do."""
 
-from convsqueeze.tracing.graph import Reason
+from convsqueeze.graph import Reason
 from convsqueeze.tracing.operators.meanings import Meaning, Parameters, Passing
 
 PASSING = {"alias", "clone", "detach", "contiguous", "lift_fresh_copy", "native_dropout", "dropout"}

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch.fx import Node
 
+from convsqueeze.graph import Reason
 from convsqueeze.tracing.constants import Constant, Stored, bound, operator_of
-from convsqueeze.tracing.graph import Reason
 from convsqueeze.tracing.operators.arithmetic import combined, divided, multiplied, negated
 from convsqueeze.tracing.operators.kernels import convolution, linear, transposed
 from convsqueeze.tracing.operators.meanings import (

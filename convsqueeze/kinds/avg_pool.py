@@ -1,0 +1,66 @@
+"""Average pools that count what they pad: `torch.nn.AvgPool1d`, 2d and 3d."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import LARGEST, Axis
+from convsqueeze.errors import GeometryError
+from convsqueeze.kinds import fields, oracle
+from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.operators import Padding, PerAxis, growing_pairs, per_axis
+
+_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {
+    1: F.avg_pool1d,
+    2: F.avg_pool2d,
+    3: F.avg_pool3d,
+}
+
+
+class AvgPoolLayer(Layer):
+    """`torch.nn.AvgPool` with padding counted and sizes rounded down; stride: the kernel_size."""
+
+    type: Literal["avg_pool"]
+    kernel_size: fields.PerAxis
+    stride: fields.PerAxis | None = None
+    padding: fields.Padding = 0
+
+    has_taps = True
+
+    def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
+        size = per_axis(self.kernel_size, rank, "kernel_size")
+        return average_pool(channels, kernel_size=size, stride=self.stride, padding=self.padding)
+
+    def run(self, x: Tensor, tensors: Tensors) -> Tensor:
+        padded = oracle.padded(x, self.padding)
+        return _AVG_POOL[x.ndim - 2](padded, self.kernel_size, self.stride)
+
+
+def average_pool(
+    channels: int,
+    *,
+    kernel_size: Sequence[int],
+    stride: PerAxis | None = None,
+    padding: Padding = 0,
+) -> Conv:
+    """`torch.nn.AvgPool` with padding counted and sizes rounded down, torch's defaults."""
+    rank = len(kernel_size)
+    strides = tuple(kernel_size) if stride is None else per_axis(stride, rank, "stride")
+    pairs = growing_pairs(padding, rank)
+    if any(2 * max(pair) > k for pair, k in zip(pairs, kernel_size, strict=True)):
+        raise GeometryError("padding of a pool is at most half its kernel_size, as in torch")
+    count = prod(kernel_size)
+    if count > LARGEST:
+        raise GeometryError(f"a pool over {count:,} samples, at most {LARGEST:,} can be")
+    one = torch.tensor(1.0 / count, dtype=torch.float64)
+    weight = one.expand(channels, 1, *kernel_size)  # planning makes it too: no memory for it yet
+    axes = tuple(
+        Axis(k, s, 1, before, after)
+        for k, s, (before, after) in zip(kernel_size, strides, pairs, strict=True)
+    )
+    return Conv(weight, None, axes, channels)

@@ -1,0 +1,104 @@
+"""Ordinary convolutions: `torch.nn.Conv1d`, `Conv2d` and `Conv3d`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.errors import GeometryError
+from convsqueeze.kinds import fields, oracle
+from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
+from convsqueeze.kinds.operators import (
+    Padding,
+    PerAxis,
+    as_vector,
+    growing_pairs,
+    per_axis,
+    spatial_rank,
+)
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class ConvLayer(WithTensors):
+    """An ordinary convolution, `torch.nn.Conv1d`, `Conv2d` or `Conv3d`."""
+
+    type: Literal["conv"] = "conv"
+    stride: fields.PerAxis = 1
+    padding: fields.Padding = 0
+    padding_mode: fields.PaddingMode = "zeros"
+    dilation: fields.PerAxis = 1
+    groups: int = Field(1, ge=1)
+
+    has_taps = True
+    mixes_channels = True
+
+    def kernel_rank(self, shapes: Mapping[str, Shape]) -> int:
+        return max(len(shapes["weight"]) - 2, 0)
+
+    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
+        return shapes["weight"][1] * self.groups if len(shapes["weight"]) > 1 else None
+
+    def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
+        return convolution(
+            tensors["weight"],
+            tensors.get("bias"),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            padding_mode=self.padding_mode,
+        )
+
+    def run(self, x: Tensor, tensors: Tensors) -> Tensor:
+        weight, bias = tensors["weight"], oracle.channel_vector(tensors.get("bias"))
+        rank, padding = x.ndim - 2, self.padding
+        steps: dict[str, Any] = {
+            "stride": self.stride,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
+        if self.padding_mode == "zeros" and not oracle.is_nested(padding):
+            return _CONV[rank](x, weight, bias, padding=padding, **steps)
+        if padding == "same":
+            dilation = (self.dilation,) * rank if isinstance(self.dilation, int) else self.dilation
+            totals = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+            padding = [(total // 2, total - total // 2) for total in totals]
+        x = oracle.padded(x, 0 if padding == "valid" else padding, self.padding_mode)
+        return _CONV[rank](x, weight, bias, **steps)
+
+
+def convolution(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: PerAxis = 1,
+    padding: Padding = 0,
+    dilation: PerAxis = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Conv:
+    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; `weight` (out, in / groups, *kernel_size)."""
+    rank = spatial_rank(weight)
+    kernel_size = tuple(weight.shape[2:])
+    strides, dilations = per_axis(stride, rank, "stride"), per_axis(dilation, rank, "dilation")
+    if padding == "same":
+        padding = _same(kernel_size, strides, dilations)
+    pairs = growing_pairs(0 if padding == "valid" else padding, rank)
+    axes = tuple(
+        Axis(k, s, d, before, after, padding_mode=padding_mode)
+        for k, s, d, (before, after) in zip(kernel_size, strides, dilations, pairs, strict=True)
+    )
+    return Conv(weight, as_vector(bias), axes, groups)
+
+
+def _same(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Padding:
+    """The pairs of torch's `same`: `d*(k-1)` in all, the odd one after."""
+    if any(step != 1 for step in stride):
+        raise GeometryError("padding 'same' needs stride 1, as in torch")
+    totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+    return [(total // 2, total - total // 2) for total in totals]

@@ -1,0 +1,39 @@
+"""Linear layers on the channels: `torch.nn.Linear`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.errors import GeometryError
+from convsqueeze.kinds import oracle
+from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
+from convsqueeze.kinds.operators import as_vector
+
+
+class LinearLayer(WithTensors):
+    """`torch.nn.Linear` on the channels."""
+
+    type: Literal["linear"]
+
+    mixes_channels = True
+
+    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
+        return shapes["weight"][1] if len(shapes["weight"]) > 1 else None
+
+    def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
+        return linear(tensors["weight"], tensors.get("bias"), rank=rank)
+
+    def run(self, x: Tensor, tensors: Tensors) -> Tensor:
+        bias = oracle.channel_vector(tensors.get("bias"))
+        return F.linear(x.movedim(1, -1), tensors["weight"], bias).movedim(-1, 1)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None, *, rank: int = 0) -> Conv:
+    """`torch.nn.Linear`, `weight` (out, in), on the channels of a signal with `rank` axes."""
+    if weight.ndim != 2:
+        raise GeometryError(f"a linear weight has 2 dimensions, this has {tuple(weight.shape)}")
+    return Conv(weight[(..., *(None,) * rank)], as_vector(bias), (Axis(),) * rank)
