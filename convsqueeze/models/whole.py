@@ -89,6 +89,17 @@ class WholeReport:
         if self.problem is not None:
             raise VerificationError(self.failures)
 
+    def told(self) -> str:
+        """In a sentence, of models that agree."""
+        worst = self.before_rounding or self.worst
+        how = "" if self.before_rounding is None else ", merged weights before rounding"
+        inputs = "1 random input" if self.runs == 1 else f"{self.runs} random inputs"
+        return (
+            f"same output before and after on {inputs} of {self.inputs} (largest error "
+            f"{self.worst.error:.2e} of {self.largest:.3g}; in {self.dtype}{how}: "
+            f"{worst.error:.2e} / {worst.bound:.2e}, seed {self.seed})"
+        )
+
     def to_data(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {**asdict(self), "ok": self.ok, "notes": list(self.notes)}
