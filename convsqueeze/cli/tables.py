@@ -156,7 +156,7 @@ def print_whole(console: Console, report: "WholeReport") -> None:
     if not report.ok:
         console.print("[bold red]the whole model differs[/]")
         return
-    print_line(console, f"[bold green]whole model[/]: {escape(report.told())}")
+    print_line(console, f"[bold green]whole model[/]: {escape(report.describe())}")
 
 
 def print_review(console: Console, found: "ReviewedFile") -> None:

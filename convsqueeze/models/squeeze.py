@@ -17,10 +17,10 @@ from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
-from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of, placed
+from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.running import runnable
 from convsqueeze.models.verifying import verify_whole
-from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
@@ -51,7 +51,7 @@ class SqueezeReport:
         notes = (*self.notes, *self.scan.notes, *(self.whole.notes if self.whole else ()))
         lines = [*(f"note: {note}" for note in notes), merged, *left_lines(self.left)]
         if self.whole is not None:
-            lines.append(f"whole model: {self.whole.told()}")
+            lines.append(f"whole model: {self.whole.describe()}")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -151,7 +151,7 @@ def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, 
     """What the model is followed on, and what is to be told of it."""
     if examples is None:
         guess = guess_inputs(model, sandbox)
-        return guess.inputs, (guess.told,)
+        return guess.inputs, (guess.note,)
     return inputs_of(positional(model, examples)), ()
 
 
@@ -192,7 +192,7 @@ def scan_model(
     prefix, infos = _stored(model)
     sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, placed(model, inputs), prefix, sandbox)
+        graph = traced(model, example_arguments(model, inputs), prefix, sandbox)
     except TracingError:
         runnable(sandbox, inputs.first)
         raise
