@@ -8,7 +8,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.copying import Sandbox
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
 from convsqueeze.surgery.apply import with_layers
@@ -41,7 +41,7 @@ class WholeJob:
         squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
         self.report = verify_whole(
             *(model, squeezed, self._inputs),
-            plan=plan,
+            exact=merged_parameters(result, own.prefix),
             seed=self._seed,
             track=self._track,
             sandbox=self._sandbox,

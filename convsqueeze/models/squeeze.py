@@ -18,7 +18,7 @@ from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
 from convsqueeze.models.inputs import Inputs, first_layer, guess_inputs, inputs_of
 from convsqueeze.models.running import runnable
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
@@ -111,10 +111,13 @@ def squeeze(
             if plan is None:
                 return copied(model), SqueezeReport(found, notes=notes)
             check_memory(plan)
-            result = squeeze_checkpoint(plan, own, growth=growth, widen=widen, settings=Settings())
+            result = squeeze_checkpoint(
+                plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True
+            )
             layers = result.modules()
             squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
-            whole = verify_whole(model, squeezed, inputs, plan=plan, sandbox=sandbox)
+            exact = merged_parameters(result, own.prefix)
+            whole = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox)
     whole.raise_if_failed()
     merged = MergeReport(
         plan, result.verification, (*plan.notes, *result.notes), widened=result.widened

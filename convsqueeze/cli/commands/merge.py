@@ -101,6 +101,7 @@ def merge(
             beside=in_turn(whole, onnx_job),
             track=track,
             device=device,
+            keep_exact=whole is not None,
         )
         exported = onnx_job.result() if onnx_job else None
         seen = whole.report if whole else None
