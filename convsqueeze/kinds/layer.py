@@ -57,6 +57,10 @@ class Layer(Strict):
         """Whether it does something without tensors, so that only a module can give it a name."""
         return not self.roles and not self.is_identity
 
+    def padded_by(self, before: "Layer") -> "Layer | None":
+        """As one layer with a pad that stands before it, None if the kind has no words for that."""
+        return None
+
     # tensors and geometry
 
     def kernel_rank(self, shapes: Mapping[str, Shape]) -> int | None:

@@ -1,17 +1,21 @@
 """Linear layers on the channels: `torch.nn.Linear`."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
+from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.kernels import with_kernel
+from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import as_vector
+from convsqueeze.kinds.semantics import Linear, Semantics
 
 
 class LinearLayer(WithTensors):
@@ -37,3 +41,15 @@ def linear(weight: Tensor, bias: Tensor | None = None, *, rank: int = 0) -> Conv
     if weight.ndim != 2:
         raise GeometryError(f"a linear weight has 2 dimensions, this has {tuple(weight.shape)}")
     return Conv(weight[(..., *(None,) * rank)], as_vector(bias), (Axis(),) * rank)
+
+
+def _call(call: Call) -> Semantics:
+    """`linear`, on the last axis."""
+    return with_kernel(call, 0, LinearLayer, {"type": "linear"})
+
+
+def _module(module: Any, name: str) -> Linear:
+    return Linear(LinearLayer(type="linear", name=name), 0, (name,))
+
+
+KIND = Kind(LinearLayer, aten={"linear": _call}, modules={nn.Linear: _module})

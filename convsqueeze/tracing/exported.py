@@ -13,11 +13,11 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from convsqueeze.errors import TracingError
+from convsqueeze.kinds.identity import PASSING
+from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
-from convsqueeze.tracing.graph import Reason
-from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import TORCH, told
 from convsqueeze.tracing.sizes import Asking, SizesAsked

@@ -7,36 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
 
 from convsqueeze.algebra.tree import Chain, Tree, leaves
 from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.kinds.semantics import Reason
 from convsqueeze.manifest import Layer
 from convsqueeze.tracing.sizes import Asking
-
-ReasonKind = Literal[
-    "activation",
-    "read elsewhere",
-    "used twice",
-    "tied",
-    "training",
-    "hook",
-    "in code",
-    "not linear",
-    "growth",
-    "border",
-    "not one convolution",
-    "axes",
-    "no gain",
-]
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why something is left alone: what kind of reason it is, and a phrase that says it."""
-
-    kind: ReasonKind
-    text: str
 
 
 @dataclass(frozen=True)

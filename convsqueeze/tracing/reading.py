@@ -14,30 +14,16 @@ from torch.fx import Node
 
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import TracingError
-from convsqueeze.kinds.conv import ConvLayer
-from convsqueeze.kinds.pad import PadLayer
-from convsqueeze.manifest import Layer
-from convsqueeze.tracing.constants import (
-    Computed,
-    Constant,
-    Known,
-    Stored,
-    constant_of,
-    operator_of,
-    shape_of,
-)
+from convsqueeze.kinds import Layer
+from convsqueeze.kinds.call import Computed, Constant, Known, Stored
+from convsqueeze.kinds.identity import PASSING
+from convsqueeze.kinds.pad import padding_by
+from convsqueeze.kinds.semantics import Adding, Identity, Linear, Reason, Semantics
+from convsqueeze.tracing.calls import semantics_of_node
+from convsqueeze.tracing.constants import constant_of, operator_of, shape_of
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.graph import Graph, Reason, Step
+from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
-from convsqueeze.tracing.operators import (
-    PASSING,
-    Adding,
-    Linear,
-    Meaning,
-    Passing,
-    meaning_of,
-    padding_meaning,
-)
 from convsqueeze.tracing.prefix import without_prefix
 from convsqueeze.tracing.sizes import Asking
 from convsqueeze.tracing.stored import calls_of, tied
@@ -128,7 +114,7 @@ class _Reader:
         elif operator_of(node) == "sum" and self._adds_stack(node):
             self._add(node, _tensors(inputs[0].args), Adding())
         elif not self._ringed(node):
-            self._add(node, inputs, meaning_of(node, inputs, self.constants, self.names))
+            self._add(node, inputs, semantics_of_node(node, self.constants, self.names))
 
     def _adds_stack(self, node: Node) -> bool:
         """Whether it is `torch.stack(values).sum(0)`."""
@@ -148,7 +134,7 @@ class _Reader:
         if found is None or step is None or step.tree is None:
             return False
         self.values[node] = node.name
-        pad = padding_meaning(found.padding)
+        pad = padding_by(found.padding)
         links = (pad.tree, step.tree) if isinstance(pad, Linear) else (step.tree,)
         tree: Tree[Layer] = Chain(links)
         self.steps[node.name] = replace(
@@ -156,9 +142,9 @@ class _Reader:
         )
         return True
 
-    def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
+    def _add(self, node: Node, inputs: Sequence[Node], meaning: Semantics) -> None:
         names = tuple(self.values[one] for one in inputs)
-        if isinstance(meaning, Passing):
+        if isinstance(meaning, Identity):
             self.values[node] = names[0]
             return
         self.values[node] = node.name
@@ -201,15 +187,11 @@ class _Reader:
     def _with_its_padding(self, step: Step) -> Step:
         """A convolution that pads by a mode does so in a step before it: both are one layer."""
         before, layer = self.steps.get(step.inputs[0]), step.tree
-        if before is None or not isinstance(layer, ConvLayer) or layer.padding:
+        if before is None or not isinstance(layer, Layer) or not isinstance(before.tree, Layer):
             return step
-        pad = before.tree
         one_call = before.calls[-1:] == step.calls[-1:] and layer.name == step.place
-        if not isinstance(pad, PadLayer) or pad.padding_mode == "zeros" or not one_call:
-            return step
-        settings = {"padding": pad.padding, "padding_mode": pad.padding_mode}
-        told = layer.model_dump(exclude_unset=True) | settings
-        return replace(step, tree=ConvLayer.model_validate(told), inputs=before.inputs)
+        padded = layer.padded_by(before.tree) if one_call else None
+        return replace(step, tree=padded, inputs=before.inputs) if padded else step
 
     def graph(self, made: Exported) -> Graph:
         """The steps that an output depends on."""
