@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import LARGEST, Axis
+from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
 from convsqueeze.kinds.call import Call, are_fixed, on_every_axis, per_axis_numbers
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import Padding, PerAxis, growing_pairs, per_axis
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 
@@ -38,7 +39,15 @@ class AvgPoolLayer(Layer):
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         size = per_axis(self.kernel_size, rank, "kernel_size")
-        return average_pool(channels, kernel_size=size, stride=self.stride, padding=self.padding)
+        return average_pool(channels, **{**self.settings, "kernel_size": size})
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        axes = geometry.axes
+        sizes = {
+            "kernel_shape": [axis.kernel_size for axis in axes],
+            "strides": [axis.stride for axis in axes],
+        }
+        return nodes.add("AveragePool", nodes.padded(x, axes), **sizes)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         padded = oracle.padded(x, self.padding)

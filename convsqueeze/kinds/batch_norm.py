@@ -3,17 +3,20 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Size, Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.kinds import oracle
 from convsqueeze.kinds.call import Call, Stored
 from convsqueeze.kinds.fields import Name
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Shape, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Linear, Reason, Semantics, not_linear
 
@@ -59,14 +62,15 @@ class BatchNormLayer(Layer):
         ]
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return batch_norm(
-            tensors["running_mean"],
-            tensors["running_var"],
-            tensors.get("weight"),
-            tensors.get("bias"),
-            eps=self.eps,
-            rank=rank,
-        )
+        return batch_norm(*map(tensors.get, self.roles), eps=self.eps, rank=rank)  # type: ignore[arg-type]
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        affine = {"weight": torch.ones, "bias": torch.zeros}
+        inputs = [
+            names.get(role) or nodes.constant(affine[role](geometry.in_channels))
+            for role in ("weight", "bias", "running_mean", "running_var")
+        ]
+        return nodes.add("BatchNormalization", x, *inputs, epsilon=self.eps)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         mean, variance, weight, bias = (

@@ -53,31 +53,16 @@ class ConvLayer(WithTensors):
         settings = {"padding": before.padding, "padding_mode": before.padding_mode}
         return ConvLayer.model_validate(self.model_dump(exclude_unset=True) | settings)
 
-    def kernel_rank(self, shapes: Mapping[str, Shape]) -> int:
-        return max(len(shapes["weight"]) - 2, 0)
-
     def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
         return shapes["weight"][1] * self.groups if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return convolution(
-            tensors["weight"],
-            tensors.get("bias"),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            padding_mode=self.padding_mode,
-        )
+        return convolution(tensors["weight"], tensors.get("bias"), **self.settings)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         weight, bias = tensors["weight"], oracle.channel_vector(tensors.get("bias"))
         rank, padding = x.ndim - 2, self.padding
-        steps: dict[str, Any] = {
-            "stride": self.stride,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
+        steps = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         if self.padding_mode == "zeros" and not oracle.is_nested(padding):
             return _CONV[rank](x, weight, bias, padding=padding, **steps)
         if padding == "same":

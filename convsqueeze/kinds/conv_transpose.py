@@ -44,35 +44,17 @@ class ConvTransposeLayer(WithTensors):
     mixes_channels = True
     takes_channels_first = True
 
-    def kernel_rank(self, shapes: Mapping[str, Shape]) -> int:
-        return max(len(shapes["weight"]) - 2, 0)
-
     def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int:
         return shapes["weight"][0]
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return transposed(
-            tensors["weight"],
-            tensors.get("bias"),
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return transposed(tensors["weight"], tensors.get("bias"), **self.settings)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
+        weight, bias = tensors["weight"], oracle.channel_vector(tensors.get("bias"))
         nested = oracle.is_nested(self.padding)
-        y = _CONV_TRANSPOSE[x.ndim - 2](
-            x,
-            tensors["weight"],
-            oracle.channel_vector(tensors.get("bias")),
-            stride=self.stride,
-            padding=0 if nested else self.padding,
-            output_padding=self.output_padding,
-            groups=self.groups,
-            dilation=self.dilation,
-        )
+        settings = self.settings | ({"padding": 0} if nested else {})
+        y = _CONV_TRANSPOSE[x.ndim - 2](x, weight, bias, **settings)
         return oracle.padded(y, [(-low, -high) for low, high in self.padding]) if nested else y
 
 

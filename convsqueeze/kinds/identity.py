@@ -1,13 +1,16 @@
 """The layer that changes nothing: an identity branch."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.kinds.call import Call
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.pad import pad
 from convsqueeze.kinds.semantics import Identity, Reason
 
@@ -26,6 +29,9 @@ class IdentityLayer(Layer):
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return identity(channels, rank=rank)
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        return x
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         return x

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
 from convsqueeze.kinds.call import Call
 from convsqueeze.kinds.kernels import with_kernel
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import as_vector
 from convsqueeze.kinds.semantics import Linear, Semantics
 
@@ -30,6 +31,13 @@ class LinearLayer(WithTensors):
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return linear(tensors["weight"], tensors.get("bias"), rank=rank)
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        weight, bias, axes = names["weight"], names.get("bias"), geometry.axes
+        if not axes:
+            return nodes.add("Gemm", x, weight, *([] if bias is None else [bias]), transB=1)
+        shape = nodes.integers(geometry.weight_shape)
+        return nodes.convolved(x, nodes.add("Reshape", weight, shape), bias, axes, 1)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         bias = oracle.channel_vector(tensors.get("bias"))

@@ -1,6 +1,6 @@
 """Padding alone: `torch.nn.functional.pad` and the modules that pad."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
 from convsqueeze.kinds.call import Call, axis_pairs
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import Padding, padding_pairs
 from convsqueeze.kinds.semantics import Identity, Linear, Semantics, not_linear
 
@@ -26,7 +27,10 @@ class PadLayer(Layer):
     padding_mode: fields.PaddingMode = "zeros"
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return pad(channels, padding=self.padding, rank=rank, padding_mode=self.padding_mode)
+        return pad(channels, rank=rank, **self.settings)
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        return nodes.padded(x, geometry.axes)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         return oracle.padded(x, self.padding, self.padding_mode)

@@ -9,12 +9,14 @@ from pydantic import Field, model_validator
 from torch import Size, Tensor
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
 from convsqueeze.kinds.call import Call, Known, Stored, Value
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors, one_of
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Identity, Linear, Reason, Semantics, not_linear
 
@@ -47,16 +49,25 @@ class ScaleLayer(WithTensors):
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         weight, bias = tensors.get("weight"), tensors.get("bias")
-        numbers = {"factor": self.factor, "shift": self.shift}
-        return scale(weight, bias, channels=channels, rank=rank, **numbers)
+        return scale(weight, bias, channels=channels, rank=rank, **self.settings)
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        column = nodes.integers([-1, *(1,) * len(geometry.axes)])
+        if self.factor != 1:
+            x = nodes.add("Mul", x, nodes.constant(torch.tensor(self.factor)))
+        if "weight" in names:
+            x = nodes.add("Mul", x, nodes.add("Reshape", names["weight"], column))
+        if "bias" in names:
+            x = nodes.add("Add", x, nodes.add("Reshape", names["bias"], column))
+        return nodes.add("Add", x, nodes.constant(torch.tensor(self.shift))) if self.shift else x
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
-        x = x * self.factor
+        x = x if self.factor == 1 else x * self.factor
         if "weight" in tensors:
             x = x * oracle.channel_column(tensors["weight"], x)
         if "bias" in tensors:
             x = x + oracle.channel_column(tensors["bias"], x)
-        return x + self.shift
+        return x + self.shift if self.shift else x
 
     def linear_part(self, tensors: Tensors) -> tuple[Self, Tensors]:
         _, left = super().linear_part(tensors)
