@@ -16,7 +16,7 @@ from convsqueeze.models.inputs import (
     inputs_of,
     parsed_inputs,
 )
-from convsqueeze.models.job import WholeJob
+from convsqueeze.models.job import WholeJob, planner_from_code
 from convsqueeze.models.squeeze import SqueezeReport, scan_model, scan_plan, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
@@ -36,6 +36,7 @@ __all__ = [
     "inputs_of",
     "load_model",
     "parsed_inputs",
+    "planner_from_code",
     "scan_model",
     "scan_plan",
     "squeeze",

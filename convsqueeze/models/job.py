@@ -4,14 +4,47 @@ written.
 
 from torch import nn
 
-from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.copying import Sandbox
+from convsqueeze.errors import PlanError
+from convsqueeze.manifest import Border
+from convsqueeze.models.code import Code
 from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.squeeze import scan_model, scan_plan
 from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
+from convsqueeze.pipeline.merging import Planner
+from convsqueeze.plan import Growth, Plan
 from convsqueeze.surgery.apply import with_layers
+
+
+def planner_from_code(
+    code: Code, place: str, track: Track, *, border: Border | None, growth: Growth
+) -> Planner:
+    """What plans the merges that a scan of the model at `place` finds.
+
+    It raises PlanError where nothing is worth merging, and as `scan_model` does.
+    """
+
+    def plan(checkpoint: Checkpoint) -> Plan:
+        track(f"scanning {place}", 0, 0)
+        found = scan_model(
+            code.model,
+            code.inputs,
+            border=border or "exact",
+            growth=growth,
+            stored=checkpoint.tensors,
+            sandbox=code.sandbox,
+        )
+        made = scan_plan(found, checkpoint, place, growth)
+        if made is None:
+            why = f"`convsqueeze scan {place}` says why"
+            raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
+        return made
+
+    return plan
 
 
 class WholeJob:
