@@ -16,7 +16,7 @@ from convsqueeze.surgery.apply import applied
 
 
 class WholeJob:
-    """Beside a merge: holds the whole model with the merged layers against the model as it was.
+    """After verification: holds the whole model with the merged layers against the model as it was.
 
     `model` has the weights that are merged.
     """
@@ -33,7 +33,7 @@ class WholeJob:
         """
         own = from_state_dict(self._model.state_dict())
         edits = [replace(edit, insert=edit.tensors()) for edit in result.edits]
-        state = edited_state_dict(own, edits, result.draft.to_json())
+        state = edited_state_dict(own, edits, result.recipe_text.draft)
         squeezed, plan = applied(self._model, from_state_dict(state))
         self.report = verify_whole(
             self._model, squeezed, self._inputs, plan=plan, seed=self._seed, track=self._track
