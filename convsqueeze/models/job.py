@@ -48,7 +48,7 @@ def planner_from_code(
 
 
 class WholeJob:
-    """Beside a merge: holds the whole model with the merged layers against the model as it was."""
+    """After verification: holds the whole model with the merged layers against the original."""
 
     def __init__(
         self,
