@@ -10,7 +10,7 @@ from convsqueeze.copying import Sandbox
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border
 from convsqueeze.models.code import Code
-from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.inputs import Inputs, placed
 from convsqueeze.models.squeeze import scan_model, scan_plan
 from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
@@ -71,7 +71,10 @@ class WholeJob:
         model = self._model
         own = from_state_dict(model.state_dict())
         layers, plan = result.modules(), result.plan
-        squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
+        squeezed = with_layers(
+            *(model, own, plan.merges, lambda merge: layers[merge.into]),
+            arguments=placed(model, self._inputs),
+        )
         self.report = verify_whole(
             *(model, squeezed, self._inputs),
             exact=merged_parameters(result, own.prefix),

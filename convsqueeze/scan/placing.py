@@ -50,6 +50,8 @@ class Placing:
     def left_in_code(self, tree: Tree[LayerOp]) -> str:
         """The first layer of a part that no module does alone, and where it stands."""
         for op in leaves(tree):
+            if self.unit(op) is None and op.place == op.label:
+                return f"the code of {op.label} does more than this layer"
             if self.unit(op) is None:
                 where = f"in {op.place}" if op.place else "of the model"
                 return f"the {op.label} stands in the code {where}"
