@@ -7,6 +7,9 @@ import difflib
 from collections.abc import Collection, Iterable
 from itertools import islice
 
+KeyPath = tuple[str | int, ...]
+"""Where something stands in an entry of a manifest: `("chain", 1)`."""
+
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before each name; they nest."""
 LONGEST_SHOWN = 100

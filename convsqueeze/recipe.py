@@ -13,6 +13,7 @@ from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.names import shown
+from convsqueeze.version import newer_version
 
 Kind = Literal["conv", "conv_transpose", "linear"]
 Border = Literal["exact", "corrected", "interior"]
@@ -123,6 +124,7 @@ def _padding(axis: Axis, kind: Kind) -> tuple[int, int]:
     return reach - axis.before, reach - axis.after
 
 
+RECIPE_VERSION = 1
 NOT_YET = "0" * 64
 """Stands for the hash of a source in a recipe that is a draft."""
 
@@ -158,7 +160,9 @@ class Recipe(_Value):
 
 
 def read_recipe(text: str | None, where: str) -> Recipe:
-    """The recipe in a file's metadata. Raises CheckpointError where there is none or it is bad."""
+    """The recipe in a file's metadata. Raises CheckpointError where there is none, it is bad, or of
+    a later version.
+    """
     if text is None:
         raise CheckpointError(
             f"{where}: holds no recipe, a file written by `convsqueeze merge` was needed."
@@ -166,6 +170,11 @@ def read_recipe(text: str | None, where: str) -> Recipe:
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
+        found = [one["input"] for one in error.errors() if one["loc"] == ("version",)]
+        if found and (newer := newer_version(found[0], RECIPE_VERSION)):
+            raise CheckpointError(
+                f"{where}: its recipe is of version {newer}, or merge again with this version."
+            ) from error
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convsqueeze.checkpoint import Edit, edited_state_dict, from_state_dict
-from convsqueeze.checkpoint.memory import own, part, ties
+from convsqueeze.checkpoint.memory import own, part
+from convsqueeze.sharing import ties
 
 SIZE = 24
 

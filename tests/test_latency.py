@@ -1,4 +1,4 @@
-"""The time of a merge: both runtimes compute the layers, and what is kept is read again."""
+"""The time of a merge: both runtimes compute the layers, and alike merges are timed once."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from command_line import run_here
 from safetensors.torch import save_file
 
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.latency import cache, measuring, timing
+from convsqueeze.latency import measuring, timing
 from convsqueeze.latency.apart import as_onnx, in_torch, valued
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, Timing, make_plan
@@ -125,64 +125,29 @@ def test_rounds_take_turns() -> None:
     assert "".join(order[6:14]) == "ammaamma"
 
 
-def test_a_measurement_is_made_once_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[str] = []
+def test_merges_that_are_alike_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
 
     def measured(merge: Merge, runtime: str, threads: int) -> Timing:
-        made.append(runtime)
+        made.append((runtime, threads))
         return Timing(200, 100, True)
 
     monkeypatch.setattr(timing, "measured", measured)
+    latency = measuring("torch", threads=3)
     merge = MERGES["pair"]()
-    for _ in range(2):
-        latency = measuring("torch", folder=tmp_path)
-        assert [latency(merge), latency(merge)] == [Timing(200, 100, True)] * 2
-    assert made == ["torch"]
-    measuring("onnxruntime", folder=tmp_path)(merge)
-    measuring("torch", folder=tmp_path, threads=7)(merge)
-    measuring("torch", folder=tmp_path)(replace(merge, size=(9, 9)))
-    measuring("torch", folder=tmp_path)(replace(merge, corrected=False))
+    same = replace(MERGES["pair"](), place="elsewhere", into="b")
+    assert [latency(one) for one in (merge, merge, same)] == [Timing(200, 100, True)] * 3
+    assert made == [("torch", 3)]
+    for other in (
+        replace(merge, size=(9, 9)),
+        replace(merge, corrected=False),
+        replace(merge, dtype=torch.float64),
+        MERGES["norms and scales"](),
+    ):
+        latency(other)
     assert len(made) == 5
-    measuring("torch", folder=tmp_path, keep=False)(merge)
-    assert (len(made), len(list(tmp_path.iterdir()))) == (6, 5)
-
-
-KEY = {"layers": "some", "versions": "torch 1"}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[:20],
-        lambda text: "[" * 100_000,
-        lambda text: "[]",
-        lambda text: text.replace("100", '"100"'),
-        lambda text: text.replace("100", "-1"),
-        lambda text: text.replace("true", "1"),
-        lambda text: text.replace("torch 1", "torch 2"),
-    ],
-)
-def test_a_damaged_measurement_is_none(tmp_path: Path, damage: Any) -> None:
-    cache.write(tmp_path, KEY, Timing(200, 100, True))
-    assert cache.read(tmp_path, KEY) == Timing(200, 100, True)
-    (place,) = tmp_path.iterdir()
-    place.write_text(damage(place.read_text()))
-    assert cache.read(tmp_path, KEY) is None
-
-
-def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    cache.write(tmp_path / "file" / "folder", KEY, Timing(200, 100, True))
-    assert cache.read(tmp_path / "file" / "folder", KEY) is None
-
-
-def test_the_versions_and_the_processor_are_part_of_a_measurement() -> None:
-    key = timing.key_of(MERGES["pair"](), "torch", 1)
-    assert torch.__version__.partition("+")[0] in key["versions"]
-    assert onnxruntime.__version__ in key["versions"]
-    assert key["processor"]
+    measuring()(merge)
+    assert made[-1] == ("onnxruntime", torch.get_num_threads())
 
 
 def test_the_command_decides_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +158,6 @@ def test_the_command_decides_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return Timing(2_000_000, 500_000 if fast else 1_990_000, fast)
 
     monkeypatch.setattr(timing, "measured", measured)
-    monkeypatch.setattr(timing, "default_folder", lambda: tmp_path / "kept")
     shapes = {"a": (32, 4, 1, 1), "b": (4, 32, 1, 1), "c": (32, 4, 1, 1)}
     save_file({f"{n}.weight": torch.ones(s) for n, s in shapes.items()}, tmp_path / "m.safetensors")
     chain = [{"name": name} for name in shapes]
@@ -207,4 +171,3 @@ def test_the_command_decides_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "2 -> 0.5 ms" in outcome.stdout
     assert "no faster beyond the noise" in outcome.stdout
     assert "A better manifest, by time" in outcome.stdout
-    assert len(list((tmp_path / "kept").iterdir())) == 2

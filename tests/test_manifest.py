@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -649,3 +650,41 @@ def test_schema_helps_an_editor() -> None:
     for kind in ("ConvLayer", "BatchNormLayer", "ChainEntry", "SumEntry", "PairEntry"):
         assert definitions[kind]["additionalProperties"] is False
     assert "eps" in definitions["BatchNormLayer"]["required"]
+
+
+# Versions.
+
+
+def test_a_manifest_of_a_later_version() -> None:
+    """Both versions and what to do, and nothing of keys that this version cannot know."""
+    text = "# later\nversion: 2\ngraph: .inf\npairs:\n  - {first: {name: a}, after: {name: b}}\n"
+    assert problems(text) == (
+        f"pairs.yaml:2 version: is 2, this program (convsqueeze {version('convsqueeze')}) reads "
+        "version 1. Update convsqueeze, or write the manifest in version 1.",
+    )
+    with pytest.raises(
+        ManifestError, match=r"^manifest version: is 3, this program .* version 1\.$"
+    ):
+        manifest_from_data({"version": 3})
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("0", "is 0, 1 was needed."),
+        ("-1", "is -1, 1 was needed."),
+        ("1.5", "is 1.5, 1 was needed."),
+        ("'2'", "is '2', 1 was needed."),
+        ("true", "is true, 1 was needed."),
+        ("9" * 15, f"is {'9' * 15}, 1 was needed."),
+        pytest.param(
+            "9" * 3000,
+            "is a number of 9966 bits, no layer has such. Write a smaller one.",
+            id="3000 digits",
+        ),
+    ],
+)
+def test_what_is_no_later_version(written: str, told: str) -> None:
+    assert problems(
+        f"version: {written}\npairs:\n  - {{first: {{name: a}}, second: {{name: b}}}}\n"
+    ) == (f"pairs.yaml:1 version: {told}",)

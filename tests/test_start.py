@@ -226,7 +226,7 @@ SEVERAL = {"convsqueeze.export", "convsqueeze.plot", "convsqueeze.surgery", "onn
         ),
         (
             "plan {0}/model.safetensors --pairs {0}/pairs.yaml",
-            {*SEVERAL, "convsqueeze.latency", "matplotlib", "platformdirs"},
+            {*SEVERAL, "convsqueeze.latency", "matplotlib"},
         ),
         (
             "plan {0}/model.safetensors --pairs {0}/pairs.yaml --minimize latency",

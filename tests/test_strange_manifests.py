@@ -12,7 +12,6 @@ from test_bad_input import assert_merge_refused, state_of, written_pickle
 import convsqueeze
 from convsqueeze.errors import PlanError
 from convsqueeze.plan import memory
-from convsqueeze.plan.order import MOST_PERMUTED, fitting_order, misfit
 
 REFUSED = {**TWICE, **SHARED, **ORDERS, **NO_ORDER}
 
@@ -57,30 +56,6 @@ def test_each_layer_once_and_in_an_order_that_fits(tmp_path: Path, entries: Any)
     model, pairs = written(tmp_path, Case(entries, ()).text)
     outcome = run_here("merge", model, "--pairs", pairs, "--growth", "allow")
     assert outcome.status == 0, outcome
-
-
-def test_orders() -> None:
-    assert misfit([(4, 8), (8, 2), (2, 5)]) is None
-    assert misfit([(4, 8), None, (8, 2)]) is None
-    assert misfit([None, None]) is None
-    assert misfit([(4, 8), (4, 8), (2, 5)]) == 1
-    assert misfit([(4, 8), None, (4, 8)]) == 2
-    assert fitting_order([(4, 8), (8, 2)]) == (0, 1)
-    assert fitting_order([(8, 2), (4, 8)]) == (1, 0)
-    assert fitting_order([(8, 2), (4, 9)]) is None
-    assert fitting_order([(8, 2), None, (4, 8)]) == (2, 1, 0)
-    assert fitting_order([(4, 8), (4, 4), (8, 2)]) == (1, 0, 2)
-
-
-def test_orders_of_long_chains() -> None:
-    """All of them turned round, or one of them in another place."""
-    links = [(n, n + 1) for n in range(1, MOST_PERMUTED + 5)]
-    count = len(links)
-    assert fitting_order(links) == tuple(range(count))
-    assert fitting_order(links[::-1]) == tuple(reversed(range(count)))
-    moved = [*links[3:], *links[2:3]]
-    assert fitting_order(moved) == (count - 3, *range(count - 3))
-    assert fitting_order([*links[:4], *links[2:]]) is None
 
 
 # Huge channel counts.

@@ -27,9 +27,8 @@ from convsqueeze.models import parsed_inputs
 pytest.importorskip("onnxscript")
 
 from convsqueeze.models.exporting import exports
-from convsqueeze.models.onnx import check_exporter, export_whole
-from convsqueeze.models.onnx_check import OnnxCheck
-from convsqueeze.module import SqueezedConv
+from convsqueeze.models.onnx import check_exporter, export_whole, onnx_check
+from convsqueeze.models.whole import compared
 
 CODE = """
 import sys
@@ -395,8 +394,7 @@ def test_a_fault_in_the_graph_is_seen(
     shared: Scene, fault: Callable[[ModelProto], None], words: str
 ) -> None:
     squeezed, inputs = shared.squeezed().eval(), parsed_inputs(["1,3,20,23"])
-    layers = {n: m for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv)}
-    check = OnnxCheck(shared.model.eval(), squeezed, inputs, 0, layers)
+    check = onnx_check(squeezed, inputs, 0, compared(shared.model, squeezed, inputs))
     made = next(exports(squeezed, inputs, 18))
     assert check.report(made).worst.share <= 1.0
     faulty = copy.deepcopy(made)

@@ -6,22 +6,23 @@ from itertools import product
 from typing import Generic, TypeAlias, TypeVar
 
 Leaf = TypeVar("Leaf")
+Leaf_co = TypeVar("Leaf_co", covariant=True)
 Result = TypeVar("Result")
 State = TypeVar("State")
 
 
 @dataclass(frozen=True)
-class Chain(Generic[Leaf]):
+class Chain(Generic[Leaf_co]):
     """Links in execution order: the first takes the input."""
 
-    links: "tuple[Tree[Leaf], ...]"
+    links: "tuple[Tree[Leaf_co], ...]"
 
 
 @dataclass(frozen=True)
-class Sum(Generic[Leaf]):
+class Sum(Generic[Leaf_co]):
     """Branches that all take the input and whose outputs are added."""
 
-    branches: "tuple[Tree[Leaf], ...]"
+    branches: "tuple[Tree[Leaf_co], ...]"
 
 
 Tree: TypeAlias = Leaf | Chain[Leaf] | Sum[Leaf]

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.disk import Advance, FileRange, unwatched
 from convsqueeze.checkpoint.new_files import Writer
+from convsqueeze.sharing import span as memory_span
 
 FOLDER = "archive"
 """What torch.save calls the folder in an archive that has no file name."""
@@ -104,7 +104,7 @@ def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
     Linux tells them; elsewhere none are found. Other maps of files do not count: they may be gone
     when their addresses are asked for.
     """
-    spans = sorted(span for tensor in tensors if (span := memory.span(tensor)) is not None)
+    spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
     regions = []
     table = Path("/proc/self/maps")
     for line in table.read_text().splitlines() if table.exists() else ():

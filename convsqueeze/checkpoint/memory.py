@@ -1,102 +1,15 @@
-"""Where tensors lie in memory: which of them share it, and how to part them from a big storage.
+"""Where tensors lie in memory: how to part them from a big storage, and their bytes.
 
 Knows tensors only. All addresses are in bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 
+from convsqueeze.sharing import clusters, hull
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-@dataclass(frozen=True, order=True)
-class Span:
-    """The bytes from a tensor's first element up to behind its last, gaps between included."""
-
-    device: str
-    start: int
-    stop: int
-
-
-def span(tensor: torch.Tensor) -> Span | None:
-    """None for a tensor without one: empty, sparse, nested, meta, or a wrapper subclass."""
-    if _storage(tensor) is None or tensor.numel() == 0:
-        return None
-    start = tensor.data_ptr()
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return Span(str(tensor.device), start, start + (last + 1) * tensor.element_size())
-
-
-def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names whose spans overlap, directly or through others; each such group in address order."""
-    spans = sorted((place, name) for name, t in tensors.items() if (place := span(t)) is not None)
-    groups: list[list[str]] = []
-    device, reach = "", 0
-    for place, name in spans:
-        if place.device == device and place.start < reach:
-            groups[-1].append(name)
-            reach = max(reach, place.stop)
-        else:
-            groups.append([name])
-            device, reach = place.device, place.stop
-    return groups
-
-
-def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
-    """Groups of names, in the order of `tensors`, of which some element is the same memory.
-
-    Views that interleave (the columns of a matrix) overlap in their spans, but are not tied.
-    """
-    order = {name: i for i, name in enumerate(tensors)}
-    found = [
-        tuple(sorted(names, key=order.__getitem__))
-        for group in clusters(tensors)
-        if len(group) > 1
-        for names in _sharing(group, tensors)
-        if len(names) > 1
-    ]
-    return tuple(sorted(found, key=lambda names: order[names[0]]))
-
-
-def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """A cluster, divided by which tensor last laid its label on each element of a map."""
-    views = [tensors[name] for name in group]
-    start, stop = _hull(views)
-    unit = views[0].element_size()
-    regular = all(
-        view.element_size() == unit
-        and (view.data_ptr() - start) % unit == 0
-        and view.numel() * unit <= stop - start
-        for view in views
-    )
-    if not regular or all(_dense(view) for view in views):
-        return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
-    owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
-    groups: dict[int, list[str]] = {}
-    merged: dict[int, int] = {}
-    for label, (name, view) in enumerate(zip(group, views, strict=True)):
-        place = owner.as_strided(view.shape, view.stride(), (view.data_ptr() - start) // unit)
-        groups[label] = [name]
-        for earlier in place.unique().tolist():
-            while earlier in merged:
-                earlier = merged[earlier]
-            if earlier not in (-1, label):
-                groups[label] += groups.pop(earlier)
-                merged[earlier] = label
-        place.fill_(label)
-    return list(groups.values())
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    start, stop = _hull([tensor])
-    return stop - start == tensor.numel() * tensor.element_size()
-
-
-def _hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    spans = [place for tensor in tensors if (place := span(tensor)) is not None]
-    return min(place.start for place in spans), max(place.stop for place in spans)
 
 
 def part(
@@ -118,7 +31,7 @@ def part(
     result = {**kept, **_moved(empty, torch.UntypedStorage(0))}
     for group in clusters(moving):
         views = {name: moving[name] for name in group}
-        start, stop = _hull(list(views.values()))
+        start, stop = hull(list(views.values()))
         old = views[group[0]].untyped_storage()
         result |= _moved(views, old[start - old.data_ptr() : stop - old.data_ptr()])
     return result

@@ -51,6 +51,7 @@ from convsqueeze.checkpoint.state_dict import (
 from convsqueeze.checkpoint.wrappers import KeyPath, at, find_state_dict
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import shown
+from convsqueeze.sharing import span as memory_span
 
 DAMAGED = (
     pickle.UnpicklingError,
@@ -110,7 +111,7 @@ class PickledTensors(HeldTensors):
 
     def _span(self, tensor: torch.Tensor) -> FileRange | None:
         """Where in the archive it lies, from its first element to its last."""
-        span = memory.span(tensor)
+        span = memory_span(tensor)
         if self.source is None or span is None or not memory.is_plain(tensor):
             return None
         return self.source.file_range(span.start, span.stop)
@@ -202,7 +203,7 @@ def _complete(path: Path) -> bool:
 def _check_sizes(path: Path, size: int, saved: object, source: Mapped | None) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
     for name, tensor in tensors_in(saved):
-        if memory.span(tensor) is None:
+        if memory_span(tensor) is None:
             continue
         if source is not None and not source.is_record(tensor.untyped_storage()):
             raise wrong(path, f"a pickle whose tensor {shown(name)} does not fit its data", AGAIN)

@@ -21,6 +21,7 @@ from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion
 from convsqueeze.checkpoint.edits import Edit, New, Splice, Spooled, splice
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import common_prefix, shown
+from convsqueeze.sharing import ties
 
 METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""
@@ -56,7 +57,7 @@ class HeldTensors:
         return digest.hexdigest()
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
-        return memory.ties(named_tensors(self.state_dict))
+        return ties(named_tensors(self.state_dict))
 
 
 def from_state_dict(state_dict: Mapping[str, Any]) -> Checkpoint:

@@ -7,20 +7,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.cli.data import part_data, totals
 from convsqueeze.cli.layout import change_told, file_told, new_table, print_notes
 from convsqueeze.errors import PlanError
-from convsqueeze.manifest import Manifest, document_data
-from convsqueeze.models import Code, WholeJob, manifest_of, scan_model
-from convsqueeze.plan.parts import layer_labels
+from convsqueeze.manifest import document_data, layer_labels
+from convsqueeze.models import Code, WholeJob, scan_model, scan_plan
+from convsqueeze.plan import Plan
 from convsqueeze.plan.wording import kernel
 from convsqueeze.scan import Scan, ScannedEntry
 from convsqueeze.scan.writing import left_lines, scan_yaml
 
 if TYPE_CHECKING:
     from convsqueeze.cli.options import MinimizeChoice, RuntimeChoice
+    from convsqueeze.pipeline.merging import Planner
     from convsqueeze.pipeline.tracking import Track
     from convsqueeze.plan.parts import Latency
 
@@ -34,23 +36,35 @@ def latency_of(minimize: "MinimizeChoice", runtime: "RuntimeChoice") -> "Latency
     return measuring(runtime.value)
 
 
-def manifest_from_code(
-    code: Code, place: str, track: "Track", *, border: str | None, growth: str
-) -> Manifest:
-    """What a scan of the model would write. Raises PlanError where nothing is worth merging."""
-    track(f"scanning {place}", 0, 0)
-    found = scan_model(code.model, code.inputs, border=border or "exact", growth=growth)  # type: ignore[arg-type]
-    manifest = manifest_of(found, place)
-    if manifest is None:
-        raise PlanError(
-            [f"{place}: no layers of it are worth merging. `convsqueeze scan {place}` says why."]
+def planner_from_code(
+    code: Code, place: str, track: "Track", *, border: Any, growth: Any
+) -> "Planner":
+    """What plans the merges that a scan of the model finds. It raises PlanError where nothing is
+    worth merging.
+    """
+
+    def plan(checkpoint: Checkpoint) -> Plan:
+        track(f"scanning {place}", 0, 0)
+        found = scan_model(
+            code.model,
+            code.inputs,
+            border=border or "exact",
+            growth=growth,
+            stored=checkpoint.tensors,
+            sandbox=code.sandbox,
         )
-    return manifest
+        made = scan_plan(found, checkpoint, place, growth)
+        if made is None:
+            why = f"`convsqueeze scan {place}` says why"
+            raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
+        return made
+
+    return plan
 
 
 def whole_job(code: Code, seed: int, track: "Track") -> WholeJob:
     """The comparison of the whole model, beside a merge."""
-    return WholeJob(code.model, code.inputs, seed=seed, track=track)
+    return WholeJob(code.model, code.inputs, seed=seed, track=track, sandbox=code.sandbox)
 
 
 def check_output(output: Path | None, checkpoint: Path | None, *, overwrite: bool) -> None:

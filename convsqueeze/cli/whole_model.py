@@ -43,6 +43,7 @@ def export_whole_model(
             opset=opset,
             overwrite=overwrite,
             track=track,
+            sandbox=own.sandbox,
         )
     if as_json:
         print_json(result.to_data())

@@ -38,6 +38,8 @@ ORDINARY_EXPONENT = 64
 LARGEST = 1 << 24
 """Of every size and attribute: more than any layer has."""
 
+FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
 _DTYPES: dict[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64,
     TensorProto.FLOAT: torch.float32,
@@ -118,7 +120,7 @@ class OnnxLayers:
             try:
                 session = session_of(part)
             except state.NotImplemented:
-                session = session_of(_single(part))
+                session = session_of(in_float32(part, _scale(part)))
             self._current = name, session
         return self._current[1]
 
@@ -190,17 +192,30 @@ def _layers_in(model: ModelProto) -> dict[str, int]:
     return {name: element for name, element in found.items() if element in _DTYPES}
 
 
-def _single(model: ModelProto) -> ModelProto:
-    """A copy in float32: the same nodes, every value times the scale and rounded."""
-    scale = _scale(model)
+def in_float32(model: ModelProto, scale: float = 1.0) -> ModelProto:
+    """A copy in float32: the same nodes, every value of another floating-point dtype rounded to it,
+    and initializers times `scale` first.
+    """
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT
+        if value.type.tensor_type.elem_type in FLOATS:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in copy.graph.initializer:
+        _round_to_float32(tensor, scale)
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
+                attribute.i = TensorProto.FLOAT
+            if attribute.HasField("t"):
+                _round_to_float32(attribute.t, 1.0)
+    return copy
+
+
+def _round_to_float32(tensor: TensorProto, scale: float) -> None:
+    if tensor.data_type in FLOATS:
         values = (numpy_helper.to_array(tensor) * scale).astype("float32")
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return copy
 
 
 def _scale(model: ModelProto) -> float:

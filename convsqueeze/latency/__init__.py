@@ -3,7 +3,6 @@
 Each part is run with random weights on one random image. Knows no checkpoint and no manifest.
 """
 
-from convsqueeze.latency.cache import default_folder
 from convsqueeze.latency.timing import Runtime, measuring
 
-__all__ = ["Runtime", "default_folder", "measuring"]
+__all__ = ["Runtime", "measuring"]

@@ -3,9 +3,7 @@ down for a while slows both.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Hashable, Sequence
 from statistics import median
 from typing import Literal
 
@@ -17,9 +15,8 @@ from torch import Tensor
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
 from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, valued
-from convsqueeze.latency.cache import Key, default_folder, processor, read, write
 from convsqueeze.module import SqueezedConv, module_of
-from convsqueeze.plan import Merge, Timing, geometry_tree
+from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
 
 Runtime = Literal["onnxruntime", "torch"]
@@ -32,52 +29,29 @@ LEAST_GAIN = 0.03
 
 
 def measuring(
-    runtime: Runtime = "onnxruntime",
-    *,
-    threads: int | None = None,
-    folder: Path | None = None,
-    keep: bool = True,
+    runtime: Runtime = "onnxruntime", *, threads: int | None = None
 ) -> Callable[[Merge], Timing]:
-    """A function that times a merge against its layers, each kind of merge once.
+    """A function that times a merge against its layers; merges that are alike are timed once.
 
-    With as many `threads` as torch would use by default. Measurements are kept in `folder` (by
-    default the user's cache) for later runs, unless `keep` is off. What a runtime has no kernels
-    for, half precision and in onnxruntime float64, is timed in float32.
+    `threads`: by default as many as torch uses. What a runtime has no kernels for, half precision
+    and in onnxruntime float64, is timed in float32.
     """
     count = threads or torch.get_num_threads()
-    place = (folder or default_folder()) if keep else None
-    known: dict[tuple[tuple[str, str], ...], Timing] = {}
+    known: dict[Hashable, Timing] = {}
 
     def latency(merge: Merge) -> Timing:
-        key = key_of(merge, runtime, count)
-        own = tuple(sorted(key.items()))
-        found = known.get(own) or (None if place is None else read(place, key))
-        if found is None:
-            found = measured(merge, runtime, count)
-            if place is not None:
-                write(place, key, found)
-        known[own] = found
-        return found
+        key = _alike(merge)
+        if key not in known:
+            known[key] = measured(merge, runtime, count)
+        return known[key]
 
     return latency
 
 
-def key_of(merge: Merge, runtime: Runtime, threads: int) -> Key:
-    """Everything that the time of a merge depends on."""
-    return {
-        "layers": repr(geometry_tree(merge.tree)),
-        "kinds": " ".join(map(kind_of, merge.layers)),
-        "merged": repr(merge.geometry),
-        "corrections": repr(merge.corrections),
-        "dtype": str(_dtype(merge, runtime)),
-        "size": repr(merge.size),
-        "runtime": runtime,
-        "threads": str(threads),
-        "processor": processor(),
-        "versions": " ".join(
-            f"{name} {metadata.version(name)}" for name in ("torch", "onnxruntime", "convsqueeze")
-        ),
-    }
+def _alike(merge: Merge) -> Hashable:
+    """Everything of a merge that its time depends on."""
+    kinds = tuple(map(kind_of, merge.layers))
+    return merge.geometry_tree, kinds, merge.geometry, merge.corrections, merge.dtype, merge.size
 
 
 def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:

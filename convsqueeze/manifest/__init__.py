@@ -3,15 +3,11 @@
 from convsqueeze.kinds import Layer
 from convsqueeze.manifest.contract import Contracted, contract
 from convsqueeze.manifest.expand import Expansion, expand, unbound
-from convsqueeze.manifest.flat import flat
 from convsqueeze.manifest.load import (
-    KeyPath,
     Manifest,
-    item_parts,
     load_manifest,
     manifest_from_data,
     parse_manifest,
-    parts,
 )
 from convsqueeze.manifest.model import (
     BORDERS,
@@ -26,6 +22,7 @@ from convsqueeze.manifest.model import (
     SumItem,
     json_schema,
 )
+from convsqueeze.manifest.regions import Request, entry_of, layer_labels, request_of
 from convsqueeze.manifest.write import document_data, manifest_yaml
 
 __all__ = [
@@ -38,22 +35,22 @@ __all__ = [
     "Entry",
     "Expansion",
     "Item",
-    "KeyPath",
     "Layer",
     "Manifest",
     "PairEntry",
+    "Request",
     "SumEntry",
     "SumItem",
     "contract",
     "document_data",
+    "entry_of",
     "expand",
-    "flat",
-    "item_parts",
     "json_schema",
+    "layer_labels",
     "load_manifest",
     "manifest_from_data",
     "manifest_yaml",
     "parse_manifest",
-    "parts",
+    "request_of",
     "unbound",
 ]

@@ -25,19 +25,18 @@ from convsqueeze.errors import ManifestError
 from convsqueeze.kinds import LAYER_KINDS
 from convsqueeze.kinds.fields import Strict
 from convsqueeze.manifest.model import (
+    MANIFEST_VERSION,
     ChainEntry,
     ChainItem,
     Document,
-    Entry,
     PairEntry,
     SumEntry,
     SumItem,
     entry_tag,
     item_tag,
 )
-from convsqueeze.names import shown
-
-KeyPath = tuple[str | int, ...]
+from convsqueeze.names import KeyPath, shown
+from convsqueeze.version import newer_version
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
 """What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
@@ -169,6 +168,10 @@ def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool
 def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
     if not isinstance(data, Mapping):
         raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+    if newer := newer_version(data.get("version"), MANIFEST_VERSION):
+        place = _where(source, lines, ("version",))
+        advice = f"or write the manifest in version {MANIFEST_VERSION}"
+        raise ManifestError([f"{place}: is {newer}, {advice}."])  # its keys mean nothing here
     plain, problems = _plain(data, (), source, lines)
     if problems:
         raise ManifestError(problems)
@@ -365,16 +368,3 @@ def _shown(value: Any) -> str:
         return "empty"
     text = json.dumps(value) if not isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def parts(entry: Entry) -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
-    """Whether an entry is a chain or a sum, and its items with their key paths."""
-    if isinstance(entry, PairEntry):
-        return "chain", ((("first",), entry.first), (("second",), entry.second))
-    return item_parts(entry)
-
-
-def item_parts(item: "ChainItem | SumItem") -> "tuple[str, tuple[tuple[KeyPath, Any], ...]]":
-    """As `parts`, for a nested chain or sum."""
-    key = "chain" if isinstance(item, ChainItem) else "sum"
-    return key, tuple(((key, index), child) for index, child in enumerate(getattr(item, key)))

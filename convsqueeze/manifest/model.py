@@ -13,6 +13,7 @@ from convsqueeze.kinds import LAYER_KINDS, Layer
 from convsqueeze.kinds.fields import Name, Strict
 
 Border = Literal["exact", "corrected", "interior"]
+MANIFEST_VERSION = 1
 BORDERS: tuple[Border, ...] = ("exact", "corrected", "interior")
 
 

@@ -17,7 +17,7 @@ from convsqueeze.models.inputs import (
     parsed_inputs,
 )
 from convsqueeze.models.job import WholeJob
-from convsqueeze.models.squeeze import SqueezeReport, manifest_of, scan_model, squeeze
+from convsqueeze.models.squeeze import SqueezeReport, scan_model, scan_plan, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
 
@@ -35,9 +35,9 @@ __all__ = [
     "guess_inputs",
     "inputs_of",
     "load_model",
-    "manifest_of",
     "parsed_inputs",
     "scan_model",
+    "scan_plan",
     "squeeze",
     "verify_whole",
     "with_checkpoint",

@@ -6,18 +6,20 @@ from pathlib import Path
 
 from torch import nn
 
-from convsqueeze.models.factory import load_model, with_checkpoint
+from convsqueeze.copying import Sandbox
+from convsqueeze.models.factory import load_checkpoint, load_model
 from convsqueeze.models.inputs import Inputs, guess_inputs, parsed_inputs
 from convsqueeze.models.whole import Track
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """A model from its own code; `notes` say what was guessed."""
+    """A model from its own code, and where that is run; `notes` say what was guessed."""
 
     model: nn.Module
     inputs: Inputs
     notes: tuple[str, ...]
+    sandbox: Sandbox
 
 
 def code_of(
@@ -30,14 +32,15 @@ def code_of(
     """The model that the user's code at `place` builds, with the tensors of a checkpoint if given.
 
     `shapes` are what its forward takes, guessed where there are none. Raises as `load_model`,
-    `with_checkpoint`, `parsed_inputs` and `guess_inputs` do.
+    `load_checkpoint`, `parsed_inputs` and `guess_inputs` do.
     """
     given = parsed_inputs(shapes) if shapes else None
     track(f"running {place}", 0, 0)
     model = load_model(place).eval()
     if checkpoint is not None:
-        model = with_checkpoint(model, checkpoint, key)
+        load_checkpoint(model, checkpoint, key)
+    sandbox = Sandbox(model)
     if given is not None:
-        return Code(model, given, ())
-    guess = guess_inputs(model)
-    return Code(model, guess.inputs, (guess.told,))
+        return Code(model, given, (), sandbox)
+    guess = guess_inputs(model, sandbox)
+    return Code(model, guess.inputs, (guess.told,), sandbox)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from convsqueeze.checkpoint import RECIPE_KEY
-from convsqueeze.copying import copied
 from convsqueeze.errors import OutputError
 from convsqueeze.export.opsets import ir_version
 from convsqueeze.models.inputs import Inputs
@@ -36,9 +35,10 @@ def exports(
     squeezed: nn.Module, inputs: Inputs, opset: int, recipe_json: str | None = None
 ) -> Iterator[ModelProto]:
     """Models with every size open that the code leaves open, then with the batch alone, then with
-    the sizes that were given; those that torch can export. Raises OutputError where it can none.
+    the sizes that were given; those that torch can export. `squeezed` is used up. Raises
+    OutputError where torch can export none.
     """
-    stood, layers = put_stand_ins(copied(squeezed).cpu().eval().requires_grad_(False))
+    stood, layers = put_stand_ins(squeezed.cpu().eval().requires_grad_(False))
     dtype = torch.float32 if _without_bfloat16(stood) else None
     several = inputs.resized([_several(spec.shape) for spec in inputs.tensors])
     count, failure = 0, None

@@ -173,6 +173,15 @@ def _is_installed(file: str) -> bool:
 
 def with_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> nn.Module:
     """A copy of `model` with all tensors of a checkpoint file in place; the model stays as it is.
+    Raises as `load_checkpoint` does.
+    """
+    loaded = copied(model)
+    load_checkpoint(loaded, path, key)
+    return loaded
+
+
+def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> None:
+    """Puts all tensors of a checkpoint file into `model`.
 
     Any format that `open_checkpoint` reads, with `key` for the state dict in a wrapped file;
     prefixes such as `module.` do not matter. Raises CheckpointError for the file,
@@ -186,19 +195,17 @@ def with_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     problems = list(_misfits(own, checkpoint, stored))
     if problems:
         raise ModelMismatchError([f"{path}: {problem}" for problem in problems])
-    loaded = copied(model)
     extra = {name: state[name] for name in state if name.endswith("_extra_state")}
     tensors = {own.prefix + name: checkpoint.load(held) for name, held in stored.items()}
     on_meta = any(tensor.is_meta for tensor in state.values() if isinstance(tensor, Tensor))
     try:
-        loaded.load_state_dict({**tensors, **extra}, assign=on_meta)
+        model.load_state_dict({**tensors, **extra}, assign=on_meta)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
         raise ModelMismatchError(
             [f"{path}: the model does not take it: {x}" for x in lines]
         ) from error
     checkpoint.check_unchanged()
-    return loaded
 
 
 def _stored_names(

@@ -3,7 +3,6 @@
 Knows modules and their first layers; nothing of checkpoints or merges.
 """
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
 
 DTYPES = {
@@ -166,29 +166,29 @@ class Guess:
     told: str
 
 
-def guess_inputs(model: nn.Module) -> Guess:
+def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> Guess:
     """Inputs for a forward with one required argument, from its first layer with weights.
 
-    Candidates are run without values (fake tensors), in eval mode, on a copy that holds no weights.
-    Raises ModelInputError where forward needs another number of arguments, the first layer does not
-    tell what it takes, or the model takes none of the candidates.
+    Candidates are run without values (fake tensors), in eval mode, in the `sandbox`. Raises
+    ModelInputError where forward needs another number of arguments, the first layer does not tell
+    what it takes, or the model takes none of the candidates; ModelCodeError where the model cannot
+    be copied.
     """
     _check_single_argument(model)
     first = first_layer(model)
     if first is None:
         raise ModelInputError(f"{_name(model)}: no layer of it tells what it takes. {_ADVICE}")
     name, layer = first
+    sandbox = sandbox or Sandbox(model)
     tried: list[str] = []
     reason = ""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = _without_values(model, mode)
-        for spec in _candidates(layer):
-            problem = _refusal(fake, spec, next(layer.parameters(), torch.zeros(())).device)
-            if problem is None:
-                told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
-                return Guess(Inputs((spec,)), f"{told}. --input says another.")
-            tried.append(str(spec))
-            reason = reason or problem
+    for spec in _candidates(layer):
+        problem = _refusal(sandbox, spec, next(layer.parameters(), torch.zeros(())).device)
+        if problem is None:
+            told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
+            return Guess(Inputs((spec,)), f"{told}. --input says another.")
+        tried.append(str(spec))
+        reason = reason or problem
     raise ModelInputError(
         f"{_name(model)}: takes none of the inputs guessed from {name} ({type(layer).__name__}): "
         f"{', '.join(tried)} ({reason}). {_ADVICE}"
@@ -251,26 +251,20 @@ def _rank(layer: nn.Module) -> int:
     return digits[0] if digits else 2
 
 
-def _without_values(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy in eval mode whose tensors have shapes and no values: it costs no memory."""
-    memo: dict[int, Any] = {}
-    for part in model.modules():
-        tensors = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
-        for tensor in tensors:
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = mode.from_tensor(tensor, static_shapes=True)
-    return copy.deepcopy(model, memo).eval()
-
-
-def _refusal(fake: nn.Module, spec: InputSpec, device: torch.device) -> str | None:
+def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | None:
     """Why the model does not take an input, in a line; None where it does."""
-    x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+    module = sandbox.module()
+    modes = [(part, part.training) for part in module.modules()]
     try:
-        with torch.no_grad():
-            fake(x)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
+            module.eval()(x)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
         text = str(error).strip().partition("\n")[0]
         return f"{type(error).__name__}: {text[:160]}"
+    finally:
+        for part, training in modes:
+            part.training = training
     return None

@@ -14,15 +14,17 @@ from onnx import ModelProto
 from torch import nn
 
 from convsqueeze.checkpoint import open_checkpoint
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export import build_model, check_model, check_onnx_destination, check_opset
 from convsqueeze.export.files import CheckedModel, ExportResult
 from convsqueeze.models.exporting import exports
-from convsqueeze.models.factory import with_checkpoint
+from convsqueeze.models.factory import load_checkpoint
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.onnx_check import OnnxCheck, OnnxReport
-from convsqueeze.models.verifying import untracked, verify_whole
-from convsqueeze.models.whole import Track, WholeReport
+from convsqueeze.models.running import rounding_steps, runnable
+from convsqueeze.models.verifying import exact_parameters, verified
+from convsqueeze.models.whole import Compared, Track, WholeReport, untracked
 from convsqueeze.module import SqueezedConv
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.surgery import apply
@@ -88,42 +90,69 @@ def export_whole(
     overwrite: bool = False,
     seed: int = 0,
     track: Track = untracked,
+    sandbox: Sandbox | None = None,
 ) -> WholeExport:
     """Write `model` with the squeezed layers of the file at `path` as ONNX.
 
-    `checkpoint` is the file that was squeezed: onnxruntime is then held against the original model,
-    otherwise against the squeezed one in torch. Nothing is written unless they agree. Raises
-    CheckpointError, ModelMismatchError, ModelInputError, OutputError or VerificationError.
+    `checkpoint` is the file that was squeezed, which is loaded into `model`: onnxruntime is then
+    held against that, otherwise against the squeezed model in torch. `sandbox` is that of the
+    model. Nothing is written unless they agree. Raises CheckpointError, ModelMismatchError,
+    ModelInputError, OutputError or VerificationError.
     """
     check_onnx_destination(destination, overwrite=overwrite, source=path)
     opset = check_exporter(opset)
     held = open_checkpoint(path, key=key)
     recipe = read_recipe(held.recipe, str(path))
-    original = None
     if checkpoint is not None:
         _check_source(checkpoint, recipe, key, path)
-        original = with_checkpoint(model, checkpoint, key=key).eval()
+        load_checkpoint(model.eval(), checkpoint, key=key)
     squeezed = apply(model, path, key=key).eval()
-    whole = None
-    if original is not None:
-        whole = verify_whole(original, squeezed, inputs, plan=recipe, seed=seed, track=track)
+    whole, both = None, None
+    if checkpoint is not None:
+        exact = exact_parameters(model, recipe)
+        options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
+        whole, both = verified(model, squeezed, inputs, exact, **options)
         whole.raise_if_failed()
-    excused = any(layer.border == "interior" for layer in recipe.layers)
-    reference = squeezed if original is None or excused else original
+    is_exact = all(layer.border != "interior" for layer in recipe.layers)
+    check = onnx_check(squeezed, inputs, seed, both if is_exact else None)
     track("exporting the whole model", 0, 0)
     layers = {n: m for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv)}
     alone = build_model(layers, opset=opset)
     reports = check_model(alone, layers, seed=seed, where=str(destination))
     made, checked = _checked_export(
-        exports(squeezed, inputs, opset, recipe.to_json()),
-        OnnxCheck(reference, squeezed, inputs, seed, layers),
-        str(destination),
+        exports(squeezed, inputs, opset, recipe.to_json()), check, str(destination)
     )
     held.check_unchanged()
     written = CheckedModel(made, destination, opset, reports, overwrite, seed).write()
-    against = "the squeezed model in torch" if reference is squeezed else "the original in torch"
-    notes = () if original is not None else (_ONLY_SQUEEZED,)
-    return WholeExport(written, checked, whole, against, notes)
+    against = "original" if both is not None and is_exact else "squeezed model"
+    notes = () if checkpoint is not None else (_ONLY_SQUEEZED,)
+    return WholeExport(written, checked, whole, f"the {against} in torch", notes)
+
+
+def onnx_check(
+    squeezed: nn.Module, inputs: Inputs, seed: int, both: Compared | None = None
+) -> OnnxCheck:
+    """Against the original that was compared with a squeezed model, otherwise against itself.
+
+    Raises ModelInputError where it does not run.
+    """
+    stored = dict(squeezed.named_parameters())
+    notes: tuple[str, ...] = ()
+    if any(p.dtype == torch.bfloat16 for p in stored.values()):
+        notes = ("stored as bfloat16, exported as float32, which holds every value exactly",)
+    if both is None:
+        one = runnable(Sandbox(squeezed), lambda dtype: inputs.drawn(seed, dtype))
+        known = (one.arguments, one.output)
+        return OnnxCheck(one.running, one.running, inputs, seed, {}, known, notes)
+    merged = (
+        f"{name}.{key}" if name else key
+        for name, layer in squeezed.named_modules()
+        if isinstance(layer, SqueezedConv)
+        for key, _ in layer.named_parameters()
+    )
+    steps = rounding_steps({name: stored[name] for name in merged})
+    known = (both.before.arguments, both.before.output)
+    return OnnxCheck(both.before.running, both.after, inputs, seed, steps, known, notes)
 
 
 _ONLY_SQUEEZED = (

@@ -6,6 +6,7 @@ rounding shows what this network makes of such errors, however deep it is.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import half_ulp
-from convsqueeze.copying import copied
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
@@ -30,11 +31,11 @@ more than the sums of a layer lose, which are rounded anew in each.
 
 
 class Running:
-    """A copy of a model, in `dtype` (None: its own dtypes) and eval mode on the CPU."""
+    """A model in `dtype` (None: its own dtypes) and eval mode on the CPU; `module` is converted."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
-        module = copied(model).cpu()
+        module.cpu()
         if dtype is not None:
             module._apply(lambda tensor: _as_wide(tensor, dtype))
         self.module = module.eval().requires_grad_(False)
@@ -45,10 +46,18 @@ class Running:
         dtypes = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         return max(dtypes or [self.dtype or torch.float32], key=_eps)
 
-    def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
-        """`seed` is for a model that draws random numbers itself."""
+    def wide(self, tensor: Tensor) -> Tensor:
+        """An argument in the dtype of the model, if it is one of floats."""
+        return tensor if self.dtype is None else _as_wide(tensor, self.dtype)
+
+    def output(self, arguments: Sequence[Any], seed: int = 0) -> Any:
+        """What it gives; `seed` is for a model that draws random numbers itself."""
         with torch.no_grad():
-            return named_tensors(self._output(arguments, seed))
+            return self._output(arguments, seed)
+
+    def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
+        """The tensors of what it gives."""
+        return named_tensors(self.output(arguments, seed))
 
     def _output(self, arguments: Sequence[Any], seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
@@ -56,30 +65,35 @@ class Running:
             given = tree_map_only(Tensor, torch.clone, tuple(arguments))
             return self.module(*given)
 
-    def moves_outputs(self, arguments: Sequence[Any], names: Sequence[str]) -> frozenset[str]:
-        """Those parameters whose gradient says that outputs move with them; the others may do so,
-        where the model's code cannot be differentiated or its gradient vanishes. A model with hooks
-        is not asked: some are called with gradients.
+    def run_with_gradients(
+        self, arguments: Sequence[Any], names: Sequence[str]
+    ) -> tuple[Named, frozenset[str]]:
+        """The tensors of what it gives, and those parameters of `names` whose gradient says that
+        they move with them; the others may do so, where the model's code cannot be differentiated
+        or its gradient vanishes. A model with hooks is not asked: some are called with gradients.
         """
-        if any(map(has_hooks, self.module.modules())):
-            return frozenset()
+        if not names or any(map(has_hooks, self.module.modules())):
+            return self.run(arguments), frozenset()
         own = dict(self.module.named_parameters())
         chosen = [own[name].requires_grad_() for name in names]
         try:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                given = given_tensors(self._output(arguments, seed=0))
-                outputs = [tensor for _, tensor in given if tensor.requires_grad]
-                weights = [torch.rand_like(tensor) for tensor in outputs]
+            with torch.enable_grad():
+                output = self._output(arguments, seed=0)
+                outputs = [tensor for _, tensor in given_tensors(output) if tensor.requires_grad]
+                generator = torch.Generator().manual_seed(0)
+                weights = [_random_like(tensor, generator) for tensor in outputs]
                 found = torch.autograd.grad(outputs, chosen, weights, allow_unused=True)
         except RuntimeError:
-            return frozenset()
+            self.module.requires_grad_(False)
+            return self.run(arguments), frozenset()
         finally:
             self.module.requires_grad_(False)
-        return frozenset(
+        moving = (
             name
             for name, gradient in zip(names, found, strict=True)
             if gradient is not None and gradient.isfinite().all() and gradient.any()
         )
+        return named_tensors(output), frozenset(moving)
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.data for name, p in self.module.named_parameters()}
@@ -88,14 +102,17 @@ class Running:
     def with_values(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Parameters with other values meanwhile."""
         named = dict(self.module.named_parameters())
-        kept = {name: named[name].data for name in values}
-        try:
-            for name, value in values.items():
-                named[name].data = value.to(named[name].dtype)
+        with _replaced(
+            {named[name]: value.to(named[name].dtype) for name, value in values.items()}
+        ):
             yield
-        finally:
-            for name, value in kept.items():
-                named[name].data = value
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """All tensors in another dtype meanwhile."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        with _replaced({tensor: _as_wide(tensor.data, dtype) for tensor in tensors}):
+            yield
 
     def moved(self, steps: Steps, seed: int) -> dict[str, Tensor]:
         """The values of parameters after a step each, its sign drawn from the seed."""
@@ -116,18 +133,47 @@ class Running:
         }
 
 
+@contextmanager
+def _replaced(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Tensors with other numbers meanwhile."""
+    kept = {tensor: tensor.data for tensor in values}
+    try:
+        for tensor, value in values.items():
+            tensor.data = value
+        yield
+    finally:
+        for tensor, value in kept.items():
+            tensor.data = value
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers from 0 to 1, which no sum of gradients is likely to cancel by."""
+    return torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+
+
 def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
     """Half a unit in the last place of each value as it is stored."""
     return {name: half_ulp(tensor.detach().cpu()) for name, tensor in stored.items()}
 
 
 def spread(
-    running: Running, arguments: Sequence[Any], base: Named, steps: Steps, seed: int
+    running: Running,
+    arguments: Sequence[Any],
+    base: Named,
+    steps: Steps,
+    signs: int,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """How far each output moves, at most, when parameters take a step."""
-    with running.with_values(running.moved(steps, seed)):
-        moved = running.run(arguments)
-    return {place: largest_difference(base[place], moved.get(place)) for place in base}
+    """How far each output moves, at most, when parameters take a step whose signs are drawn from
+    `signs`; `seed` is for what the model draws itself.
+    """
+    with running.with_values(running.moved(steps, signs)):
+        return distances(base, running.run(arguments, seed))
+
+
+def distances(one: Named, other: Named) -> dict[str, float]:
+    """The largest difference of each tensor of `one`."""
+    return {place: largest_difference(one[place], other.get(place)) for place in one}
 
 
 def largest_difference(one: Tensor, other: Tensor | None) -> float:
@@ -193,23 +239,37 @@ def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+@dataclass(frozen=True, eq=False)
+class Runnable:
+    """A model that runs, the coarsest dtype in which it then computes, and what it was given and
+    gave first.
+    """
+
+    running: Running
+    coarsest: torch.dtype
+    arguments: tuple[Any, ...]
+    output: Any
+
+
 def runnable(
-    model: nn.Module, arguments_in: Callable[[torch.dtype | None], Sequence[Any]], name: str
-) -> tuple[Running, torch.dtype]:
-    """The model in float64, or in float32 or its own dtypes where its code insists on them; and the
-    coarsest dtype in which it then computes. Raises ModelInputError where it does not run.
+    sandbox: Sandbox, arguments_in: Callable[[torch.dtype | None], tuple[Any, ...]]
+) -> Runnable:
+    """The model in float64, or in float32 or its own dtypes where its code insists on them.
+
+    Raises ModelInputError where it does not run.
     """
     raised: list[Exception] = []
     for dtype in (torch.float64, torch.float32, None):
-        running, arguments = Running(model, dtype), arguments_in(dtype)
+        running, arguments = Running(sandbox.given_away(), dtype), arguments_in(dtype)
         try:
             with Narrowed() as seen:
-                running.run(arguments)
+                output = running.output(arguments)
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             raised.append(error)
             continue
-        return running, max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
+        coarsest = max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
+        return Runnable(running, coarsest, arguments, output)
     raise ModelInputError(
-        f"{name}: does not run on these inputs ({told(raised[0])}). Give --input (in Python "
-        "example_inputs) with the shapes that it takes."
+        f"{type(sandbox.model).__name__}: does not run on these inputs ({told(raised[0])}). Give "
+        "--input (in Python example_inputs) with the shapes that it takes."
     ) from raised[0]

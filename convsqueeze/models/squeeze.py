@@ -10,24 +10,25 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from convsqueeze.checkpoint import TensorInfo, from_state_dict
-from convsqueeze.copying import copied
+from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict
+from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
-from convsqueeze.manifest import Border, Manifest, document_data, manifest_from_data
+from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
 from convsqueeze.models.inputs import Inputs, first_layer, guess_inputs, inputs_of
 from convsqueeze.models.running import runnable
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
-from convsqueeze.pipeline import MergeReport, merge_state_dict
-from convsqueeze.plan import Growth, Minimize
+from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
+from convsqueeze.plan import Growth, Minimize, Plan, check_memory, plan_of
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
-from convsqueeze.surgery.apply import applied
+from convsqueeze.surgery.apply import with_layers
 from convsqueeze.tracing import traced
+from convsqueeze.verify import Settings
 
 
 @dataclass(frozen=True)
@@ -89,25 +90,38 @@ def squeeze(
     _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
     with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
-        inputs, notes = _inputs(model, example_inputs)
+        sandbox = Sandbox(model)
+        inputs, notes = _inputs(model, example_inputs, sandbox)
         notes += tuple(_squeezed_notes(model))
         if minimize == "latency" and latency is None:
             from convsqueeze.latency import measuring
 
             latency = measuring("torch")
         found = scan_model(
-            model, inputs, minimize=minimize, border=border, growth=growth, latency=latency
+            *(model, inputs),
+            minimize=minimize,
+            border=border,
+            growth=growth,
+            latency=latency,
+            sandbox=sandbox,
         )
-        manifest = manifest_of(found)
         with CPU:
-            if manifest is None:
+            own = from_state_dict(model.state_dict())
+            plan = scan_plan(found, own, "scan", growth)
+            if plan is None:
                 return copied(model), SqueezeReport(found, notes=notes)
-            state, merged = merge_state_dict(
-                model.state_dict(), manifest, growth=growth, widen=widen
+            check_memory(plan)
+            result = squeeze_checkpoint(
+                plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True
             )
-            squeezed, plan = applied(model, from_state_dict(state))
-            whole = verify_whole(model, squeezed, inputs, plan=plan)
+            layers = result.modules()
+            squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
+            exact = merged_parameters(result, own.prefix)
+            whole = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox)
     whole.raise_if_failed()
+    merged = MergeReport(
+        plan, result.verification, (*plan.notes, *result.notes), widened=result.widened
+    )
     return squeezed, SqueezeReport(found, merged, whole, notes)
 
 
@@ -122,10 +136,10 @@ def _check_policies(**policies: tuple[object, Any]) -> None:
         raise PlanError(problems)
 
 
-def _inputs(model: nn.Module, examples: Any) -> tuple[Inputs, tuple[str, ...]]:
+def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, tuple[str, ...]]:
     """What the model is followed on, and what is to be told of it."""
     if examples is None:
-        guess = guess_inputs(model)
+        guess = guess_inputs(model, sandbox)
         return guess.inputs, (guess.told,)
     return inputs_of(positional(model, examples)), ()
 
@@ -144,21 +158,34 @@ def scan_model(
     border: Border = "exact",
     growth: Growth = "refuse",
     latency: Latency | None = None,
+    stored: Mapping[str, TensorInfo] | None = None,
+    sandbox: Sandbox | None = None,
 ) -> Scan:
-    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`.
+    """What of a model can be merged, and what of it pays; see `convsqueeze.scan.scan`. The model's
+    code is run in the `sandbox`.
+
+    `stored` are the tensors of the file that will be merged, by default those of the model.
 
     Raises TracingError where the model's code cannot be followed, ModelInputError where it does not
     run on these inputs.
     """
     _check_values(model)
     prefix, infos = _stored(model)
+    sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, _beside(model, inputs), prefix)
+        graph = traced(model, _beside(model, inputs), prefix, sandbox)
     except TracingError:
-        runnable(model, inputs.first, type(model).__name__)
+        runnable(sandbox, inputs.first)
         raise
     with CPU:
-        return scan(graph, infos, border=border, growth=growth, minimize=minimize, latency=latency)
+        return scan(
+            graph,
+            infos if stored is None else stored,
+            border=border,
+            growth=growth,
+            minimize=minimize,
+            latency=latency,
+        )
 
 
 def _stored(model: nn.Module) -> tuple[str, Mapping[str, TensorInfo]]:
@@ -201,11 +228,11 @@ def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     return placed
 
 
-def manifest_of(found: Scan, source: str = "scan") -> Manifest | None:
-    """The scan's manifest, whose entries messages place in `source`; None where nothing is worth
-    merging.
+def scan_plan(found: Scan, checkpoint: Checkpoint, source: str, growth: Growth) -> Plan | None:
+    """The plan of a scan's merges for the checkpoint whose tensors it was given; None where nothing
+    is worth merging. Raises PlanError for what stands against it.
     """
-    document = found.document
-    if document is None:
+    if found.document is None:
         return None
-    return manifest_from_data(document_data(document), source)
+    manifest = Manifest(found.document, source)
+    return plan_of(manifest, [one.merge for one in found.merged], checkpoint, growth=growth)

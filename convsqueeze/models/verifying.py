@@ -3,16 +3,19 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import inf, isfinite
+from typing import Any
 
 from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.precision import half_ulp, round_once
 from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.copying import Sandbox
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.whole import Track, WholeReport, compare_models
+from convsqueeze.models.whole import TRIALS, Compared, Track, WholeReport, compared, untracked
 from convsqueeze.module import SqueezedConv
-from convsqueeze.plan import Plan
+from convsqueeze.pipeline.merging import Result
+from convsqueeze.plan import Merge, Plan
 from convsqueeze.recipe import Recipe
 from convsqueeze.squeezing import exact_values
 from convsqueeze.surgery import plan_of
@@ -22,55 +25,87 @@ SLACK = 2.0**-44
 """Of a tensor's largest value: what another order of float64 sums can come to."""
 
 
-def untracked(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
-
-
 def verify_whole(
     original: nn.Module,
     squeezed: nn.Module,
     inputs: Inputs,
     *,
     plan: Plan | Recipe | None = None,
-    trials: int = 3,
+    exact: Mapping[str, Tensor] | None = None,
+    trials: int = TRIALS,
     seed: int = 0,
     track: Track = untracked,
+    sandbox: Sandbox | None = None,
 ) -> WholeReport:
     """Whether a squeezed model computes what its original does, on random inputs.
 
-    With the `plan` that was made for the original's state dict (or the recipe of the squeezed
-    file), its layers are merged anew in float64: every stored number must be its value rounded, and
-    the models must agree within the noise of float64. Without, storing merged weights is granted
-    what it was seen to cost. Where a layer was merged with `border: interior` a difference is
-    measured and told, and not held against it.
+    `exact` are the values of merged parameters before they were rounded, as `exact_parameters`
+    gives them; without, they are computed if there is the `plan` that was made for the original's
+    state dict, or the recipe of the squeezed file. Then every stored number must be its value
+    rounded, and the models must agree within the noise of float64. Without either, storing merged
+    weights is granted what it was seen to cost. Where a layer was merged with `border: interior` a
+    difference is measured and told, and not held against it. `sandbox` is that of the original.
 
     Raises ModelInputError where the original does not run on these inputs or is random,
     ModelMismatchError where its layers are not the recipe's.
     """
-    if isinstance(plan, Recipe):
-        plan = plan_of(from_state_dict(original.state_dict()), plan)
-    exact = {} if plan is None else exact_parameters(original, plan)
+    if exact is None:
+        exact = {} if plan is None else exact_parameters(original, plan)
+    report, _ = verified(original, squeezed, inputs, exact, trials, seed, track, sandbox)
+    return report
+
+
+def verified(
+    original: nn.Module,
+    squeezed: nn.Module,
+    inputs: Inputs,
+    exact: Mapping[str, Tensor],
+    trials: int = TRIALS,
+    seed: int = 0,
+    track: Track = untracked,
+    sandbox: Sandbox | None = None,
+) -> tuple[WholeReport, Compared | None]:
+    """The report of `verify_whole`, and the models as they ran, unless stored numbers are wrong."""
     wrong = next(_wrong_numbers(squeezed, exact), None)
     if wrong is not None:
-        return WholeReport(str(inputs), 0, seed, "float64", Worst(), 0.0, problem=wrong)
-    report = compare_models(
-        original, squeezed, inputs, exact=exact, trials=trials, seed=seed, track=track
-    )
-    return _excused(report, original, squeezed)
+        report = WholeReport(str(inputs), 0, seed, "float64", Worst(), 0.0, problem=wrong)
+        return report, None
+    options: dict[str, Any] = {"exact": exact, "trials": trials, "seed": seed, "track": track}
+    both = compared(original, squeezed, inputs, sandbox=sandbox, **options)
+    return _excused(both.report, original, squeezed), both
 
 
-def exact_parameters(original: nn.Module, plan: Plan) -> dict[str, Tensor]:
+def exact_parameters(original: nn.Module, plan: Plan | Recipe) -> dict[str, Tensor]:
     """What the merges of a plan store before it is rounded, by parameter of the squeezed model, in
-    float64 and the layout in which it is stored.
+    float64 and the layout in which it is stored. Raises ModelMismatchError for the recipe of other
+    layers.
     """
     own = from_state_dict(original.state_dict())
-    found = {}
+    if isinstance(plan, Recipe):
+        plan = plan_of(own, plan)
+    found: dict[str, Tensor] = {}
     for merge in plan.merges:
-        for name, value in exact_values(merge, own.load, None).items():
-            if name == "weight" and merge.geometry.is_transposed:
-                value = transposed_layout(value, merge.geometry.groups)
-            found[f"{own.prefix}{merge.into}.{name}"] = value
+        found |= by_parameter(merge, exact_values(merge, own.load, None), own.prefix)
     return found
+
+
+def merged_parameters(result: Result, prefix: str) -> dict[str, Tensor]:
+    """As `exact_parameters`, from a result that kept the values."""
+    found: dict[str, Tensor] = {}
+    for merge in result.plan.merges:
+        found |= by_parameter(merge, result.exact[merge.into], prefix)
+    return found
+
+
+def by_parameter(merge: Merge, exact: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The values that `exact_values` gives for a merge, by full name, in the layout in which they
+    are stored.
+    """
+    named = {f"{prefix}{merge.into}.{name}": value for name, value in exact.items()}
+    if merge.geometry.is_transposed:
+        weight = f"{prefix}{merge.into}.weight"
+        named[weight] = transposed_layout(named[weight], merge.geometry.groups)
+    return named
 
 
 def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest
-from convsqueeze.pipeline.merging import MergeReport, Result, planned, squeeze_checkpoint
+from convsqueeze.pipeline.merging import MergeReport, Planner, Result, planned, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track, hashed, in_bytes, untracked
 from convsqueeze.plan import Growth
 from convsqueeze.recipe import read_recipe
@@ -53,7 +53,7 @@ class MergedFile(MergeReport):
 
 def merge_file(
     path: Path,
-    manifest: Manifest | Path,
+    manifest: Manifest | Path | Planner,
     destination: Path | None = None,
     *,
     key: str | None = None,
@@ -67,12 +67,14 @@ def merge_file(
     beside: Beside = lambda result, files: None,
     track: Track = untracked,
     device: Device = "cpu",
+    keep_exact: bool = False,
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
     `largest_shard` are the bytes of values that a shard of an output in shards may hold. `beside`
     may write more files of the verified result, which then appear with it or, where it raises, not
-    at all. The `device` (cpu, cuda or cuda:N) merges and verifies.
+    at all; with `keep_exact` that has the values before they were rounded. The `device` (cpu, cuda
+    or cuda:N) merges and verifies.
     Raises ConvsqueezeError of the kind that tells what was wrong.
     """
     place = device_named(device)
@@ -98,6 +100,7 @@ def merge_file(
             sha256=lambda: hashing.result(hashed(checkpoint, track)),
             track=track,
             device=place,
+            keep_exact=keep_exact,
         )
         beside(result, files)
         total = bytes_to_write(checkpoint, result.edits)

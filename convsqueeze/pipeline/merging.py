@@ -60,15 +60,18 @@ class MergeReport:
 class Result:
     """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
 
-    The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
+    `exact` are, by layer, the values in float64 that were rounded, if they were to be kept. The
+    recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
     """
 
+    plan: Plan
     edits: tuple[Edit, ...]
     draft: Recipe
     sha256: Callable[[], str]
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    exact: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -92,11 +95,13 @@ def squeeze_checkpoint(
     sha256: Callable[[], str] | None = None,
     track: Track = untracked,
     device: torch.device = CPU,
+    keep_exact: bool = False,
 ) -> Result:
     """Do what a plan says, merge by merge, each verified at once unless `settings` is None.
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
-    Beside what `keep` keeps, only one merge's tensors are in memory at a time. `sha256` gives the
+    Beside what `keep` keeps, only one merge's tensors are in memory at a time, unless `keep_exact`
+    keeps the float64 values of all. `sha256` gives the
     hash of the source where it is computed already. The `device` composes and verifies; what is
     kept is on the CPU.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
@@ -108,6 +113,7 @@ def squeeze_checkpoint(
     notes: list[str] = []
     reports: list[LayerReport] = []
     layers: list[RecipeLayer] = []
+    exact: dict[str, Mapping[str, Tensor]] = {}
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
         with computing_on(device):
@@ -120,6 +126,8 @@ def squeeze_checkpoint(
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
+        if keep_exact:
+            exact[merge.into] = squeezed.exact
         del squeezed  # before the next merge takes its memory
     report = None
     if settings is not None:
@@ -127,7 +135,7 @@ def squeeze_checkpoint(
         report.raise_if_failed()
     draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
     given = checkpoint.sha256 if sha256 is None else sha256
-    return Result(tuple(edits), draft, given, report, widened, tuple(notes))
+    return Result(plan, tuple(edits), draft, given, report, widened, tuple(notes), exact)
 
 
 def _verified(
@@ -141,12 +149,23 @@ def _verified(
     return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings, device)
 
 
+Planner = Callable[[Checkpoint], Plan]
+"""Gives the plan for a checkpoint, as a scan of the model's code does."""
+
+
 def planned(
-    manifest: Manifest | Path, checkpoint: Checkpoint, border: Border | None, growth: Growth
+    manifest: Manifest | Path | Planner,
+    checkpoint: Checkpoint,
+    border: Border | None,
+    growth: Growth,
 ) -> Plan:
     """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
     entries are told together.
     """
+    if not isinstance(manifest, Manifest | Path):
+        plan = manifest(checkpoint)
+        check_memory(plan)
+        return plan
     try:
         read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
         plan = make_plan(read, checkpoint, border=border, growth=growth)

@@ -12,7 +12,7 @@ from convsqueeze.plan.parts import (
     Rejected,
     Timing,
 )
-from convsqueeze.plan.planner import make_plan
+from convsqueeze.plan.planner import make_plan, plan_of
 from convsqueeze.plan.resolve import ResolvedLayer
 from convsqueeze.plan.review import Review, Reviewed, review
 
@@ -34,5 +34,6 @@ __all__ = [
     "check_memory",
     "geometry_tree",
     "make_plan",
+    "plan_of",
     "review",
 ]

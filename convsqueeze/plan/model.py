@@ -10,7 +10,8 @@ from convsqueeze.algebra.border.corrections import BORDER, Corrections
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.algebra.border.taps import AxisTaps, axis_taps
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.tree import Tree, counted, leaves, mapped
+from convsqueeze.algebra.tree import Tree, counted, mapped
+from convsqueeze.graph import Placement, Region
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.plan.resolve import ResolvedLayer
 
@@ -45,12 +46,13 @@ class Merge:
 
     `macs_*` count multiplications for one image of `size`; `leaks` is empty where the plain
     convolution is exact at every pixel; where it is not, `exact_by` are the corrections that make
-    it exact, and `corrected` says that they are to be stored.
+    it exact, and `corrected` says that they are to be stored. `placement` says where it goes in a
+    model whose code was followed.
     """
 
     place: str
     into: str
-    tree: Tree[ResolvedLayer]
+    region: Region[ResolvedLayer]
     geometry: Geometry
     leaks: tuple[Leak, ...]
     input_size: tuple[int, ...] | None
@@ -60,6 +62,12 @@ class Merge:
     size: tuple[int, ...]
     exact_by: Corrections | None = None
     corrected: bool = False
+    placement: Placement[ResolvedLayer] | None = None
+
+    @property
+    def tree(self) -> Tree[ResolvedLayer]:
+        """The layers as chains and sums."""
+        return self.region.expression
 
     @property
     def corrections(self) -> Corrections | None:
@@ -68,9 +76,9 @@ class Merge:
 
     @property
     def layers(self) -> tuple[ResolvedLayer, ...]:
-        return tuple(leaves(self.tree))
+        return self.region.layers
 
-    @property
+    @cached_property
     def geometry_tree(self) -> Tree[Geometry]:
         return geometry_tree(self.tree)
 

@@ -11,19 +11,10 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import STORAGE_DTYPES
-from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import TensorDataError
-from convsqueeze.manifest import (
-    ChainItem,
-    Entry,
-    KeyPath,
-    Layer,
-    PairEntry,
-    SumItem,
-    item_parts,
-    parts,
-)
+from convsqueeze.kinds import Layer
+from convsqueeze.names import KeyPath
 
 Infos = Mapping[str, TensorInfo]
 Load = Callable[[str], Tensor]
@@ -85,46 +76,15 @@ def _check_direction(key: str, norm: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
-class NamedLayer:
-    """A layer whose tensors are found and whose place in the rest is not yet known."""
-
-    layer: Layer
-    path: KeyPath
-    parameters: Mapping[str, Parameter]
-    counters: tuple[str, ...]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {role: parameter.shape for role, parameter in self.parameters.items()}
-
-    def meta(self) -> dict[str, Tensor]:
-        return {role: torch.empty(shape, device="meta") for role, shape in self.shapes.items()}
+Parameters = Mapping[str, Parameter]
 
 
 def find(
-    item: "Entry | Layer | ChainItem | SumItem",
-    path: KeyPath,
-    infos: Infos,
-    problems: list[Problem],
-) -> Tree[NamedLayer] | None:
-    """The item with the tensors of each of its layers; None where a tensor is missing."""
-    if isinstance(item, PairEntry):
-        kind, children = parts(item)
-    elif isinstance(item, ChainItem | SumItem):
-        kind, children = item_parts(item)
-    else:
-        return _find_layer(item, path, infos, problems)
-    found = [find(child, (*path, *step), infos, problems) for step, child in children]
-    whole = tuple(child for child in found if child is not None)
-    if len(whole) < len(found):
-        return None
-    return Chain(whole) if kind == "chain" else Sum(whole)
-
-
-def _find_layer(
     layer: Layer, path: KeyPath, infos: Infos, problems: list[Problem]
-) -> NamedLayer | None:
+) -> tuple[Parameters, tuple[str, ...]] | None:
+    """Where a layer's parameters are stored, by torch's names, and its tensors that hold no
+    weights; None, and more `problems`, where something is missing or stored in no usable form.
+    """
     parameters: dict[str, Parameter] = {}
     before = len(problems)
     for role in layer.roles:
@@ -138,7 +98,7 @@ def _find_layer(
     named = (f"{layer.name}.{counter}" for counter in layer.counters)
     counters = tuple(key for key in named if key in infos)
     problems += [Problem(path, reason) for reason in _bad_dtypes(parameters, infos)]
-    return None if len(problems) > before else NamedLayer(layer, path, parameters, counters)
+    return None if len(problems) > before else (parameters, counters)
 
 
 def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:

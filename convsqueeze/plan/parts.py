@@ -1,4 +1,4 @@
-"""What a partition of an entry is: which runs of its layers become one layer each, what that costs,
+"""What a partition of a region is: which runs of its layers become one layer each, what that costs,
 and why the rest stays apart. Knows no way to find one.
 """
 
@@ -6,32 +6,33 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from convsqueeze.manifest import ChainEntry, ChainItem, Entry, Item, PairEntry, SumEntry, SumItem
+from convsqueeze.manifest import ChainEntry, Request, SumEntry, entry_of
 from convsqueeze.plan.model import Merge
+from convsqueeze.plan.resolve import ResolvedLayer
 
 Minimize = Literal["weights", "macs", "latency"]
 Cause = Literal["geometry", "tensors", "border", "growth", "time", "veto", "cost"]
-Place = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Part:
     """A run of links of a chain, or some branches of a sum, that could become one layer.
 
-    `entry` holds them as an entry of a manifest, with the `into` that it would get. `within` leads
-    from the flat entry (`convsqueeze.manifest.flat`) to the chain or sum that holds the items,
-    an index for each step, and `indices` are theirs in there. `whole`: they are all there is.
+    `request` has their region, with the `into` that the result would get. `whole`: they are all
+    that there is.
     """
 
-    entry: ChainEntry | SumEntry
-    within: Place
-    indices: Place
+    request: Request[ResolvedLayer]
     whole: bool
+
+    @property
+    def layers(self) -> tuple[ResolvedLayer, ...]:
+        return self.request.region.layers
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What messages call the layers, in execution order."""
-        return layer_labels(self.entry)
+        return tuple(op.label for op in self.layers)
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,13 @@ Latency = Callable[[Merge], Timing]
 class Partition:
     """The best way to merge an entry: `merged` are its parts, everything else stays `apart`.
 
-    `entry` is the flat form of the one that was given, with `size` at its input. `before` and
-    `after` cost all of its layers. `given` is the entry as a whole: merged, or why it is not.
+    `request` is what was given, with an input of `size`. `before` and `after` cost all of its
+    layers. `given` is the region as a whole: merged, or why it is not.
     `kept_apart` has for each boundary that stays the reason why what meets there is not one layer;
     `rejected` every part that was looked at and could not be merged.
     """
 
-    entry: ChainEntry | SumEntry
+    request: Request[ResolvedLayer]
     minimize: Minimize
     size: tuple[int, ...]
     merged: tuple[Merged, ...]
@@ -136,7 +137,7 @@ class Partition:
     @property
     def entries(self) -> tuple[ChainEntry | SumEntry, ...]:
         """The merged parts as entries of a manifest."""
-        return tuple(one.part.entry for one in self.merged)
+        return tuple(entry_of(one.part.request) for one in self.merged)
 
     @property
     def is_given(self) -> bool:
@@ -150,14 +151,3 @@ class Partition:
         if self.minimize != "latency":
             return None
         return Timing(sum(t.before for t in timings), sum(t.after for t in timings), bool(timings))
-
-
-def layer_labels(item: Entry | Item) -> tuple[str, ...]:
-    """What messages call the layers of an entry or item, in execution order."""
-    if isinstance(item, ChainItem):
-        return tuple(label for link in item.chain for label in layer_labels(link))
-    if isinstance(item, SumItem):
-        return tuple(label for branch in item.sum for label in layer_labels(branch))
-    if isinstance(item, PairEntry):
-        return (*layer_labels(item.first), *layer_labels(item.second))
-    return (item.label,)

@@ -4,15 +4,24 @@ Everything that can be refused from names, shapes and geometry is refused here. 
 values, no arithmetic on them and no output.
 """
 
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import ManifestError, PlanError
-from convsqueeze.manifest import Border, Expansion, Manifest, expand
+from convsqueeze.manifest import (
+    Border,
+    Entry,
+    Expansion,
+    Manifest,
+    expand,
+    request_of,
+    unbound,
+)
 from convsqueeze.plan.candidates import candidate
 from convsqueeze.plan.checks import conflicts, small_input_notes, sorted_by_growth, tie_notes
 from convsqueeze.plan.model import Growth, Merge, Plan
-from convsqueeze.plan.parameters import Infos
+from convsqueeze.plan.parameters import Infos, Problem
 from convsqueeze.plan.wording import speed_note
 
 
@@ -50,20 +59,43 @@ def make_plan(
         for binding, bound in expansion.entries:
             suffix = " (" + ", ".join(f"{k}={v}" for k, v in binding) + ")" if binding else ""
             policy = border or bound.border or manifest.document.border
-            found = candidate(where + suffix, bound, infos, policy)
-            merges += [] if found.merge is None else [found.merge]
+            found = candidate(where + suffix, request_of(bound), infos, policy)
+            against = (*found.problems, *_unbound(bound))
+            merges += [] if found.merge is None or against else [found.merge]
             refused += [
-                f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}"
-                for p in found.problems
+                f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}" for p in against
             ]
-    problems += refused
-    problems += conflicts(merges, infos)
+    return plan_of(
+        manifest, merges, checkpoint, growth=growth, notes=notes, problems=[*problems, *refused]
+    )
+
+
+def plan_of(
+    manifest: Manifest,
+    merges: Sequence[Merge],
+    checkpoint: Checkpoint,
+    *,
+    growth: Growth = "refuse",
+    notes: Sequence[str] = (),
+    problems: Sequence[str] = (),
+) -> Plan:
+    """The plan of merges that are each sound, which `manifest` stands for.
+
+    Raises PlanError with the `problems` that are known already, the conflicts between the merges
+    and those that grow.
+    """
+    against = [*problems, *conflicts(merges, checkpoint.tensors)]
     kept, growing, skipped = sorted_by_growth(merges, growth)
-    if problems or growing:
-        raise PlanError([*problems, *growing])
-    notes += [*skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
-    notes += filter(None, map(speed_note, kept))
-    return Plan(manifest, tuple(kept), tuple(notes))
+    if against or growing:
+        raise PlanError([*against, *growing])
+    told = [*notes, *skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
+    told += filter(None, map(speed_note, kept))
+    return Plan(manifest, tuple(kept), tuple(told))
+
+
+def _unbound(entry: Entry) -> Iterator[Problem]:
+    if names := ", ".join(f"{{{name}}}" for name in unbound(entry)):
+        yield Problem((), f"{names} stands in no layer's name, so nothing fills it in")
 
 
 def _unmatched(expansion: Expansion, infos: Infos) -> str:

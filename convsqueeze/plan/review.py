@@ -9,23 +9,24 @@ from dataclasses import dataclass
 
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import ManifestError, PlanError
+from convsqueeze.graph import LayerOp
 from convsqueeze.manifest import (
     Border,
-    ChainEntry,
     Document,
     Entry,
     Manifest,
-    SumEntry,
+    Request,
     contract,
+    entry_of,
     expand,
-    flat,
+    request_of,
     unbound,
 )
 from convsqueeze.manifest.expand import Binding
 from convsqueeze.plan.model import Growth
 from convsqueeze.plan.partition import best_partition
 from convsqueeze.plan.parts import Cost, Latency, Merged, Minimize, Part, Partition
-from convsqueeze.plan.pricing import cost_merged, items_of
+from convsqueeze.plan.pricing import cost_merged
 
 NOISE = 0.05
 """Share of the time of the layers apart by which a partition has to be faster than another."""
@@ -104,7 +105,7 @@ def review(
             policy = border or bound.border or manifest.document.border
             try:
                 partition = best_partition(
-                    bound,
+                    request_of(bound),
                     checkpoint.tensors,
                     place=place,
                     border=policy,
@@ -142,8 +143,8 @@ def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> li
     if not any(one.is_better for one in own):
         return [] if all(one.is_refused for one in own) else [entry]
     parts = [one.partition.entries for one in own]
-    first = [merged.part for merged in own[0].partition.merged]
-    templates = [_at(flat(entry), part) for part in first]
+    template = request_of(entry)
+    templates = [_at(template, merged.part) for merged in own[0].partition.merged]
     if all(_stands_for(t, n, own, names) for n, t in enumerate(templates)) and (
         len({len(p) for p in parts}) == 1
     ):
@@ -162,14 +163,11 @@ def _stands_for(
     return list(expand(template, names).entries) == wanted
 
 
-def _at(entry: ChainEntry | SumEntry, part: Part) -> Entry:
-    """The same part of an entry with placeholders."""
-    holder: Entry | object = entry
-    for index in part.within:
-        holder = items_of(holder)[index]  # type: ignore[arg-type]
-    items = items_of(holder)  # type: ignore[arg-type]
-    key = "chain" if isinstance(part.entry, ChainEntry) else "sum"
-    kept = {name: getattr(part.entry, name) for name in part.entry.model_fields_set - {key}}
-    if part.whole:
-        kept = {name: getattr(entry, name) for name in entry.model_fields_set - {key}}
-    return type(part.entry).model_validate({key: tuple(items[i] for i in part.indices), **kept})
+def _at(template: Request[LayerOp], part: Part) -> Entry:
+    """The same part of an entry with placeholders: operations are named after their keys in it."""
+    own = {op.name: op for op in template.region.layers}
+    one = template if part.whole else part.request
+    region = part.request.region.with_layers(own)
+    return entry_of(
+        Request(region, one.into, part.request.border, part.request.input_size, one.drop)
+    )

@@ -1,15 +1,5 @@
 """A model's graph -> the merges that pay, each with its place in it, and why not the rest."""
 
-from convsqueeze.scan.regions import Placed, Region, find_regions
 from convsqueeze.scan.scanning import LeftAlone, Scan, Scanned, ScannedEntry, scan
 
-__all__ = [
-    "LeftAlone",
-    "Placed",
-    "Region",
-    "Scan",
-    "Scanned",
-    "ScannedEntry",
-    "find_regions",
-    "scan",
-]
+__all__ = ["LeftAlone", "Scan", "Scanned", "ScannedEntry", "scan"]

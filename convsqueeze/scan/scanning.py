@@ -1,27 +1,36 @@
 """A model's graph -> a manifest of the merges that pay, and why all else is left alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
 
-from convsqueeze.algebra.tree import Chain, Sum, Tree, at, children, fold, leaves
+from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import PlanError
+from convsqueeze.graph import (
+    Graph,
+    LayerOp,
+    OpaqueOp,
+    Reason,
+    ReasonKind,
+    Region,
+    Shape,
+    find_regions,
+    unusable,
+)
 from convsqueeze.manifest import (
     Border,
     ChainEntry,
-    ChainItem,
     Document,
-    Item,
-    Layer,
+    Request,
     SumEntry,
-    SumItem,
     contract,
+    entry_of,
 )
 from convsqueeze.plan import Growth, Merged, Minimize, Part, Partition, Rejected, best_partition
+from convsqueeze.plan.candidates import dropped_keys
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan.placing import Placing
-from convsqueeze.scan.regions import Added, Placed, Region, find_regions, unusable
-from convsqueeze.tracing import Graph, Reason, ReasonKind
 
 Infos = Mapping[str, TensorInfo]
 
@@ -38,7 +47,7 @@ class LeftAlone:
 class Scanned:
     """A linear region of the model and the best partition of it; None for a single layer."""
 
-    region: Region
+    region: Region[LayerOp]
     partition: Partition | None
 
 
@@ -79,7 +88,7 @@ class Scan:
         return tuple(merged for one in self.entries for merged in one.merged)
 
     @property
-    def regions(self) -> tuple[Region, ...]:
+    def regions(self) -> tuple[Region[LayerOp], ...]:
         return tuple(one.region for one in self.scanned)
 
 
@@ -101,7 +110,7 @@ def scan(
     search = _Search(graph, infos, border, growth, minimize, latency)
     scanned = tuple(Scanned(region, search.partition(region)) for region in regions)
     chosen = [
-        (merged, search.entry(one.region, merged.part))
+        search.placed(merged)
         for one in scanned
         if one.partition is not None
         for merged in one.partition.merged
@@ -153,27 +162,25 @@ class _Search:
         self._placing = Placing(graph)
         self.unsound: list[LeftAlone] = []
 
-    def partition(self, region: Region) -> Partition | None:
-        only = region.links[0] if len(region.links) == 1 else None
-        if only is not None and not isinstance(only, Sum):
+    def partition(self, region: Region[LayerOp]) -> Partition | None:
+        if not isinstance(region.expression, Chain | Sum):
             return None
-        if not any(one.has_tensors for one in region.layers):
+        if not any(op.has_tensors for op in region.layers):
             return None
-        entry = entry_of(region.links, self._placing.layer)
 
         def allowed(part: Part) -> str | None:
-            tree = _part_of(region, part)
+            tree = part.request.region.expression
             return None if self._placing.of(tree) else self._placing.left_in_code(tree)
 
         def name(part: Part) -> str | None:
-            found = self._placing.of(_part_of(region, part))
+            found = self._placing.of(part.request.region.expression)
             return found.into if found else None
 
         try:
             return best_partition(
-                entry,
+                Request(region),
                 self._infos,
-                place=" + ".join(placed.layer.label for placed in region.layers),
+                place=" + ".join(op.label for op in region.layers),
                 size=self._size(region),
                 allowed=allowed,
                 name=name,
@@ -181,72 +188,52 @@ class _Search:
                 **self._policies,  # type: ignore[arg-type]
             )
         except PlanError as error:
-            labels = tuple(placed.layer.label for placed in region.layers)
+            labels = tuple(op.label for op in region.layers)
             reason = Reason("not one convolution", error.problems[0])
             self.unsound.append(LeftAlone(labels, reason))
             return None
 
-    def _size(self, region: Region) -> tuple[int, ...] | None:
+    def _size(self, region: Region[LayerOp]) -> Shape | None:
         """The sizes of the region's input behind the channels."""
-        step = self._graph.steps.get(region.source)
-        shape = step.shape if step is not None else self._graph.inputs.get(region.source)
-        ranks = [self._graph.steps[placed.step].rank for placed in region.layers]
-        rank = next((rank for rank in ranks if rank is not None), None)
+        shape = self._graph.shape(region.sources[0])
+        rank = next((op.rank for op in region.layers if op.rank is not None), None)
         if shape is None or rank is None or len(shape) < rank:
             return None
         return tuple(shape[len(shape) - rank :])
 
-    def entry(self, region: Region, part: Part) -> ChainEntry | SumEntry:
-        """The part as an entry with its place, and what else goes with the modules it replaces."""
-        found = self._placing.of(_part_of(region, part))
-        if found is None:
-            return part.entry
-        modules = (found.into, *(one.name for one in found.silenced))
-        given: dict[str, object] = {"into": found.into}
-        if drop := tuple(dict.fromkeys(self._unread(modules, part))):
-            given["drop"] = drop
-        return part.entry.model_copy(update=given)
+    def placed(self, merged: Merged) -> tuple[Merged, ChainEntry | SumEntry]:
+        """A merge with its place in the model, and as an entry. What else goes with the modules
+        that it replaces is dropped with it.
+        """
+        request = merged.part.request
+        place = self._placing.of(request.region.expression)
+        if place is None:
+            return merged, entry_of(request, self._placing.layer)
+        modules = (place.into, *(one.name for one in place.replaced))
+        unread = tuple(dict.fromkeys(self._unread(modules)))
+        drop = tuple(dict.fromkeys((*request.drop, *unread)))
+        known = merged.merge.consumed
+        keys = dict.fromkeys(k for name in unread for k in dropped_keys(name, self._infos))
+        more = [key for key in keys if key not in known]
+        weights = sum(prod(self._infos[key].shape) for key in more)
+        merge = replace(
+            merged.merge,
+            into=place.into,
+            placement=place,
+            consumed=(*known, *more),
+            weights_before=merged.merge.weights_before + weights,
+        )
+        entry = entry_of(replace(request, into=place.into, drop=drop), self._placing.layer)
+        return replace(merged, merge=merge), entry
 
-    def _unread(self, modules: tuple[str, ...], part: Part) -> Iterator[str]:
+    def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
-        read = {*self._graph.kept}.union(*(step.keys for step in self._graph.steps.values()))
+        read = {*self._graph.kept}.union(*(op.reads for op in self._graph.ops.values()))
         for key in self._infos:
             inside = any(key.startswith(f"{module}.") for module in modules)
             if inside and key not in read and not key.endswith(".num_batches_tracked"):
                 owner = key.rpartition(".")[0]
                 yield key if owner in modules else owner
-
-
-def entry_of(
-    links: tuple[Tree[Placed], ...], layer: Callable[[Placed], Layer]
-) -> ChainEntry | SumEntry:
-    """Links as an entry of a manifest, its layers as `layer` gives them."""
-    items = [_item(link, layer) for link in links]
-    if len(items) == 1 and isinstance(items[0], SumItem):
-        return SumEntry(sum=items[0].sum)
-    return ChainEntry(chain=tuple(items))
-
-
-def _item(tree: Tree[Placed], layer: Callable[[Placed], Item]) -> Item:
-    return fold(
-        tree,
-        layer,
-        lambda links: ChainItem(chain=tuple(links)),
-        lambda branches: SumItem(sum=tuple(branches)),
-    )
-
-
-def _part_of(region: Region, part: Part) -> Tree[Placed]:
-    """The part of the region's layers that it is."""
-    only = region.links[0]
-    tree: Tree[Placed] = only if len(region.links) == 1 else Chain(region.links)
-    tree = at(tree, part.within)
-    every_part = children(tree)
-    chosen = tuple(every_part[index] for index in part.indices)
-    if isinstance(tree, Sum):
-        every = len(chosen) == len(every_part) and isinstance(tree, Added)
-        return tree if every else Sum(chosen)
-    return Chain(chosen)
 
 
 KINDS: Mapping[str, ReasonKind] = {
@@ -264,25 +251,22 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            part = tuple(leaves(_part_of(one.region, rejected.part)))
-            if sum(placed.has_tensors for placed in part) > 1:
-                yield LeftAlone(rejected.part.labels, _reason(rejected))
+            part = rejected.part
+            if sum(op.has_tensors for op in part.layers) > 1:
+                yield LeftAlone(part.labels, _reason(rejected))
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
                 yield LeftAlone(around, _reason(rejected))
 
 
-def _around(region: Region, part: Sequence[Placed]) -> tuple[str, str] | None:
+def _around(region: Region[LayerOp], part: Part) -> tuple[str, str] | None:
     """The nearest layers with tensors on both sides of what in a part has none."""
     layers = region.layers
-    places = [
-        place
-        for place, placed in enumerate(layers)
-        if any(placed is one for one in part) and not placed.has_tensors
-    ]
-    if not places:
+    bare = {op.name for op in part.layers if not op.has_tensors}
+    place = next((place for place, op in enumerate(layers) if op.name in bare), None)
+    if place is None:
         return None
-    before = [one.layer.label for one in layers[: places[0]] if one.has_tensors]
-    behind = [one.layer.label for one in layers[places[-1] + 1 :] if one.has_tensors]
+    before = [op.label for op in layers[:place] if op.has_tensors]
+    behind = [op.label for op in layers[place + 1 :] if op.has_tensors]
     return (before[-1], behind[0]) if before and behind else None
 
 
@@ -296,15 +280,11 @@ def _beyond(
     """The last layer of each region and the first behind it, and what stands between."""
     for one in scanned:
         reason = ends.get(one.region.result)
-        if reason is None or not any(placed.has_tensors for placed in one.region.layers):
+        labels = [op.label for op in one.region.layers if op.has_tensors]
+        if reason is None or not labels:
             continue
-        last = _last_label(one.region)
         for follower in _followers(graph, one.region.result):
-            yield LeftAlone((last, follower), reason)
-
-
-def _last_label(region: Region) -> str:
-    return [placed.layer.label for placed in region.layers if placed.has_tensors][-1]
+            yield LeftAlone((labels[-1], follower), reason)
 
 
 MOST_BETWEEN = 8
@@ -319,10 +299,10 @@ def _followers(graph: Graph, value: str) -> Iterator[str]:
     for distance in range(MOST_BETWEEN):
         behind: list[str] = []
         for name in (name for value in now for name in graph.readers.get(value, ())):
-            step = graph.steps[name]
-            if step.keys and step.tree is not None:
-                yield step.label
-            elif (seen.issuperset(step.inputs) or distance == 0) and name not in seen:
+            op = graph.ops[name]
+            if op.reads and isinstance(op, LayerOp):
+                yield graph.labels[op.node]
+            elif (seen.issuperset(op.inputs) or distance == 0) and name not in seen:
                 seen.add(name)
                 behind.append(name)
         now = behind
@@ -337,7 +317,7 @@ WITH_KERNEL = frozenset(
 def _alone(graph: Graph) -> Iterator[LeftAlone]:
     """Layers that no region may hold."""
     for name, reason in unusable(graph):
-        yield LeftAlone((graph.steps[name].label,), reason)
-    for step in graph.steps.values():
-        if step.opaque is not None and step.keys and step.operator in WITH_KERNEL:
-            yield LeftAlone((step.label,), step.opaque)
+        yield LeftAlone((graph.labels[graph.ops[name].node],), reason)
+    for op in graph.ops.values():
+        if isinstance(op, OpaqueOp) and op.reads and op.operator in WITH_KERNEL:
+            yield LeftAlone((op.label,), op.reason)

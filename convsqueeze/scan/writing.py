@@ -6,10 +6,10 @@ Knows words and YAML, no modules.
 from collections.abc import Iterator, Sequence
 
 from convsqueeze.errors import printable
+from convsqueeze.graph import ReasonKind
 from convsqueeze.manifest import manifest_yaml
 from convsqueeze.plan import Merged
 from convsqueeze.scan.scanning import LeftAlone, Scan
-from convsqueeze.tracing import ReasonKind
 
 HEADINGS: dict[ReasonKind, str] = {
     "border": "no plain form at the border (border: corrected and border: interior have one)",

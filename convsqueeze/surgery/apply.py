@@ -1,6 +1,6 @@
 """Squeezed layers put into a copy of the user's own model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelMismatchError, PlanError
+from convsqueeze.graph import Placement, Replaced
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
@@ -17,7 +18,6 @@ from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
 from convsqueeze.surgery.modules import encloses, placement_in, submodule
-from convsqueeze.surgery.places import Placement, Silenced
 
 
 class Zero(nn.Module):
@@ -73,23 +73,46 @@ def applied(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, Plan]:
     """
     recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
     own = from_state_dict(model.state_dict())
-    prefix, plan = own.prefix, plan_of(own, recipe)
-    problems = [*recipe_differences(plan, recipe, str(checkpoint.path))]
-    places: list[Placement[ResolvedLayer] | None] = []
-    for merge in plan.merges:
-        places.append(placement_in(model, own, merge))
-        problems += module_problems(model, own, merge, places[-1])
-    if problems:
-        raise ModelMismatchError(problems)
-    squeezed = copied(model)
+    plan = plan_of(own, recipe)
     by_name = {layer.name: layer for layer in recipe.layers}
-    for merge, place in zip(plan.merges, places, strict=True):
+
+    def layer_of(merge: Merge) -> SqueezedConv:
         layer = by_name[merge.into]
-        module = module_of(layer, stored_tensors(layer, checkpoint))
-        new = _in_the_place_of(squeezed, own, merge, module)
-        _replace(squeezed, prefix, merge, place, new)
-    _load(squeezed, prefix, checkpoint)
+        return module_of(layer, stored_tensors(layer, checkpoint))
+
+    differences = recipe_differences(plan, recipe, str(checkpoint.path))
+    squeezed = with_layers(model, own, plan.merges, layer_of, [*differences])
+    _load(squeezed, own.prefix, checkpoint)
     return squeezed, plan
+
+
+def with_layers(
+    model: nn.Module,
+    own: Checkpoint,
+    merges: Sequence[Merge],
+    layer_of: Callable[[Merge], SqueezedConv],
+    problems: Sequence[str] = (),
+) -> nn.Module:
+    """A copy of `model`, whose tensors are `own`, with what `layer_of` gives for each merge
+    in its place.
+
+    A merge has the place that was found in the model's code; where that was not followed, its
+    modules are looked at, and run where their type does not tell what they compute. Raises
+    ModelMismatchError with the `problems` that are known already and whatever stands against it.
+    """
+    against = [*problems]
+    places: list[Placement[ResolvedLayer] | None] = []
+    for merge in merges:
+        places.append(merge.placement or placement_in(model, own, merge))
+        if merge.placement is None:
+            against += module_problems(model, own, merge, places[-1])
+    if against:
+        raise ModelMismatchError(against)
+    squeezed = copied(model)
+    for merge, place in zip(merges, places, strict=True):
+        new = _in_the_place_of(squeezed, own, merge, layer_of(merge))
+        _replace(squeezed, own.prefix, merge, place, new)
+    return squeezed
 
 
 EXAMPLE_TOLERANCE = 1e-3
@@ -156,7 +179,7 @@ def _replace(
     place: Placement[ResolvedLayer] | None,
     module: nn.Module,
 ) -> None:
-    for part in place.silenced if place is not None else ():
+    for part in place.replaced if place is not None else ():
         _put(model, prefix + part.name, _silent(part, merge))
     for name in _dropped_modules(model, prefix, merge):
         _put(model, prefix + name, nn.Identity())
@@ -168,7 +191,7 @@ def _put(model: nn.Module, name: str, new: nn.Module) -> None:
     model.set_submodule(name, new.train(model.get_submodule(name).training))
 
 
-def _silent(part: Silenced[ResolvedLayer], merge: Merge) -> nn.Module:
+def _silent(part: Replaced[ResolvedLayer], merge: Merge) -> nn.Module:
     if part.passes:
         return nn.Identity()
     return Zero(merge.geometry if part.beside else None)

@@ -9,12 +9,12 @@ from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import GeometryError
+from convsqueeze.graph import Placement
 from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds import layers
 from convsqueeze.kinds.registry import COMPARED
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.modules import computes, encloses, submodule
-from convsqueeze.surgery.places import Placement
 
 
 def module_problems(
@@ -177,7 +177,7 @@ def _parts_problems(
     if place is None:
         yield from _left_in_code(merge)
         return
-    whole = {part.name for part in place.silenced if isinstance(part.tree, Chain | Sum)}
+    whole = {part.name for part in place.replaced if isinstance(part.tree, Chain | Sum)}
     if isinstance(place.tree, Chain | Sum):
         whole.add(place.into)
     for leaf in merge.layers:

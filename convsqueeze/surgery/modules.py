@@ -9,9 +9,9 @@ from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.copying import copied
+from convsqueeze.graph import Modules, Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
-from convsqueeze.surgery.places import Modules, Placement, placement, silenced
 from convsqueeze.verify.reference import Run, reference
 
 
@@ -34,7 +34,7 @@ def placement_in(
     found = placement(merge.tree, modules)
     if found is not None or _is_within(merge):
         return found
-    silent = silenced(merge.tree, modules, passes=True)
+    silent = replaced_modules(merge.tree, modules, passes=True)
     if silent is None or any(f"{merge.into}.".startswith(f"{one.name}.") for one in silent):
         return None
     return Placement("", silent)

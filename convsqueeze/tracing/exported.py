@@ -10,19 +10,20 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
+from convsqueeze.graph import Reason, SizeRead
 from convsqueeze.kinds.identity import PASSING
-from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import TORCH, told
-from convsqueeze.tracing.sizes import Asking, SizesAsked
+from convsqueeze.tracing.raised import is_own_code, told
+from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
-from convsqueeze.tracing.watched import watched
+from convsqueeze.tracing.watched import marked
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,49 +38,61 @@ class Exported:
 
     program: ExportedProgram
     sealed: tuple[tuple[Node, Reason], ...]
-    asked: tuple[tuple[Node, Asking], ...]
+    asked: tuple[tuple[Node, SizeRead], ...]
     kept: Mapping[str, str]
     cast: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
-def exported(model: nn.Module, inputs: Sequence[Any]) -> Exported:
+def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None) -> Exported:
     """The model's forward on `inputs` as one graph without mutation, its sizes left open.
 
-    Nothing is computed: torch runs the model's own code on tensors that have no values. Sizes of
-    which that code makes numbers are those of the example. Raises TracingError where torch.export
-    cannot follow the code.
+    Nothing is computed: torch runs the model's own code, in the `sandbox`, on tensors that have no
+    values. Sizes of which that code makes numbers are those of the example. Raises TracingError
+    where torch.export cannot follow the code, ModelCodeError where the model cannot be copied.
     """
-    arguments = tuple(inputs)
-    failed: list[Exception] = []
-    for shapes in (_open(arguments), None):
+    sandbox = sandbox or Sandbox(model)
+    refusal: Exception | None = None
+    for is_open in (True, False):
+        module = sandbox.module()
+        arguments = tree_map_only(Tensor, Tensor.detach, tuple(inputs))  # torch marks open ones
         try:
-            program, functional, asked = _programs(watched(model), arguments, shapes)
+            program, functional, asked = _programs(module, arguments, is_open=is_open)
         except Exception as error:  # noqa: BLE001 - the model's own code, and torch's on it
-            failed.append(error)
+            refusal = error
         else:
-            return _with_what_stays(program, functional, asked, is_open=shapes is not None)
-    raise TracingError(told(failed[-1])) from failed[-1]
+            return _with_what_stays(program, functional, asked, is_open=is_open)
+    assert refusal is not None
+    raise TracingError(told(refusal)) from refusal
 
 
 def _programs(
-    model: nn.Module, inputs: tuple[Any, ...], shapes: Any
-) -> tuple[ExportedProgram, ExportedProgram, Collection[Asking]]:
-    """The program as the code is written, and without mutation; the sizes that the code asks for.
-
-    The model gets hooks.
-    """
+    model: nn.Module, inputs: tuple[Any, ...], *, is_open: bool
+) -> tuple[ExportedProgram, ExportedProgram, Collection[SizeRead]]:
+    """The program as the code is written, and without mutation; the sizes that code asks for."""
+    shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
-        with SizesAsked(model) as asked:
+        with marked(model), SizesAsked(model) as asked:
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
+        _forget_uncalled(program, asked.called)
         return program, program.run_decompositions({}), asked.found
+
+
+def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
+    """A graph of torch.fx tells of the modules of the model that it was made of, which it does not
+    call itself.
+    """
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        kept = {key: one for key, one in stack.items() if not one[0] or one[0] in called}
+        node.meta["nn_module_stack"] = kept
 
 
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    asked: Collection[Asking],
+    asked: Collection[SizeRead],
     *,
     is_open: bool,
 ) -> Exported:
@@ -126,7 +139,9 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
                 yield value, reason
 
 
-def _asked(program: ExportedProgram, asked: Collection[Asking]) -> Iterator[tuple[Node, Asking]]:
+def _asked(
+    program: ExportedProgram, asked: Collection[SizeRead]
+) -> Iterator[tuple[Node, SizeRead]]:
     """What the modules computed whose values' sizes are asked for."""
     for node in program.graph.nodes:
         for call in calls_of(node)[-1:]:
@@ -236,7 +251,7 @@ def _places(program: ExportedProgram) -> Iterator[str]:
     for guard in _guards(program):
         frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         path = getattr(frame, "filename", None)
-        if path is not None and not Path(path).is_relative_to(TORCH):
+        if path is not None and is_own_code(Path(path)):
             yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
 
 

@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convsqueeze.algebra.tree import mapped
-from convsqueeze.manifest import Layer
-from convsqueeze.tracing.graph import Call, Graph, Step
-from convsqueeze.tracing.sizes import Asking
+from convsqueeze.graph import Call, Graph, LayerOp, Op, SizeRead
 
 FIELDS = ("name", "weight", "bias")
 """Fields of a layer that hold names."""
@@ -25,31 +22,26 @@ def without_prefix(graph: Graph, prefix: str) -> Graph:
 
     return replace(
         graph,
-        steps={name: _bare_step(step, prefix) for name, step in graph.steps.items()},
+        ops={name: _bare_op(op, prefix) for name, op in graph.ops.items()},
         hooked=frozenset(bare(name) for name in graph.hooked if f"{name}." != prefix),
         tied={name: bare(first) for name, first in keys(graph.tied).items()},
-        asked={
-            value: tuple(Asking(bare(one.made), bare(one.by), one.place) for one in askings)
-            for value, askings in graph.asked.items()
+        size_reads={
+            value: tuple(SizeRead(bare(one.made), bare(one.by), one.place) for one in reads)
+            for value, reads in graph.size_reads.items()
         },
         kept=keys(graph.kept),
     )
 
 
-def _bare_step(step: Step, prefix: str) -> Step:
-    def bare(layer: Layer) -> Layer:
-        held = {field: getattr(layer, field, None) for field in FIELDS}
-        return layer.model_copy(
-            update={field: name.removeprefix(prefix) for field, name in held.items() if name}
-        )
-
-    return replace(
-        step,
-        calls=tuple(
-            Call(call.id, call.name.removeprefix(prefix), call.type)
-            for call in step.calls
-            if f"{call.name}." != prefix
-        ),
-        keys=tuple(key.removeprefix(prefix) for key in step.keys),
-        tree=None if step.tree is None else mapped(step.tree, bare),
+def _bare_op(op: Op, prefix: str) -> Op:
+    calls = tuple(
+        Call(call.id, call.name.removeprefix(prefix), call.type)
+        for call in op.calls
+        if f"{call.name}." != prefix
     )
+    op = replace(op, calls=calls, reads=tuple(key.removeprefix(prefix) for key in op.reads))
+    if not isinstance(op, LayerOp):
+        return op
+    held = {field: getattr(op.layer, field, None) for field in FIELDS}
+    named = {field: name.removeprefix(prefix) for field, name in held.items() if name}
+    return replace(op, layer=op.layer.model_copy(update=named))

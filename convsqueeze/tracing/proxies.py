@@ -12,10 +12,10 @@ from torch.fx import GraphModule, Node, Proxy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from convsqueeze.copying import copied
+from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import TracingError
 from convsqueeze.tracing.raised import told
-from convsqueeze.tracing.watched import watched
+from convsqueeze.tracing.watched import marked
 
 IN_PLACE = tuple(
     getattr(operator, name)
@@ -37,13 +37,13 @@ class Recorded:
     read: frozenset[str]
 
 
-def recorded(model: nn.Module, inputs: Sequence[Any]) -> Recorded:
+def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None) -> Recorded:
     """What the model's forward calls. Raises whatever torch.fx, or that code, raises."""
     if "forward" in vars(model):
         raise TypeError("the model has a forward of its own, beside that of its class")
-    made = watched(model)
+    made = (sandbox or Sandbox(model)).module()
     reads = _Reads(made)
-    with torch.no_grad(), reads:
+    with torch.no_grad(), marked(made), reads:
         graph = _Tracer(inputs).trace(made)
     return Recorded(GraphModule(made, graph), frozenset(reads.names))
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from convsqueeze.algebra.tree import Chain, Tree
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.kinds import Layer
+from convsqueeze.graph import AddOp, Graph, LayerOp, Op, SizeRead, layer_ops
 from convsqueeze.kinds.call import Computed, Constant, Known, Stored
 from convsqueeze.kinds.identity import PASSING
 from convsqueeze.kinds.pad import padding_by
@@ -22,10 +22,9 @@ from convsqueeze.kinds.semantics import Adding, Identity, Linear, Reason, Semant
 from convsqueeze.tracing.calls import semantics_of_node
 from convsqueeze.tracing.constants import constant_of, operator_of, shape_of
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.graph import Graph, Step
 from convsqueeze.tracing.idioms import ringed
+from convsqueeze.tracing.operations import opaque, summed
 from convsqueeze.tracing.prefix import without_prefix
-from convsqueeze.tracing.sizes import Asking
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
 from convsqueeze.tracing.watched import hooked
@@ -33,29 +32,33 @@ from convsqueeze.tracing.watched import hooked
 Told = TypeVar("Told")
 
 
-def traced(model: nn.Module, inputs: Sequence[Any], prefix: str = "") -> Graph:
+def traced(
+    model: nn.Module, inputs: Sequence[Any], prefix: str = "", sandbox: Sandbox | None = None
+) -> Graph:
     """The steps of the model's forward on `inputs`, each with the tensors of its state dict.
 
-    Followed by torch.export, else by torch.fx. Names leave out `prefix`, as a wrapper puts it
-    before all of them. Raises TracingError where neither can follow the code.
+    Followed by torch.export, else by torch.fx, in the `sandbox`. Names leave out `prefix`, as a
+    wrapper puts it before all of them. Raises TracingError where neither can follow the code.
     """
-    return without_prefix(_traced(model, inputs), prefix)
+    return without_prefix(_traced(model, inputs, sandbox or Sandbox(model)), prefix)
 
 
-def _traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+def _traced(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Graph:
     try:
-        made = exported(model, inputs)
+        made = exported(model, inputs, sandbox)
     except TracingError as error:
-        return _by_fx(model, inputs, error)
+        return _by_fx(model, inputs, error, sandbox)
     reader = _Reader(made, model)
     for node in made.program.graph.nodes:
         reader.read(node)
     return reader.graph(made)
 
 
-def _by_fx(model: nn.Module, inputs: Sequence[Any], refusal: TracingError) -> Graph:
+def _by_fx(
+    model: nn.Module, inputs: Sequence[Any], refusal: TracingError, sandbox: Sandbox
+) -> Graph:
     try:
-        graph = symbolically_traced(model, inputs)
+        graph = symbolically_traced(model, inputs, sandbox)
     except TracingError as error:
         raise TracingError(
             f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "
@@ -73,7 +76,7 @@ class _Reader:
         self.names = frozenset(model.state_dict())
         self.constants: dict[Node, Constant] = {}
         self.values: dict[Node, str] = {}
-        self.steps: dict[str, Step] = {}
+        self.ops: dict[str, Op] = {}
         self.inputs: dict[str, tuple[int, ...] | None] = {}
         self.hooked = frozenset(hooked(model))
         self.tied = tied(model)
@@ -110,7 +113,7 @@ class _Reader:
         inputs = [one for one in _tensors(node.args, node.kwargs) if one not in self.constants]
         if operator_of(node) == "getitem" and node.args[1] == 0 and _gives_first(inputs[0]):
             name = self.values[node] = self.values[inputs[0]]
-            self.steps[name] = replace(self.steps[name], shape=shape_of(node))
+            self.ops[name] = replace(self.ops[name], shape=shape_of(node))
         elif operator_of(node) == "sum" and self._adds_stack(node):
             self._add(node, _tensors(inputs[0].args), Adding())
         elif not self._ringed(node):
@@ -128,18 +131,29 @@ class _Reader:
         )
 
     def _ringed(self, node: Node) -> bool:
-        """Adds the step of a pad with what a layer makes of zero, if the node is the last of it."""
+        """Adds the operations of a pad with what a layer makes of zero, if the node is the last of
+        it: a pad with zeros, then the layer.
+        """
         found = ringed(node, self.constants)
-        step = self.steps.get(self.values.get(found.inner, "")) if found else None
-        if found is None or step is None or step.tree is None:
+        last = self.ops.get(self.values.get(found.inner, "")) if found else None
+        if found is None or not isinstance(last, LayerOp | AddOp) or not last.node:
             return False
         self.values[node] = node.name
+        inner = [op for op in self.ops.values() if op.node == last.node]
+        place: dict[str, Any] = {"node": node.name, "calls": calls_of(node)}
+        names = {op.name: f"{node.name}.{op.name}" for op in inner} | {last.name: node.name}
         pad = padding_by(found.padding)
-        links = (pad.tree, step.tree) if isinstance(pad, Linear) else (step.tree,)
-        tree: Tree[Layer] = Chain(links)
-        self.steps[node.name] = replace(
-            step, name=node.name, tree=tree, calls=calls_of(node), shape=shape_of(node)
-        )
+        if isinstance(pad, Linear):
+            source = inner[0].inputs[0]
+            names[source] = f"{node.name}.pad"
+            like = replace(inner[0], name=names[source], **place)
+            made = layer_ops(pad.tree, pad.rank, like)
+            self.ops.update((one.name, one) for one in made)
+        for op in inner:
+            inputs = tuple(names.get(value, value) for value in op.inputs)
+            shape = shape_of(node) if op is last else None
+            own = replace(op, name=names[op.name], inputs=inputs, shape=shape, **place)
+            self.ops[own.name] = own
         return True
 
     def _add(self, node: Node, inputs: Sequence[Node], meaning: Semantics) -> None:
@@ -148,19 +162,21 @@ class _Reader:
             self.values[node] = names[0]
             return
         self.values[node] = node.name
-        step = Step(
-            *(node.name, operator_of(node), names, calls_of(node), shape_of(node)),
-            keys=self._keys_of(node),
-        )
+        keys = self._keys_of(node)
         if isinstance(meaning, Linear):
-            keys = tuple(dict.fromkeys((*meaning.keys, *step.keys)))
-            step = replace(step, tree=meaning.tree, rank=meaning.rank, keys=keys)
-            step = self._with_its_padding(step)
+            keys = tuple(dict.fromkeys((*meaning.keys, *keys)))
+        op = Op(
+            *(node.name, names, node.name, operator_of(node), calls_of(node), keys, shape_of(node))
+        )
+        made: Sequence[Op]
+        if isinstance(meaning, Linear):
+            made = layer_ops(meaning.tree, meaning.rank, op)
+            made = [self._with_its_padding(made[0]), *made[1:]]
         elif isinstance(meaning, Adding):
-            step = replace(step, sums=True, inputs=tuple(self._signed(step, meaning)))
+            made = summed(op, meaning.negated)
         else:
-            step = replace(step, opaque=self._under_autocast(step.keys) or meaning)
-        self.steps[node.name] = step
+            made = [opaque(op, self._under_autocast(keys) or meaning)]
+        self.ops.update((one.name, one) for one in made)
 
     def _under_autocast(self, keys: Sequence[str]) -> Reason | None:
         """Why a call reads these stored tensors as it does, if that is autocast."""
@@ -174,64 +190,54 @@ class _Reader:
         given = (self.constants.get(one) for one in _tensors(node.args, node.kwargs))
         return tuple(dict.fromkeys(key for one in given if one is not None for key in one.keys))
 
-    def _signed(self, step: Step, adding: Adding) -> Iterator[str]:
-        """The sum's inputs, with a step of its own for each that is subtracted."""
-        for index, name in enumerate(step.inputs):
-            if index not in adding.negated:
-                yield name
-                continue
-            minus = step.negated(name)
-            self.steps[minus.name] = minus
-            yield minus.name
-
-    def _with_its_padding(self, step: Step) -> Step:
-        """A convolution that pads by a mode does so in a step before it: both are one layer."""
-        before, layer = self.steps.get(step.inputs[0]), step.tree
-        if before is None or not isinstance(layer, Layer) or not isinstance(before.tree, Layer):
-            return step
-        one_call = before.calls[-1:] == step.calls[-1:] and layer.name == step.place
-        padded = layer.padded_by(before.tree) if one_call else None
-        return replace(step, tree=padded, inputs=before.inputs) if padded else step
+    def _with_its_padding(self, op: Op) -> Op:
+        """A convolution that pads by a mode does so in a node before it: both are one layer."""
+        before = self.ops.get(op.inputs[0])
+        if not isinstance(op, LayerOp) or not isinstance(before, LayerOp):
+            return op
+        one_call = before.calls[-1:] == op.calls[-1:] and op.layer.name == op.place
+        padded = op.layer.padded_by(before.layer) if one_call else None
+        return replace(op, layer=padded, inputs=before.inputs) if padded else op
 
     def graph(self, made: Exported) -> Graph:
-        """The steps that an output depends on."""
+        """The operations that an output depends on."""
         results = _tensors(made.program.graph.output_node().args)
         outputs = tuple(self.values[node] for node in results if node in self.values)
         needed = set(outputs)
-        for step in reversed(self.steps.values()):
-            if step.name in needed:
-                needed |= set(step.inputs)
-        steps = {name: step for name, step in self.steps.items() if name in needed}
+        for op in reversed(self.ops.values()):
+            if op.name in needed:
+                needed |= set(op.inputs)
+        ops = {name: op for name, op in self.ops.items() if name in needed}
         kept = dict(made.kept)
         for constant in (self.constants[node] for node in results if node in self.constants):
             kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
         return Graph(
-            *(steps, self.inputs, outputs, self.hooked, self.tied),
-            sealed=dict(_of_calls(steps, made.sealed)),
-            asked=_asked(steps, made),
+            *(ops, self.inputs, outputs, self.hooked, self.tied),
+            materialized=dict(_of_calls(ops, made.sealed)),
+            size_reads=_size_reads(ops, made),
             kept=kept,
             notes=made.notes,
         )
 
 
 def _of_calls(
-    steps: Mapping[str, Step], told: Iterable[tuple[Node, Told]]
+    ops: Mapping[str, Op], told: Iterable[tuple[Node, Told]]
 ) -> Iterator[tuple[str, Told]]:
     """Values of the module calls that made the nodes of which something is told: which of them,
     names do not tell from one graph to the other.
     """
     for node, what in told:
         calls = calls_of(_origin(node))
-        for name, step in steps.items():
-            if node.op == "call_function" and step.calls[-1:] == calls[-1:]:
+        for name, op in ops.items():
+            if node.op == "call_function" and op.calls[-1:] == calls[-1:]:
                 yield name, what
 
 
-def _asked(steps: Mapping[str, Step], made: Exported) -> dict[str, tuple[Asking, ...]]:
-    found: dict[str, dict[Asking, None]] = {}
-    for name, asking in _of_calls(steps, made.asked):
-        found.setdefault(name, {})[asking] = None
-    return {name: tuple(askings) for name, askings in found.items()}
+def _size_reads(ops: Mapping[str, Op], made: Exported) -> dict[str, tuple[SizeRead, ...]]:
+    found: dict[str, dict[SizeRead, None]] = {}
+    for name, read in _of_calls(ops, made.asked):
+        found.setdefault(name, {})[read] = None
+    return {name: tuple(reads) for name, reads in found.items()}
 
 
 def _origin(value: Node) -> Node:

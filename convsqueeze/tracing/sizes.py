@@ -5,7 +5,7 @@ They are no operations of the graph: what the code makes of them are numbers, or
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
@@ -16,6 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from convsqueeze.graph import SizeRead
 from convsqueeze.tracing.raised import is_own_code
 
 ASKS = {
@@ -39,36 +40,40 @@ ASKS = {
 """What gives a size of a tensor, or a tensor of its size."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """Code of the module `by` ("" for the model itself) asks at `place` for a size of what the
-    module `made` gave.
-    """
-
-    made: str
-    by: str
-    place: str
-
-
 class SizesAsked(TorchFunctionMode):
-    """While it is entered, every call of `model` adds to `found`. The hooks that it registers for
-    that stay on the model.
-    """
+    """While it is entered, every call of `model` adds to `found`, and to the modules `called`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.found: dict[Asking, None] = {}
+        self.found: dict[SizeRead, None] = {}
+        self.called: set[str] = set()
+        self._model = model
+        self._hooks = ExitStack()
         self._made: dict[int, tuple[Tensor, str]] = {}
         self._running: list[str] = []
-        for name, module in model.named_modules():
-            if name and not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                module.register_forward_pre_hook(self._entering(name), prepend=True)
-                module.register_forward_hook(self._leaving(), always_call=True)
+
+    def __enter__(self) -> "SizesAsked":
+        for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                self.called.add(name)
+            elif name:
+                entering, leaving = self._entering(name), self._leaving()
+                before = module.register_forward_pre_hook(entering, prepend=True)
+                after = module.register_forward_hook(leaving, always_call=True)
+                self._hooks.callback(before.remove)
+                self._hooks.callback(after.remove)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._hooks.close()
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
             if not is_dynamo_compiling():  # it takes branches of control flow apart, and no notes
                 self._running.append(name)
+                self.called.add(name)
 
         return enter
 
@@ -92,7 +97,7 @@ class SizesAsked(TorchFunctionMode):
     def _ask(self, value: Any) -> None:
         if id(value) in self._made:
             by = self._running[-1] if self._running else ""
-            self.found[Asking(self._made[id(value)][1], by, _place())] = None
+            self.found[SizeRead(self._made[id(value)][1], by, _place())] = None
 
 
 def _place() -> str:

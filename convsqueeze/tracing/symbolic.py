@@ -8,7 +8,6 @@ run beside the model on its inputs.
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -16,19 +15,20 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
+from convsqueeze.graph import Graph, Op, Reason, layer_ops
 from convsqueeze.kinds.scale import is_number, scaling_by, shares
 from convsqueeze.kinds.semantics import (
     Adding,
     Identity,
     Linear,
-    Reason,
     Semantics,
     no_layer,
 )
 from convsqueeze.tracing.calls import keys_of, semantics_of_named
 from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
-from convsqueeze.tracing.graph import Graph, Step
+from convsqueeze.tracing.operations import opaque, summed
 from convsqueeze.tracing.proxies import IN_PLACE, Recorded, check_recorded, recorded
 from convsqueeze.tracing.raised import told
 from convsqueeze.tracing.stored import caller_of, calls_of, tied
@@ -45,12 +45,14 @@ SIZES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device"}
 """What is asked of a tensor without its numbers."""
 
 
-def symbolically_traced(model: nn.Module, inputs: Sequence[Any]) -> Graph:
+def symbolically_traced(
+    model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None
+) -> Graph:
     """The steps of the model's forward on `inputs`. Raises TracingError where torch.fx cannot
     follow it, or what it follows does not compute what the model does.
     """
     try:
-        made = recorded(model, inputs)
+        made = recorded(model, inputs, sandbox)
     except Exception as error:
         raise TracingError(told(error)) from error
     check_recorded(made, model, inputs)
@@ -72,7 +74,7 @@ class _Reader:
         self._values: dict[Node, str] = {}
         self._changes = changes(self._graph, self._written, self._alike)
         self._stale = stale(self._graph, self._changes)
-        self._steps: dict[str, Step] = {}
+        self._ops: dict[str, Op] = {}
         self._inputs: dict[str, tuple[int, ...] | None] = {}
         self._outputs: list[str] = []
         self._kept = dict.fromkeys(made.read, "the model's code reads it too")
@@ -81,8 +83,8 @@ class _Reader:
         for node in self._graph.nodes:
             self._read(node)
         return Graph(
-            *(self._steps, self._inputs, tuple(self._outputs), self._hooked, self._tied),
-            sealed=dict(self._sealed()),
+            *(self._ops, self._inputs, tuple(self._outputs), self._hooked, self._tied),
+            materialized=dict(self._materialized()),
             kept=self._kept,
         )
 
@@ -142,21 +144,16 @@ class _Reader:
             self._values[node] = names[0]
             return
         self._values[node] = node.name
-        step = Step(
-            *(node.name, self._operator(node), names, calls_of(node), None), keys=self._keys(node)
-        )
+        operator, reads = self._operator(node), self._keys(node)
+        op = Op(node.name, names, node.name, operator, calls_of(node), reads)
+        made: Sequence[Op]
         if isinstance(meaning, Linear):
-            step = replace(step, tree=meaning.tree, rank=meaning.rank)
+            made = layer_ops(meaning.tree, meaning.rank, op)
         elif isinstance(meaning, Adding):
-            step = replace(step, sums=True)
-            for index in meaning.negated:
-                minus = step.negated(names[index])
-                self._steps[minus.name] = minus
-                kept = (*names[:index], minus.name, *names[index + 1 :])
-                step = replace(step, inputs=kept)
+            made = summed(op, meaning.negated)
         else:
-            step = replace(step, opaque=meaning)
-        self._steps[node.name] = step
+            made = [opaque(op, meaning)]
+        self._ops.update((one.name, one) for one in made)
 
     def _operator(self, node: Node) -> str:
         """`conv2d` of a module, too."""
@@ -189,7 +186,7 @@ class _Reader:
             is_new = node.target in NEW or node.target in SIZES or _asks_size(node)
         return [] if is_new else node.all_input_nodes
 
-    def _sealed(self) -> Iterator[tuple[str, Reason]]:
+    def _materialized(self) -> Iterator[tuple[str, Reason]]:
         for node, change in crossed(self._graph, self._changes):
             if node in self._values:
                 yield self._values[node], reason_of(change)

@@ -1,12 +1,12 @@
-"""The copy of a model that is traced: its tensors are the model's own, its hooks leave a mark.
+"""Hooks leave a mark while a model is traced.
 
 A hook sees the value that a module takes or gives, which no operation of the graph tells. So every
 module with a hook of the user's own passes both through `convsqueeze::seen`, an operation that
-gives what it takes. Whatever the model's code keeps of a traced call, it keeps in the copy.
+gives what it takes.
 """
 
-import copy
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,38 +25,32 @@ def _seen(value: Tensor, module: str) -> Tensor:
     return value.clone()
 
 
-def watched(model: nn.Module) -> nn.Module:
-    """A copy of `model` that shares its tensors, to be traced and thrown away."""
-    shared: dict[int, Any] = {
-        id(value): value
-        for part in model.modules()
-        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
-        if isinstance(value, Tensor)
-    }
-    made = copy.deepcopy(model, shared)
-    for name in [name for name in hooked(made) if name]:
-        _mark(made.get_submodule(name), name)
-    return made
-
-
 def hooked(model: nn.Module) -> Iterator[str]:
     """Modules with hooks of the user's own."""
     return (name for name, module in model.named_modules() if has_hooks(module))
 
 
-def _mark(module: nn.Module, name: str) -> None:
-    """Marks what a module takes and gives."""
+@contextmanager
+def marked(model: nn.Module) -> Iterator[nn.Module]:
+    """What modules with hooks take and give is marked meanwhile."""
+    with ExitStack() as marks:
+        for name in [name for name in hooked(model) if name]:
+            _mark(model.get_submodule(name), name, marks)
+        yield model
 
-    def marked(value: Any) -> Any:
+
+def _mark(module: nn.Module, name: str, marks: ExitStack) -> None:
+    def passed(value: Any) -> Any:
         if not isinstance(value, Tensor | Proxy):
             return value
         return torch.ops.convsqueeze.seen(value, name)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tree_map(marked, args), tree_map(marked, kwargs)
+        return tree_map(passed, args), tree_map(passed, kwargs)
 
     def after(module: nn.Module, args: Any, result: Any) -> Any:
-        return tree_map(marked, result)
+        return tree_map(passed, result)
 
-    module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-    module.register_forward_hook(after, prepend=True)
+    handle = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    marks.callback(handle.remove)
+    marks.callback(module.register_forward_hook(after, prepend=True).remove)

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from convsqueeze.algebra.tree import Sum
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
-from convsqueeze.manifest import Entry, flat, manifest_from_data
+from convsqueeze.graph import LayerOp, Region
+from convsqueeze.manifest import Entry, entry_of, manifest_from_data, request_of
 from convsqueeze.plan import (
     Merge,
     Part,
@@ -35,7 +37,7 @@ BORDERS = ("exact", "corrected", "interior")
 CHAINS, BATCH = 520, 40
 
 
-def entry_of(data: Item) -> Entry:
+def written_as(data: Item) -> Entry:
     return manifest_from_data({"version": 1, "pairs": [data]}).document.pairs[0]
 
 
@@ -68,7 +70,7 @@ def timed(merge: Merge) -> Timing:
 
 def searched(everything: Everything, data: Item, size: Size) -> Partition:
     return best_partition(
-        entry_of(written(data)),
+        request_of(written_as(written(data))),
         everything.checkpoint.tensors,
         border=everything.border,
         growth=everything.growth,
@@ -125,8 +127,13 @@ def test_branches_are_grouped_as_well_as_by_brute_force(first: int) -> None:
         kind = "sum" if "sum" in data else "chain"
         best = everything.branches if kind == "sum" else everything.chain
         assert numbers(found) == best(data[kind], size), seed
-        groups.update(len(one.part.indices) for one in found.merged)
+        groups.update(branches(one.part.request.region) for one in found.merged)
     assert len(groups) > 1
+
+
+def branches(region: Region[LayerOp]) -> int:
+    tree = region.expression
+    return len(tree.branches) if isinstance(tree, Sum) else 1
 
 
 def drawn_sum(seed: int) -> tuple[Everything, Item, Size]:
@@ -219,7 +226,9 @@ CHAIN = {"chain": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}
 
 
 def best(data: Item, stored: dict[str, torch.Tensor], **options: Any) -> Partition:
-    return best_partition(entry_of(data), from_state_dict(stored).tensors, place="here", **options)
+    return best_partition(
+        request_of(written_as(data)), from_state_dict(stored).tensors, place="here", **options
+    )
 
 
 def parts(found: Partition) -> list[tuple[str, ...]]:
@@ -300,7 +309,7 @@ def test_a_veto_is_heard_before_planning_and_another_run_taken() -> None:
     found = best(data, stored, allowed=allowed)
     assert parts(found) == [("b", "c")]
     assert reason(found, "a", "b", "c") == ("veto", "no module holds them")
-    assert {part.entry.into for part in seen if part.whole} == {"all"}
+    assert {part.request.into for part in seen if part.whole} == {"all"}
     assert found.entries[0].into is None
 
 
@@ -393,13 +402,17 @@ def test_the_size_tells_the_axes_where_no_layer_does() -> None:
     assert found.merged[0].merge.geometry.kernel_size == (1, 1)
 
 
+def flat(entry: Entry) -> Entry:
+    return entry_of(request_of(entry))
+
+
 def test_nested_chains_and_sums_are_laid_flat() -> None:
     inner = {"chain": [{"name": "a"}, {"chain": [{"name": "b"}]}]}
-    nested = flat(entry_of({"chain": [inner, {"sum": [{"name": "c"}]}]}))
+    nested = flat(written_as({"chain": [inner, {"sum": [{"name": "c"}]}]}))
     assert nested.model_dump(exclude_unset=True) == {
         "chain": ({"name": "a"}, {"name": "b"}, {"name": "c"})
     }
-    pair = flat(entry_of({"first": {"name": "a"}, "second": {"name": "b"}, "into": "x"}))
+    pair = flat(written_as({"first": {"name": "a"}, "second": {"name": "b"}, "into": "x"}))
     assert pair.model_dump(exclude_unset=True) == {
         "chain": ({"name": "a"}, {"name": "b"}),
         "into": "x",
@@ -417,7 +430,7 @@ def test_a_hundred_entries_take_a_few_seconds() -> None:
             {"name": f"n{i}", "type": "batch_norm", "eps": 0},
         ]
     infos = from_state_dict(stored).tensors
-    entry = entry_of({"chain": chain})
+    entry = request_of(written_as({"chain": chain}))
     begin = time.process_time()
     for _ in range(100):
         assert len(best_partition(entry, infos).merged) == 4

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from torch import nn
 
+from convsqueeze.graph import find
 from convsqueeze.kinds import batch_norm, conv, conv_transpose, pad, registry, scale
 from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.kinds.semantics import Adding, Identity, Linear, Semantics
-from convsqueeze.scan import placing, regions, scanning
+from convsqueeze.scan import placing, scanning
 from convsqueeze.surgery import checks, modules
 from convsqueeze.tracing import exported, watched
 
@@ -54,24 +55,28 @@ def without_own_checks(patch: Patch) -> None:
 def readers_not_counted(patch: Patch) -> None:
     def end(self: Any, one: Any, before: Any) -> Any:
         differs = None not in (one.rank, before.rank) and one.rank != before.rank
-        return regions.Reason("axes", "") if differs else self._sealed.get(one.source)
+        return find.Reason("axes", "") if differs else self._stays.get(one.source)
 
-    patch.setattr(regions._Reduction, "_end", end)
+    patch.setattr(find._Search, "_why_apart", end)
 
 
 def identity_branch_forgotten(patch: Patch) -> None:
-    ways = regions._ways
-    patch.setattr(regions, "_ways", lambda links, step: ways(links, step) if links else ())
+    ways = find._Search._ways
+
+    def without(self: Any, op: Any, index: int, links: Any) -> Any:
+        return ways(self, op, index, links) if links else ()
+
+    patch.setattr(find._Search, "_ways", without)
 
 
 def shared_by_none(patch: Patch, *kinds: str) -> None:
     """Reasons of these kinds why a layer's tensors are not its own are forgotten."""
-    shared = regions._shared
+    shared = find._shared
 
     def fewer(*given: Any) -> Iterator[Any]:
         return (reason for reason in shared(*given) if reason.kind not in kinds)
 
-    patch.setattr(regions, "_shared", fewer)
+    patch.setattr(find, "_shared", fewer)
 
 
 def calls_not_counted(patch: Patch) -> None:
@@ -100,7 +105,7 @@ def ties_ignored(patch: Patch) -> None:
 
 
 def training_taken_for_eval(patch: Patch) -> None:
-    patch.setattr(exported, "watched", lambda model: watched.watched(model).eval())
+    patch.setattr(exported, "marked", lambda model: watched.marked(model.eval()))
 
 
 def wrong_eps(patch: Patch) -> None:

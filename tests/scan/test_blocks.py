@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.manifest import Document, Manifest, manifest_from_data, parse_manifest
+from convsqueeze.graph import LayerOp, Region
+from convsqueeze.manifest import (
+    Document,
+    Manifest,
+    Request,
+    entry_of,
+    manifest_from_data,
+    parse_manifest,
+)
 from convsqueeze.plan import Merge, make_plan
-from convsqueeze.scan import Region, Scan
-from convsqueeze.scan.scanning import entry_of
+from convsqueeze.scan import Scan
 from convsqueeze.squeezing import exact_values
 from scan.blocks import BLOCKS, Block
 from scan.code import image, largest_share, made, merged_layers, reasons, scanned
@@ -40,7 +47,7 @@ def network(block: Block) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
     return made(block.build).double(), images
 
 
-def long_regions(scan: Scan) -> list[Region]:
+def long_regions(scan: Scan) -> list[Region[LayerOp]]:
     return [region for region in scan.regions if sum(one.has_tensors for one in region.layers) > 1]
 
 
@@ -55,10 +62,10 @@ def merges(model: nn.Module, manifest: Manifest) -> Mapping[frozenset[str], Merg
     return {tensors_of(merge): merge for merge in plan.merges}
 
 
-def as_manifest(regions: list[Region]) -> Manifest:
+def as_manifest(regions: list[Region[LayerOp]]) -> Manifest:
     document = Document(
         version=1,
-        pairs=tuple(entry_of(region.links, lambda placed: placed.layer) for region in regions),
+        pairs=tuple(entry_of(Request(region)) for region in regions),
     )
     return manifest_from_data(document.model_dump(exclude_unset=True, mode="json"), "regions")
 

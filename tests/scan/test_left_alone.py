@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import convsqueeze
 from convsqueeze import merge_state_dict
 from convsqueeze.errors import VerificationError
+from convsqueeze.graph import find
 from convsqueeze.models import inputs_of, scan_model
-from convsqueeze.scan import regions
 
 SAMPLE = Path(__file__).parent.parent.parent / "samples" / "sesr"
 
@@ -153,7 +153,7 @@ def test_without_its_size_the_value_would_be_merged_away(monkeypatch: pytest.Mon
         "read elsewhere",
         f"test_left_alone.py:{_line_of('assert y.shape[1]')} asks for its size",
     )
-    monkeypatch.setattr(regions, "_asked", lambda graph, region: ())
+    monkeypatch.setattr(find, "_sizes_read", lambda graph, region: ())
     with pytest.raises(VerificationError):
         convsqueeze.squeeze(model, x)
 

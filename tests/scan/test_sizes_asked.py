@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convsqueeze.tracing.sizes import Asking, SizesAsked
+from convsqueeze.graph import SizeRead
+from convsqueeze.tracing.sizes import SizesAsked
 from scan.code import Code, image
 
 
@@ -82,7 +83,7 @@ def test_the_line_is_that_of_the_model_and_not_of_a_library() -> None:
         model(image(2, 3, 5, 6))
     (one,) = sizes.found
     line = _width.__code__.co_firstlineno + 1
-    assert one == Asking("one", "", f"test_sizes_asked.py:{line}")
+    assert one == SizeRead("one", "", f"test_sizes_asked.py:{line}")
 
 
 def _width(y: Tensor) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from convsqueeze.graph import LayerOp
 from convsqueeze.manifest import Border
 from convsqueeze.models import inputs_of, scan_model
-from convsqueeze.scan import Placed, Scan
+from convsqueeze.scan import Scan
 
 from .cases import Case, Left, Names
 from .running import example
@@ -22,7 +23,7 @@ def regions(result: Scan) -> tuple[Names, ...]:
     return tuple(names for names in named if len(names) > 1)
 
 
-def _names(layers: Iterable[Placed]) -> Names:
+def _names(layers: Iterable[LayerOp]) -> Names:
     """The module of each layer's tensors, once for a factor and its summand; none for a pad."""
     found: list[str] = []
     for placed in layers:

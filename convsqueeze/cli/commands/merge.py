@@ -71,7 +71,7 @@ def merge(
         from convsqueeze.verify import Settings
 
         if code is not None:
-            from convsqueeze.cli.scanning import manifest_from_code, whole_job
+            from convsqueeze.cli.scanning import planner_from_code, whole_job
             from convsqueeze.models import code_of
         onnx_job = whole = None
         if onnx is not None:
@@ -86,7 +86,7 @@ def merge(
             own = code_of(code, shapes or [], track, model, key)
             whole = whole_job(own, seed, track)
             if pairs is None:
-                manifest = manifest_from_code(own, code, track, **policies)
+                manifest = planner_from_code(own, code, track, **policies)
         done = merge_file(
             model,
             manifest,
@@ -101,6 +101,7 @@ def merge(
             beside=in_turn(whole, onnx_job),
             track=track,
             device=device,
+            keep_exact=whole is not None,
         )
         exported = onnx_job.result() if onnx_job else None
         seen = whole.report if whole else None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import convsqueeze
+from convsqueeze.graph import ReasonKind
 from convsqueeze.scan import Scan
-from convsqueeze.tracing import ReasonKind
 from scan.code import OfOne, image, made, merged_layers, reasons
 
 Layers = tuple[str, ...]

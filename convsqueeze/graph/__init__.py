@@ -1,0 +1,41 @@
+"""The one form of what is merged: operations between values, graphs of them, and linear regions."""
+
+from convsqueeze.graph.find import find_regions, unusable
+from convsqueeze.graph.graph import Graph, SizeRead
+from convsqueeze.graph.op import (
+    AddOp,
+    Call,
+    LayerOp,
+    Op,
+    OpaqueOp,
+    Shape,
+    layer_ops,
+)
+from convsqueeze.graph.placement import Modules, Placement, Replaced, placement, replaced_modules
+from convsqueeze.graph.region import Added, Region, additions, result_of
+from convsqueeze.kinds.semantics import Reason, ReasonKind
+
+__all__ = [
+    "AddOp",
+    "Added",
+    "Call",
+    "Graph",
+    "LayerOp",
+    "Modules",
+    "Op",
+    "OpaqueOp",
+    "Placement",
+    "Reason",
+    "ReasonKind",
+    "Region",
+    "Replaced",
+    "Shape",
+    "SizeRead",
+    "additions",
+    "find_regions",
+    "layer_ops",
+    "placement",
+    "replaced_modules",
+    "result_of",
+    "unusable",
+]

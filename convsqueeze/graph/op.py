@@ -1,0 +1,114 @@
+"""Operations between values: what a manifest says and what a model's code does, in one form.
+
+Each gives the value of its own name from the values that it reads. Knows layers in the manifest's
+words and modules by their names; nothing of stored tensors, files or how code was followed.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+from convsqueeze.algebra.tree import Chain, Sum, Tree
+from convsqueeze.kinds import Layer
+from convsqueeze.kinds.semantics import Reason
+from convsqueeze.names import KeyPath
+
+Shape = tuple[int, ...]
+_NO_LAYER = Reason("not linear", "it is no layer that can be merged")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: calls of the same module have the same `name` and differ in `id`."""
+
+    id: str
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation: it gives the value `name` from the values `inputs`.
+
+    In a model's code, `node` is the node of the graph that it is a part of, `operator` what that
+    calls, `calls` are the modules that it runs in, outermost first, `reads` the stored tensors that
+    the node reads, and `shape` is the value's with the sizes of the example.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    node: str = ""
+    operator: str = ""
+    calls: tuple[Call, ...] = ()
+    reads: tuple[str, ...] = ()
+    shape: Shape | None = None
+
+    @property
+    def place(self) -> str:
+        """The module in whose code it stands, "" for the model itself."""
+        return self.calls[-1].name if self.calls else ""
+
+    @property
+    def label(self) -> str:
+        """What messages call it: the operator, and the module that runs it."""
+        return f"{self.operator} in {self.place}" if self.place else self.operator
+
+
+@dataclass(frozen=True)
+class LayerOp(Op):
+    """A layer of its only input, on the last `rank` axes (None: on any number of them).
+
+    In a manifest, `path` leads to it from its entry.
+    """
+
+    layer: Layer = None  # type: ignore[assignment]  # always given; fields before it have defaults
+    rank: int | None = None
+    path: KeyPath = ()
+
+    @property
+    def label(self) -> str:
+        """What messages call it: the layer's name, else its type."""
+        return self.layer.label
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the layer names stored tensors."""
+        return any(getattr(self.layer, field, None) for field in ("name", "weight", "bias"))
+
+
+@dataclass(frozen=True)
+class AddOp(Op):
+    """The sum of its inputs; `nodes` are those of all additions that it stands for."""
+
+    nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class OpaqueOp(Op):
+    """Anything else: `reason` says why it is no layer and no sum."""
+
+    reason: Reason = _NO_LAYER
+
+
+def layer_ops(tree: Tree[Layer], rank: int | None, whole: Op) -> tuple[LayerOp | AddOp, ...]:
+    """The operations of one node that is several layers: `whole` with its name, inputs and place.
+
+    The last one gives the node's value; those before it are named after it.
+    """
+    made: list[LayerOp | AddOp] = []
+    own = {"name", "inputs", "shape"}
+    places = {f.name: getattr(whole, f.name) for f in fields(Op) if f.name not in own}
+
+    def add(part: Tree[Layer], value: str, name: str) -> str:
+        if isinstance(part, Chain):
+            for index, link in enumerate(part.links):
+                last = index == len(part.links) - 1
+                value = add(link, value, name if last else f"{name}.{index}")
+            return value
+        if isinstance(part, Sum):
+            ways = [add(way, value, f"{name}.{i}") for i, way in enumerate(part.branches)]
+            made.append(AddOp(name, tuple(ways), **places, nodes=frozenset({whole.node})))
+        else:
+            made.append(LayerOp(name, (value,), **places, layer=part, rank=rank))
+        return name
+
+    add(tree, whole.inputs[0], whole.name)
+    return (*made[:-1], replace(made[-1], shape=whole.shape))

@@ -1,0 +1,125 @@
+"""Which tensors share memory: the same object, the same bytes, or some of them.
+
+Knows tensors only, also those without values (meta and fake ones), which share a storage. All
+addresses are in bytes.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.parameter import is_lazy
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """The bytes from a tensor's first element up to behind its last, gaps between included."""
+
+    device: str
+    start: int
+    stop: int
+
+
+def span(tensor: torch.Tensor) -> Span | None:
+    """The memory of a tensor; None for one without: empty, lazy, sparse, nested, meta or fake, or a
+    wrapper of other tensors.
+    """
+    place = place_of(tensor)
+    return place if place is not None and has_address(tensor) else None
+
+
+def place_of(tensor: torch.Tensor) -> Span | None:
+    """As `span`; where there are no values, and so no addresses, the place in the storage."""
+    if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor) or not tensor.numel():
+        return None
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    length = (sum((n - 1) * step for n, step in steps) + 1) * tensor.element_size()
+    try:
+        storage = tensor.untyped_storage()
+        if has_address(tensor):
+            start = tensor.data_ptr()
+            return Span(str(tensor.device), start, start + length)
+    except (RuntimeError, NotImplementedError):
+        return None
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return Span(f"storage {storage._cdata}", start, start + length)
+
+
+def has_address(tensor: torch.Tensor) -> bool:
+    """Whether its values are in memory: not so for meta tensors and fake ones."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")  # slow to import, and there are none
+    is_fake = fake is not None and isinstance(tensor, fake.FakeTensor)
+    return tensor.device.type != "meta" and not is_fake
+
+
+def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """Names whose spans overlap, directly or through others; each such group in address order."""
+    spans = sorted(
+        (place, name) for name, t in tensors.items() if (place := place_of(t)) is not None
+    )
+    groups: list[list[str]] = []
+    device, reach = "", 0
+    for place, name in spans:
+        if place.device == device and place.start < reach:
+            groups[-1].append(name)
+            reach = max(reach, place.stop)
+        else:
+            groups.append([name])
+            device, reach = place.device, place.stop
+    return groups
+
+
+def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+    """Groups of names, in the order of `tensors`, of which some element is the same memory.
+
+    Views that interleave (the columns of a matrix) overlap in their spans, but are not tied.
+    """
+    order = {name: i for i, name in enumerate(tensors)}
+    found = [
+        tuple(sorted(names, key=order.__getitem__))
+        for group in clusters(tensors)
+        if len(group) > 1
+        for names in _sharing(group, tensors)
+        if len(names) > 1
+    ]
+    return tuple(sorted(found, key=lambda names: order[names[0]]))
+
+
+def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """A cluster, divided by which tensor last laid its label on each element of a map."""
+    views = [tensors[name] for name in group]
+    start, stop = hull(views)
+    unit = views[0].element_size()
+    offsets = [hull([view])[0] - start for view in views]
+    regular = all(
+        view.element_size() == unit and offset % unit == 0 and view.numel() * unit <= stop - start
+        for view, offset in zip(views, offsets, strict=True)
+    )
+    if not regular or all(_dense(view) for view in views):
+        return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
+    owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
+    groups: dict[int, list[str]] = {}
+    merged: dict[int, int] = {}
+    for label, (name, view, offset) in enumerate(zip(group, views, offsets, strict=True)):
+        place = owner.as_strided(view.shape, view.stride(), offset // unit)
+        groups[label] = [name]
+        for earlier in place.unique().tolist():
+            while earlier in merged:
+                earlier = merged[earlier]
+            if earlier not in (-1, label):
+                groups[label] += groups.pop(earlier)
+                merged[earlier] = label
+        place.fill_(label)
+    return list(groups.values())
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    start, stop = hull([tensor])
+    return stop - start == tensor.numel() * tensor.element_size()
+
+
+def hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
+    """The bytes from the first to behind the last of tensors that have a span."""
+    spans = [place for tensor in tensors if (place := place_of(tensor)) is not None]
+    return min(place.start for place in spans), max(place.stop for place in spans)
