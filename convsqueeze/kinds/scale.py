@@ -46,12 +46,13 @@ class ScaleLayer(WithTensors):
         return scale(weight, bias, channels=channels, rank=rank, **numbers)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
-        x = x * self.factor
+        if self.factor != 1:
+            x = x * self.factor
         if "weight" in tensors:
             x = x * oracle.channel_column(tensors["weight"], x)
         if "bias" in tensors:
             x = x + oracle.channel_column(tensors["bias"], x)
-        return x + self.shift
+        return x + self.shift if self.shift else x
 
     def linear_part(self, tensors: Tensors) -> tuple[Self, Tensors]:
         _, left = super().linear_part(tensors)
