@@ -13,22 +13,19 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
 from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
 from convsqueeze.kinds import Layer
-from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.plan import Merge, ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
-NORM = ("weight", "bias", "running_mean", "running_var")
-"""The tensors of a norm in the order of ONNX's operator."""
 
 
 @dataclass(frozen=True, eq=False)
 class RandomLayer:
-    """A layer with random values: its tensors by role, in the shapes that torch's layer has."""
+    """A layer with random values: its tensors by role, in the shapes in which they are stored."""
 
     name: str
     layer: Layer
@@ -40,16 +37,22 @@ def random_layers(merge: Merge, dtype: torch.dtype) -> Tree[RandomLayer]:
     """The layers of a merge with random values."""
     numbers = count()
 
-    def randomized(leaf: ResolvedLayer) -> RandomLayer:
-        tensors = {
-            role: torch.rand(shape, dtype=dtype) + 0.5
-            if role == "running_var"
-            else torch.randn(shape, dtype=dtype)
-            for role, shape in leaf.shapes.items()
-        }
+    def with_values(leaf: ResolvedLayer) -> RandomLayer:
+        tensors = {role: _random(shape, dtype) for role, shape in leaf.shapes.items()}
         return RandomLayer(f"layer_{next(numbers)}", leaf.layer, leaf.geometry, tensors)
 
-    return mapped(merge.tree, randomized)
+    return mapped(merge.tree, with_values)
+
+
+def _random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Above zero, as variances are, and so small that what layers give does not grow."""
+    values = torch.rand(tuple(shape), dtype=dtype) + 0.5
+    return values / torch.Size(shape[1:]).numel()
+
+
+def kind_of(leaf: ResolvedLayer) -> str:
+    """All that the time of a layer depends on beside its geometry."""
+    return f"{leaf.layer.type} {leaf.layer.settings} {' '.join(leaf.parameters)}"
 
 
 def in_torch(tree: Tree[RandomLayer]) -> Run:
@@ -61,12 +64,27 @@ def in_torch(tree: Tree[RandomLayer]) -> Run:
     def add(branches: Sequence[Run]) -> Run:
         return lambda x: reduce(torch.add, [branch(x) for branch in branches])
 
-    return fold(tree, lambda own: lambda x: own.layer.run(x, own.tensors), chain, add)
+    return fold(tree, lambda one: lambda x: one.layer.run(x, one.tensors), chain, add)
+
+
+class _LayerNodes(Nodes):
+    """Nodes of layers in float32, as the kinds of layers add them."""
+
+    def constant(self, values: Tensor) -> str:
+        return self.add("Constant", value=numpy_helper.from_array(values.float().numpy()))
+
+    def padded(self, x: str, axes: Sequence[Axis]) -> str:
+        return padded(self, x, axes)
+
+    def convolved(
+        self, x: str, weight: str, bias: str | None, axes: Sequence[Axis], groups: int
+    ) -> str:
+        return operator(self, x, Operator(weight, bias, tuple(axes), groups, weight))
 
 
 def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
     """The layers, whose values are float32, as a model with the input `x` and the output `y`."""
-    nodes = Nodes("apart")
+    nodes = _LayerNodes("apart")
     nodes.made.append(helper.make_node("Identity", [_add_nodes(nodes, "x", tree)], ["y"]))
     channels = {"x": merge.geometry.in_channels, "y": merge.geometry.out_channels}
     free = [None] * len(merge.size)
@@ -75,9 +93,9 @@ def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
         for name, number in channels.items()
     ]
     values = [
-        numpy_helper.from_array(tensor.contiguous().numpy(), f"{own.name}.{role}")
+        numpy_helper.from_array(tensor.numpy(), f"{own.name}.{role}")
         for own in leaves(tree)
-        for role, tensor in _initializers(own).items()
+        for role, tensor in own.tensors.items()
     ]
     graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
     return helper.make_model(
@@ -87,57 +105,12 @@ def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
     )
 
 
-def _initializers(own: RandomLayer) -> dict[str, Tensor]:
-    """A layer's tensors by role, in the shapes of the operators that take them."""
-    tensors, channels = dict(own.tensors), own.geometry.out_channels
-    kernel_size = own.geometry.kernel_size
-    if own.layer.type == "batch_norm":
-        absent = {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
-        return {role: {**absent, **tensors}[role].flatten() for role in NORM}
-    if isinstance(own.layer, ScaleLayer):
-        if own.layer.factor != 1:
-            tensors["weight"] = tensors.get("weight", torch.ones(1)) * own.layer.factor
-        if own.layer.shift:
-            tensors["bias"] = tensors.get("bias", torch.zeros(1)) + own.layer.shift
-        return {role: t.reshape(-1, *(1 for _ in kernel_size)) for role, t in tensors.items()}
-    if own.layer.mixes_channels:
-        weight = tensors["weight"]
-        tensors["weight"] = weight.reshape(*weight.shape[:2], *kernel_size)
-    return {role: t.flatten() if role == "bias" else t for role, t in tensors.items()}
-
-
-def _add_nodes(nodes: Nodes, x: str, tree: Tree[RandomLayer]) -> str:
+def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:
     """The nodes of a tree on `x`; gives the name of its output."""
     if isinstance(tree, Chain):
         return reduce(lambda value, link: _add_nodes(nodes, value, link), tree.links, x)
     if isinstance(tree, Sum):
         outputs = [_add_nodes(nodes, x, branch) for branch in tree.branches]
         return reduce(lambda one, other: nodes.add("Add", one, other), outputs)
-    return _add_layer(nodes, x, tree)
-
-
-def _add_layer(nodes: Nodes, x: str, own: RandomLayer) -> str:
-    axes, kind = own.geometry.axes, own.layer.type
-    named = {role: f"{own.name}.{role}" for role in _initializers(own)}
-    if kind == "batch_norm":
-        return nodes.add("BatchNormalization", x, *named.values())
-    if kind == "scale":
-        x = nodes.add("Mul", x, named["weight"]) if "weight" in named else x
-        return nodes.add("Add", x, named["bias"]) if "bias" in named else x
-    if kind == "pad":
-        return padded(nodes, x, axes)
-    if kind == "avg_pool":
-        sizes = {
-            "kernel_shape": [axis.kernel_size for axis in axes],
-            "strides": [axis.stride for axis in axes],
-        }
-        return nodes.add("AveragePool", padded(nodes, x, axes), **sizes)
-    if not own.layer.mixes_channels:
-        return x
-    if not axes:
-        return nodes.add("Gemm", x, *named.values(), transB=1)
-    return operator(
-        nodes,
-        x,
-        Operator(named["weight"], named.get("bias"), axes, own.geometry.groups, own.name),
-    )
+    names = {role: f"{tree.name}.{role}" for role in tree.tensors}
+    return tree.layer.onnx(nodes, x, names, tree.geometry)

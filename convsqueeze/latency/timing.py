@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
-from convsqueeze.latency.apart import as_onnx, in_torch, random_layers
+from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, random_layers
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
@@ -51,11 +51,8 @@ def measuring(
 
 def _alike(merge: Merge) -> Hashable:
     """Everything of a merge that its time depends on."""
-    names = {"name", "weight", "bias"}
-    kinds = tuple(repr(leaf.layer.model_dump(exclude=names)) for leaf in merge.layers)
-    shapes = tuple(tuple(leaf.shapes.items()) for leaf in merge.layers)
-    apart = merge.geometry_tree, kinds, shapes
-    return apart, merge.geometry, merge.corrections, merge.dtype, merge.size
+    kinds = tuple(map(kind_of, merge.layers))
+    return merge.geometry_tree, kinds, merge.geometry, merge.corrections, merge.dtype, merge.size
 
 
 def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:

@@ -6,6 +6,7 @@ against its original; `squeeze`, `job`: all of it in one go; `onnx`: a whole mod
 only where it is asked for.
 """
 
+from convsqueeze.models.applying import apply
 from convsqueeze.models.code import Code, code_of
 from convsqueeze.models.factory import load_model, with_checkpoint
 from convsqueeze.models.inputs import (
@@ -29,6 +30,7 @@ __all__ = [
     "SqueezeReport",
     "WholeJob",
     "WholeReport",
+    "apply",
     "code_of",
     "compare_models",
     "exact_parameters",

@@ -21,6 +21,7 @@ from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
 from convsqueeze.names import nearest, shown
+from convsqueeze.tracing.raised import is_signal
 
 FORM = "package.module:factory or path/to/file.py:factory"
 _BESIDE = "convsqueeze_model_"
@@ -138,7 +139,9 @@ def _running(place: str, doing: str) -> Iterator[None]:
             yield
     except ModelCodeError:
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_signal(error):
+            raise
         raise ModelCodeError(f"{place}: {doing} fails{_line(error)}: {_told(error)}") from error
 
 

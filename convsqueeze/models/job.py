@@ -10,9 +10,9 @@ from convsqueeze.copying import Sandbox
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border
 from convsqueeze.models.code import Code
-from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.inputs import Inputs, placed
 from convsqueeze.models.squeeze import scan_model, scan_plan
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
 from convsqueeze.pipeline.merging import Planner
@@ -48,7 +48,7 @@ def planner_from_code(
 
 
 class WholeJob:
-    """Beside a merge: holds the whole model with the merged layers against the model as it was."""
+    """After verification: holds the whole model with the merged layers against the original."""
 
     def __init__(
         self,
@@ -71,10 +71,13 @@ class WholeJob:
         model = self._model
         own = from_state_dict(model.state_dict())
         layers, plan = result.modules(), result.plan
-        squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
+        squeezed = with_layers(
+            *(model, own, plan.merges, lambda merge: layers[merge.into]),
+            arguments=placed(model, self._inputs),
+        )
         self.report = verify_whole(
             *(model, squeezed, self._inputs),
-            plan=plan,
+            exact=merged_parameters(result, own.prefix),
             seed=self._seed,
             track=self._track,
             sandbox=self._sandbox,

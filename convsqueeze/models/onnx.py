@@ -27,7 +27,7 @@ from convsqueeze.models.verifying import exact_parameters, verified
 from convsqueeze.models.whole import Compared, Track, WholeReport, untracked
 from convsqueeze.module import SqueezedConv
 from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.surgery import apply
+from convsqueeze.surgery import applied
 
 OLDEST_OPSET = 18
 """What torch's exporter writes by itself."""
@@ -106,7 +106,8 @@ def export_whole(
     if checkpoint is not None:
         _check_source(checkpoint, recipe, key, path)
         load_checkpoint(model.eval(), checkpoint, key=key)
-    squeezed = apply(model, path, key=key).eval()
+    squeezed, _ = applied(model, held)
+    squeezed.eval()
     whole, both = None, None
     if checkpoint is not None:
         exact = exact_parameters(model, recipe)

@@ -19,7 +19,7 @@ from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
-from convsqueeze.tracing.raised import told
+from convsqueeze.tracing.raised import leaving_caught, told
 
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
@@ -63,7 +63,8 @@ class Running:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             given = tree_map_only(Tensor, torch.clone, tuple(arguments))
-            return self.module(*given)
+            with leaving_caught():
+                return self.module(*given)
 
     def run_with_gradients(
         self, arguments: Sequence[Any], names: Sequence[str]
@@ -252,11 +253,13 @@ class Runnable:
 
 
 def runnable(
-    sandbox: Sandbox, arguments_in: Callable[[torch.dtype | None], tuple[Any, ...]]
+    sandbox: Sandbox,
+    arguments_in: Callable[[torch.dtype | None], tuple[Any, ...]],
+    given_as: str = "--input (in Python example_inputs)",
 ) -> Runnable:
     """The model in float64, or in float32 or its own dtypes where its code insists on them.
 
-    Raises ModelInputError where it does not run.
+    `given_as` is what the user calls the arguments. Raises ModelInputError where it does not run.
     """
     raised: list[Exception] = []
     for dtype in (torch.float64, torch.float32, None):
@@ -271,5 +274,5 @@ def runnable(
         return Runnable(running, coarsest, arguments, output)
     raise ModelInputError(
         f"{type(sandbox.model).__name__}: does not run on these inputs ({told(raised[0])}). Give "
-        "--input (in Python example_inputs) with the shapes that it takes."
+        f"{given_as} with the shapes that it takes."
     ) from raised[0]

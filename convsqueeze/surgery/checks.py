@@ -1,6 +1,7 @@
 """What in a model stands against a merge: other layers than the recipe's, or more than they do."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,29 +13,22 @@ from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Placement
 from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds import layers
-from convsqueeze.kinds.batch_norm import BatchNormLayer
+from convsqueeze.kinds.registry import COMPARED
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.surgery.modules import computes, encloses, submodule
-
-COMPARED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.Linear,
-)
-"""Types whose settings are all compared; a module of any other type is run to see what it does."""
+from convsqueeze.surgery.modules import NotRunError, computes, encloses, submodule
+from convsqueeze.surgery.shapes import InputShapes
 
 
 def module_problems(
-    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+    model: nn.Module,
+    own: Checkpoint,
+    merge: Merge,
+    place: Placement[ResolvedLayer] | None,
+    shapes: InputShapes,
 ) -> Iterator[str]:
-    """What in the model stands against one merge at its place; `own` are the model's tensors."""
+    """What in the model stands against one merge at its place; `own` are the model's tensors,
+    `shapes` what its modules are given.
+    """
     named = [
         (leaf, submodule(model, own.prefix + leaf.layer.name))
         for leaf in merge.layers
@@ -52,14 +46,18 @@ def module_problems(
         )
     elif encloses(merge):
         yield from _hooks_lost(target, merge)
-        yield from _lost(target, own, merge)
+        yield from _lost(target, own, merge, shapes)
     else:
-        yield from _parts_problems(model, own, merge, place)
+        yield from _parts_problems(model, own, merge, place, shapes)
 
 
-def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+def _lost(target: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes) -> Iterator[str]:
     """A module that holds all the merged layers must do nothing beside them."""
-    if computes(target, own, merge.tree):
+    try:
+        if computes(target, own, merge.tree, partial(shapes.of, own.prefix + merge.into)):
+            return
+    except NotRunError as error:
+        yield _not_run(merge.into, error)
         return
     others = ", ".join(_other_children(target, merge))
     holds = f" It holds {others} too." if others else ""
@@ -70,17 +68,31 @@ def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
     )
 
 
-def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer) -> Iterator[str]:
+def _own_forward(
+    module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer, shapes: InputShapes
+) -> Iterator[str]:
     """A subclass of a torch layer, or a layer with a forward of its own, may do more than that
     layer: it is run to see.
     """
     if module is None or (type(module) in COMPARED and "forward" not in vars(module)):
         return
-    if not computes(module, own, leaf):
-        yield (
-            f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
-            f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it out."
-        )
+    try:
+        name = own.prefix + str(leaf.layer.name)
+        if not computes(module, own, leaf, partial(shapes.of, name)):
+            yield (
+                f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
+                f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it "
+                "out."
+            )
+    except NotRunError as error:
+        yield _not_run(leaf.label, error)
+
+
+def _not_run(name: str, error: NotRunError) -> str:
+    return (
+        f"{name}: its own code raises {error}, so it is not seen whether it computes the merged "
+        "layers and nothing else. Give an example input that the model takes (example=)."
+    )
 
 
 def _other_children(target: nn.Module, merge: Merge) -> Iterator[str]:
@@ -102,10 +114,11 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
     """Where a module of the model computes something else than the manifest says of it."""
     name = leaf.label
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if not isinstance(leaf.layer, BatchNormLayer):
+        eps = leaf.layer.settings.get("eps")
+        if eps is None:
             yield f"{name}: is a {type(module).__name__} in the model, not a {leaf.layer.type}."
-        elif module.eps != leaf.layer.eps:
-            yield f"{name}: has eps {module.eps} in the model, {leaf.layer.eps} in the recipe."
+        elif module.eps != eps:
+            yield f"{name}: has eps {module.eps} in the model, {eps} in the recipe."
     elif isinstance(module, nn.modules.conv._ConvNd):
         try:
             axes = _axes_of(module)
@@ -113,8 +126,8 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
             yield f"{name}: {error}"
             return
         if axes != leaf.geometry.axes or module.groups != leaf.geometry.groups:
-            told = leaf.layer.model_dump(exclude={"name", "weight", "bias", "type"})
-            settings = ", ".join(f"{key} {value}" for key, value in told.items())
+            told = leaf.layer.settings.items()
+            settings = ", ".join(f"{key} {value}" for key, value in told)
             yield (
                 f"{name}: is {module} in the model, the recipe merged a {leaf.layer.type} "
                 f"with {settings}."
@@ -182,7 +195,11 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
 
 
 def _parts_problems(
-    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+    model: nn.Module,
+    own: Checkpoint,
+    merge: Merge,
+    place: Placement[ResolvedLayer] | None,
+    shapes: InputShapes,
 ) -> Iterator[str]:
     """Parts of the merge that the model's own code would go on doing, and modules that do something
     else than the layer that they are named after.
@@ -196,7 +213,7 @@ def _parts_problems(
     for leaf in merge.layers:
         name = leaf.layer.name
         if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):
-            yield from _own_forward(submodule(model, own.prefix + name), own, leaf)
+            yield from _own_forward(submodule(model, own.prefix + name), own, leaf, shapes)
 
 
 def _left_in_code(merge: Merge) -> Iterator[str]:

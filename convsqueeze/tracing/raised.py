@@ -2,6 +2,8 @@
 
 import linecache
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
@@ -12,14 +14,40 @@ OWN = Path(__file__).parent.parent
 PYTHON = Path(sysconfig.get_path("stdlib"))
 
 
+class LeftError(Exception):
+    """The model's own code raised what is no Exception, as `sys.exit` does."""
+
+
+@contextmanager
+def leaving_caught() -> Iterator[None]:
+    """What the model's own code raises inside is an Exception: LeftError where it was none. What a
+    signal raises goes on.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise LeftError(str(error)).with_traceback(error.__traceback__) from error
+
+
+def is_signal(error: BaseException) -> bool:
+    """Whether it asks the run to stop, and is not raised by the model's own code."""
+    is_own = type(error).__module__.partition(".")[0] not in ("builtins", __package__.split(".")[0])
+    return not isinstance(error, Exception | SystemExit) and not is_own
+
+
 def told(error: Exception) -> str:
     """Kind and first line of what torch, or the model's own code, raised, and the line of that code
     which it did not get past.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    raised = error.__cause__ if isinstance(error, LeftError) and error.__cause__ else error
+    lines = [line.strip() for line in str(raised).splitlines() if line.strip()]
     place = _place(error)
     at = f" at {place}" if place else ""
-    return f"{type(error).__name__}{at}: {lines[0] if lines else 'no more is said'}"
+    return f"{type(raised).__name__}{at}: {lines[0] if lines else 'no more is said'}"
 
 
 def _place(error: Exception) -> str | None:
