@@ -4,8 +4,12 @@ written.
 
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
-            *(model, squeezed, inputs),
-            exact=merged_parameters(result, own.prefix),
+from convsqueeze.errors import PlanError
+from convsqueeze.manifest import Border
+from convsqueeze.models.code import Code
+from convsqueeze.models.inputs import placed
+from convsqueeze.models.squeeze import scan_model, scan_plan
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
 from convsqueeze.pipeline.merging import Planner
