@@ -4,24 +4,23 @@ from convsqueeze.graph.find import find_regions, unusable
 from convsqueeze.graph.graph import Graph, SizeRead
 from convsqueeze.graph.op import (
     AddOp,
-    Call,
     LayerOp,
+    ModuleCall,
     Op,
     OpaqueOp,
-    Reason,
-    ReasonKind,
     Shape,
     layer_ops,
 )
 from convsqueeze.graph.placement import Modules, Placement, Replaced, placement, replaced_modules
 from convsqueeze.graph.region import Added, Region, additions, result_of
+from convsqueeze.kinds.semantics import Reason, ReasonKind
 
 __all__ = [
     "AddOp",
     "Added",
-    "Call",
     "Graph",
     "LayerOp",
+    "ModuleCall",
     "Modules",
     "Op",
     "OpaqueOp",

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from convsqueeze.graph.graph import Graph
-from convsqueeze.graph.op import AddOp, LayerOp, Op, OpaqueOp, Reason
+from convsqueeze.graph.op import AddOp, LayerOp, Op, OpaqueOp
 from convsqueeze.graph.region import Reduction, Region, Run
 from convsqueeze.kinds.identity import IdentityLayer
+from convsqueeze.kinds.semantics import Reason
 
 
 def find_regions(graph: Graph) -> tuple[tuple[Region[LayerOp], ...], Mapping[str, Reason]]:

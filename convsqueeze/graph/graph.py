@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from convsqueeze.graph.op import LayerOp, Op, Reason, Shape
+from convsqueeze.graph.op import LayerOp, Op, Shape
+from convsqueeze.kinds.semantics import Reason
 
 
 @dataclass(frozen=True)

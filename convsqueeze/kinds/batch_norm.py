@@ -1,18 +1,24 @@
 """Batch norms in eval mode: `torch.nn.BatchNorm1d`, 2d and 3d."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.kinds import oracle
+from convsqueeze.kinds.call import Call, Stored
 from convsqueeze.kinds.fields import Name
+from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Shape, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import diagonal, is_vector
+from convsqueeze.kinds.semantics import Linear, Reason, Semantics, not_linear
 
 
 class BatchNormLayer(Layer):
@@ -56,14 +62,15 @@ class BatchNormLayer(Layer):
         ]
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return batch_norm(
-            tensors["running_mean"],
-            tensors["running_var"],
-            tensors.get("weight"),
-            tensors.get("bias"),
-            eps=self.eps,
-            rank=rank,
-        )
+        return batch_norm(*map(tensors.get, self.roles), eps=self.eps, rank=rank)  # type: ignore[arg-type]
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        affine = {"weight": torch.ones, "bias": torch.zeros}
+        inputs = [
+            names.get(role) or nodes.constant(affine[role](geometry.in_channels))
+            for role in ("weight", "bias", "running_mean", "running_var")
+        ]
+        return nodes.add("BatchNormalization", x, *inputs, epsilon=self.eps)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         mean, variance, weight, bias = (
@@ -75,12 +82,6 @@ class BatchNormLayer(Layer):
         sizes = {role: tensor.abs() for role, tensor in tensors.items()}
         subtracted, divisor = -sizes["running_mean"], tensors["running_var"]
         return self, {**sizes, "running_mean": subtracted, "running_var": divisor}
-
-    def factor_and_shift(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        factor = (tensors["running_var"].flatten() + self.eps).rsqrt()
-        if "weight" in tensors:
-            factor = factor * tensors["weight"].abs().flatten()
-        return factor, tensors["running_mean"].abs().flatten() * factor
 
 
 def batch_norm(
@@ -116,3 +117,55 @@ def _each(values: Tensor, channels: int, name: str) -> Tensor:
             "channels"
         )
     return values.double().flatten()
+
+
+def _call(call: Call) -> Semantics:
+    """A norm named after one layer, by its running statistics."""
+    parts = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
+    mean = parts["running_mean"]
+    if call["training"] or mean is None or parts["running_var"] is None:
+        return _trained(is_training=bool(call["training"]))
+    given = {role: part for role, part in parts.items() if part is not None}
+    if not all(isinstance(part, Stored) and part.is_raw for part in given.values()):
+        return not_linear("a norm whose tensors are computed")
+    name = mean.key.rpartition(".")[0]
+    absent = [r for r in ("weight", "bias") if r not in given and f"{name}.{r}" in call.names]
+    if absent or any(part.key != f"{name}.{role}" for role, part in given.items()):
+        return not_linear("a norm whose tensors are not named after one layer")
+    keys = tuple(key for part in given.values() for key in part.keys)
+    return _named(name, call["eps"], call.ndim - 2, keys)
+
+
+def _named(name: str, eps: float, rank: int, keys: tuple[str, ...]) -> Linear:
+    return Linear(BatchNormLayer(type="batch_norm", name=name, eps=eps), rank, keys)
+
+
+def _trained(*, is_training: bool) -> Reason:
+    what = "is in training mode" if is_training else "keeps no running statistics"
+    return Reason("training", f"a norm that {what}, so it is not linear")
+
+
+def _by_batch(call: Call) -> Reason:
+    """A norm by the batch's own statistics; the operator without any keeps none."""
+    return _trained(is_training="running_mean" in call.arguments)
+
+
+_RANKS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+
+
+def _module(module: Any, name: str) -> Semantics:
+    if module.training or module.running_mean is None:
+        return _trained(is_training=module.training)
+    return _named(name, module.eps, _RANKS[type(module)], (name,))
+
+
+KIND = Kind(
+    BatchNormLayer,
+    aten={
+        **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _call),
+        **dict.fromkeys(
+            ("_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _by_batch
+        ),
+    },
+    modules=dict.fromkeys(_RANKS, _module),
+)

@@ -1,17 +1,24 @@
 """Ordinary convolutions: `torch.nn.Conv1d`, `Conv2d` and `Conv3d`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.tree import Sum
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
+from convsqueeze.kinds.call import Call, WithIdentity, are_fixed
+from convsqueeze.kinds.conv_transpose import transposed_call
+from convsqueeze.kinds.identity import IdentityLayer
+from convsqueeze.kinds.kernels import kernel_settings, tensor_names, weight_rank, with_kernel
+from convsqueeze.kinds.kind import Kind
+from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,
     PerAxis,
@@ -20,6 +27,8 @@ from convsqueeze.kinds.operators import (
     per_axis,
     spatial_rank,
 )
+from convsqueeze.kinds.pad import PadLayer
+from convsqueeze.kinds.semantics import Linear, Semantics
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -37,31 +46,23 @@ class ConvLayer(WithTensors):
     has_taps = True
     mixes_channels = True
 
-    def kernel_rank(self, shapes: Mapping[str, Shape]) -> int:
-        return max(len(shapes["weight"]) - 2, 0)
+    def padded_by(self, before: Layer) -> "ConvLayer | None":
+        """As one layer with a pad of the image's own values before it, as torch's modules do it."""
+        if self.padding or not isinstance(before, PadLayer) or before.padding_mode == "zeros":
+            return None
+        settings = {"padding": before.padding, "padding_mode": before.padding_mode}
+        return ConvLayer.model_validate(self.model_dump(exclude_unset=True) | settings)
 
     def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
         return shapes["weight"][1] * self.groups if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return convolution(
-            tensors["weight"],
-            tensors.get("bias"),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            padding_mode=self.padding_mode,
-        )
+        return convolution(tensors["weight"], tensors.get("bias"), **self.settings)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         weight, bias = tensors["weight"], oracle.channel_vector(tensors.get("bias"))
         rank, padding = x.ndim - 2, self.padding
-        steps: dict[str, Any] = {
-            "stride": self.stride,
-            "dilation": self.dilation,
-            "groups": self.groups,
-        }
+        steps = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
         if self.padding_mode == "zeros" and not oracle.is_nested(padding):
             return _CONV[rank](x, weight, bias, padding=padding, **steps)
         if padding == "same":
@@ -102,3 +103,42 @@ def _same(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[
         raise GeometryError("padding 'same' needs stride 1, as in torch")
     totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
     return [(total // 2, total - total // 2) for total in totals]
+
+
+def _call(call: Call) -> Semantics:
+    """`conv2d`, or `convolution` of both kinds."""
+    rank = weight_rank(call)
+    if rank is None:
+        rank = len(call.result.shape or ()) - 2
+    if call["transposed"]:
+        return transposed_call(call, rank)
+    settings = kernel_settings(call.__getitem__, rank)
+    return _beside_identity(call, rank, settings) or with_kernel(call, rank, ConvLayer, settings)
+
+
+def _beside_identity(call: Call, rank: int, settings: dict[str, Any]) -> Linear | None:
+    """A 1x1 kernel that the code adds the identity to: two branches."""
+    weight, padding = call["weight"], settings.get("padding", 0)
+    if not isinstance(weight, WithIdentity) or weight.kernel.reshaped or call["bias"] is not None:
+        return None
+    out, width = weight.kernel.shape[:2]
+    plain = "stride" not in settings and padding in (0, "valid") and are_fixed(settings.values())
+    if not plain or out != settings.get("groups", 1) * width:
+        return None
+    kernel = ConvLayer(**tensor_names(weight.kernel, None, call.names), **settings)
+    return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
+
+
+def _module(module: Any, name: str) -> Linear:
+    rank = module.weight.ndim - 2
+    settings = kernel_settings(partial(getattr, module), rank)
+    if module.padding_mode != "zeros":
+        settings["padding_mode"] = module.padding_mode
+    return Linear(ConvLayer(name=name, **settings), rank, (name,))
+
+
+KIND = Kind(
+    ConvLayer,
+    aten=dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _call),
+    modules=dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _module),
+)

@@ -1,17 +1,21 @@
 """Transposed convolutions: `torch.nn.ConvTranspose1d`, 2d and 3d."""
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
+from convsqueeze.kinds.call import Call, on_every_axis, per_axis_numbers
+from convsqueeze.kinds.kernels import kernel_settings, weight_rank, with_kernel
+from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,
@@ -21,6 +25,7 @@ from convsqueeze.kinds.operators import (
     per_axis,
     spatial_rank,
 )
+from convsqueeze.kinds.semantics import Linear, Semantics
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -39,35 +44,17 @@ class ConvTransposeLayer(WithTensors):
     mixes_channels = True
     takes_channels_first = True
 
-    def kernel_rank(self, shapes: Mapping[str, Shape]) -> int:
-        return max(len(shapes["weight"]) - 2, 0)
-
     def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int:
         return shapes["weight"][0]
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return transposed(
-            tensors["weight"],
-            tensors.get("bias"),
-            stride=self.stride,
-            padding=self.padding,
-            output_padding=self.output_padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return transposed(tensors["weight"], tensors.get("bias"), **self.settings)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
+        weight, bias = tensors["weight"], oracle.channel_vector(tensors.get("bias"))
         nested = oracle.is_nested(self.padding)
-        y = _CONV_TRANSPOSE[x.ndim - 2](
-            x,
-            tensors["weight"],
-            oracle.channel_vector(tensors.get("bias")),
-            stride=self.stride,
-            padding=0 if nested else self.padding,
-            output_padding=self.output_padding,
-            groups=self.groups,
-            dilation=self.dilation,
-        )
+        settings = self.settings | ({"padding": 0} if nested else {})
+        y = _CONV_TRANSPOSE[x.ndim - 2](x, weight, bias, **settings)
         return oracle.padded(y, [(-low, -high) for low, high in self.padding]) if nested else y
 
 
@@ -103,3 +90,31 @@ def transposed(
         reach = d * (k - 1)
         axes.append(Axis(k, 1, d, reach - low, reach - high + extra, upsample=s))
     return Conv(transposed_layout(weight, groups), as_vector(bias), tuple(axes), groups)
+
+
+def transposed_call(call: Call, rank: int | None = None) -> Semantics:
+    """`conv_transpose2d`; or `convolution`, which tells the rank, where it is transposed."""
+    rank = weight_rank(call) if rank is None else rank
+    settings = _settings(call.__getitem__, rank or 0)
+    return with_kernel(call, rank or 0, ConvTransposeLayer, settings)
+
+
+def _settings(given: Callable[[str], Any], rank: int) -> dict[str, Any]:
+    settings = {"type": "conv_transpose", **kernel_settings(given, rank)}
+    extra = on_every_axis(per_axis_numbers(given("output_padding"), rank))
+    return settings | ({"output_padding": extra} if extra not in (0, []) else {})
+
+
+def _module(module: Any, name: str) -> Linear:
+    rank = module.weight.ndim - 2
+    settings = _settings(partial(getattr, module), rank)
+    return Linear(ConvTransposeLayer(name=name, **settings), rank, (name,))
+
+
+KIND = Kind(
+    ConvTransposeLayer,
+    aten=dict.fromkeys(
+        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_call
+    ),
+    modules=dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _module),
+)

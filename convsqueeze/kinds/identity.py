@@ -1,12 +1,23 @@
 """The layer that changes nothing: an identity branch."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.pad import pad
+from convsqueeze.kinds.semantics import Identity, Reason
+
+PASSING = {"alias", "clone", "detach", "contiguous", "lift_fresh_copy", "native_dropout", "dropout"}
+"""Operators that give what they take, in eval mode."""
+_KEEPING = ("_to_copy", "to", "view", "reshape", "_unsafe_view", "expand", "slice")
+"""Operators that give what they take where that has their shape and dtype."""
 
 
 class IdentityLayer(Layer):
@@ -19,6 +30,9 @@ class IdentityLayer(Layer):
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return identity(channels, rank=rank)
 
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        return x
+
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         return x
 
@@ -26,3 +40,35 @@ class IdentityLayer(Layer):
 def identity(channels: int, *, rank: int) -> Conv:
     """The operator that changes nothing."""
     return pad(channels, padding=0, rank=rank)
+
+
+def _passing(call: Call) -> Identity | Reason:
+    """What changes nothing in eval mode."""
+    return _dropout(call["p"]) if call["train"] else Identity()
+
+
+def _keeping(call: Call) -> Identity | Reason:
+    """A view, or a conversion, to the shape and the dtype that are there already."""
+    return call.changed() or Identity()
+
+
+def _dropout(probability: Any) -> Identity | Reason:
+    return Reason("training", "dropout in training mode") if probability else Identity()
+
+
+def _dropout_module(module: Any, name: str) -> Identity | Reason:
+    return _dropout(module.p) if module.training else Identity()
+
+
+def _identity_module(module: Any, name: str) -> Identity:
+    return Identity()
+
+
+KIND = Kind(
+    IdentityLayer,
+    aten={**dict.fromkeys(PASSING, _passing), **dict.fromkeys(_KEEPING, _keeping)},
+    modules={
+        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout_module),
+        nn.Identity: _identity_module,
+    },
+)

@@ -8,13 +8,15 @@ and modules of torch are it. Knows no files, no plan and no graph.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.kinds.fields import Name, Strict
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 
 Tensors = Mapping[str, Tensor]
 """A layer's tensors by role: `weight`, `bias`, `running_mean`, ..."""
@@ -22,6 +24,8 @@ Shape = tuple[int, ...]
 
 
 class Layer(Strict):
+    """One layer: its words in a manifest are the fields, what its kind is stands in the classes."""
+
     name: Name | None = Field(None, description="Key prefix of the layer's tensors.")
 
     roles: ClassVar[tuple[str, ...]] = ()
@@ -57,11 +61,22 @@ class Layer(Strict):
         """Whether it does something without tensors, so that only a module can give it a name."""
         return not self.roles and not self.is_identity
 
+    def padded_by(self, before: "Layer") -> "Layer | None":
+        """As one layer with a pad that stands before it, None if the kind has no words for that."""
+        return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its words say beside its type and the names of tensors."""
+        names = ("type", "name", "weight", "bias")
+        return {f: getattr(self, f) for f in type(self).model_fields if f not in names}
+
     # tensors and geometry
 
     def kernel_rank(self, shapes: Mapping[str, Shape]) -> int | None:
         """The number of axes that its kernel has, None for a kind whose kernel does not tell."""
-        return None
+        kernel = shapes.get("weight") if self.has_taps else None
+        return None if kernel is None else max(len(kernel) - 2, 0)
 
     @property
     def listed_rank(self) -> int | None:
@@ -87,6 +102,10 @@ class Layer(Strict):
         `rank` and `channels` (the channels that enter) are for kinds whose tensors do not tell.
         """
 
+    @abstractmethod
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        """The layer as nodes on the value `x`; `names` are its tensors by role, as stored."""
+
     # the oracle
 
     @abstractmethod
@@ -103,12 +122,6 @@ class Layer(Strict):
         """The layer of absolute values, which gives the sums of magnitudes of |x|, for `run`."""
         return self, {role: tensor.abs() for role, tensor in tensors.items()}
 
-    def factor_and_shift(self, tensors: Tensors) -> tuple[Tensor | float, Tensor | float]:
-        """What a kind that keeps channels apart multiplies by and adds beside a bias, at most, in
-        absolute value: one number for all channels, or (channels,).
-        """
-        return 1.0, 0.0
-
 
 def one_of(*keys: str) -> ConfigDict:
     """A class whose JSON Schema needs one of these keys, as its validator does."""
@@ -116,6 +129,8 @@ def one_of(*keys: str) -> ConfigDict:
 
 
 class WithTensors(Layer):
+    """A layer with a weight and perhaps a bias."""
+
     model_config = one_of("name", "weight")
 
     weight: Name | None = Field(None, description="Name of the weight, if not <name>.weight.")
@@ -129,3 +144,7 @@ class WithTensors(Layer):
         if self.name is None and self.weight is None:
             raise ValueError("a name (or a weight) saying which tensors the layer has")
         return self
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        weight, bias = names["weight"], names.get("bias")
+        return nodes.convolved(x, weight, bias, geometry.axes, geometry.groups)

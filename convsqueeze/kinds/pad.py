@@ -1,16 +1,22 @@
 """Padding alone: `torch.nn.functional.pad` and the modules that pad."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
+from convsqueeze.kinds.call import Call, axis_pairs
+from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors
+from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import Padding, padding_pairs
+from convsqueeze.kinds.semantics import Identity, Linear, Semantics, not_linear
 
 
 class PadLayer(Layer):
@@ -21,7 +27,10 @@ class PadLayer(Layer):
     padding_mode: fields.PaddingMode = "zeros"
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
-        return pad(channels, padding=self.padding, rank=rank, padding_mode=self.padding_mode)
+        return pad(channels, rank=rank, **self.settings)
+
+    def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
+        return nodes.padded(x, geometry.axes)
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         return oracle.padded(x, self.padding, self.padding_mode)
@@ -39,3 +48,52 @@ def pad(channels: int, *, padding: Padding, rank: int, padding_mode: str = "zero
         Axis(before=before, after=after, padding_mode=padding_mode) for before, after in pairs
     )
     return Conv(torch.ones(channels, 1, *(1,) * rank, dtype=torch.float64), None, axes, channels)
+
+
+def padding_by(pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> Linear | Identity:
+    """A pad by (before, after) on each axis."""
+    numbers = {number for pair in pairs for number in pair}
+    if not any(numbers):
+        return Identity()
+    settings = {} if mode == "zeros" else {"padding_mode": mode}
+    padding = pairs[0][0] if len(numbers) == 1 else [list(pair) for pair in pairs]
+    return Linear(PadLayer(type="pad", padding=padding, **settings), len(pairs))
+
+
+def _call(call: Call) -> Semantics:
+    """`pad`, with a mode or a value."""
+    mode = call["mode"] or "constant"
+    if mode == "constant" and call["value"] not in (None, 0, 0.0):
+        return not_linear(f"it pads with {call['value']}")
+    return _call_by("zeros" if mode == "constant" else mode, "pad", call)
+
+
+def _call_by(mode: str, argument: str, call: Call) -> Semantics:
+    """A pad by a mode; the argument holds before and after of the last axis, then of others."""
+    flat = call[argument]
+    if not all(isinstance(number, int) for number in flat):
+        return not_linear("how far it pads depends on the size of the input")
+    pairs = axis_pairs(flat)
+    return padding_by([(0, 0)] * (call.ndim - 2 - len(pairs)) + pairs, mode)
+
+
+def _module_by(mode: str, module: Any, name: str) -> Semantics:
+    return padding_by(axis_pairs(module.padding), mode)
+
+
+_MODULES = {
+    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
+}
+
+KIND = Kind(
+    PadLayer,
+    aten={
+        "pad": _call,
+        "constant_pad_nd": _call,
+        **{f"reflection_pad{n}d": partial(_call_by, "reflect", "padding") for n in (1, 2, 3)},
+        **{f"replication_pad{n}d": partial(_call_by, "replicate", "padding") for n in (1, 2, 3)},
+    },
+    modules={kind: partial(_module_by, mode) for mode, kinds in _MODULES.items() for kind in kinds},
+)

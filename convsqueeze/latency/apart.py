@@ -7,78 +7,55 @@ runtime may fuse them as it would there.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import count
 
 import torch
-import torch.nn.functional as F
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.apply import apply_operator, pad, transposed_layout
-from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
 from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
-from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.kinds import Layer
 from convsqueeze.plan import Merge, ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
-_POOL: Mapping[int, Callable[..., Tensor]] = {
-    1: F.avg_pool1d,
-    2: F.avg_pool2d,
-    3: F.avg_pool3d,
-}
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
-    """A layer with values: what it is, its geometry, and its tensors by role."""
+class RandomLayer:
+    """A layer with random values: its tensors by role, in the shapes in which they are stored."""
 
     name: str
-    kind: str
+    layer: Layer
     geometry: Geometry
     tensors: Mapping[str, Tensor]
 
-    @property
-    def column(self) -> tuple[int, ...]:
-        """The shape that broadcasts a number a channel over an image."""
-        return (-1, *(1,) * len(self.geometry.axes))
 
-
-def valued(merge: Merge, dtype: torch.dtype) -> Tree[Layer]:
+def random_layers(merge: Merge, dtype: torch.dtype) -> Tree[RandomLayer]:
     """The layers of a merge with random values."""
-    numbers = {id(leaf): index for index, leaf in enumerate(leaves(merge.tree))}
-    return mapped(merge.tree, lambda leaf: _valued(leaf, f"layer_{numbers[id(leaf)]}", dtype))
+    numbers = count()
+
+    def with_values(leaf: ResolvedLayer) -> RandomLayer:
+        tensors = {role: _random(shape, dtype) for role, shape in leaf.shapes.items()}
+        return RandomLayer(f"layer_{next(numbers)}", leaf.layer, leaf.geometry, tensors)
+
+    return mapped(merge.tree, with_values)
 
 
-def _valued(leaf: ResolvedLayer, name: str, dtype: torch.dtype) -> Layer:
-    kind, geometry, tensors = kind_of(leaf), leaf.geometry, {}
-    channels = geometry.out_channels
-    if kind in ("conv", "conv_transpose", "linear"):
-        tensors["weight"] = torch.randn(geometry.weight_shape, dtype=dtype)
-        if geometry.bias:
-            tensors["bias"] = torch.randn(channels, dtype=dtype)
-    elif kind == "batch_norm":
-        tensors = {role: torch.rand(channels, dtype=dtype) + 0.5 for role in _NORM}
-    elif kind in _DIAGONAL:
-        if kind == "scale":
-            tensors["weight"] = torch.randn(channels, dtype=dtype)
-        if geometry.bias:
-            tensors["bias"] = torch.randn(channels, dtype=dtype)
-    return Layer(name, kind, geometry, tensors)
+def _random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Above zero, as variances are, and so small that what layers give does not grow."""
+    values = torch.rand(tuple(shape), dtype=dtype) + 0.5
+    return values / torch.Size(shape[1:]).numel()
 
 
 def kind_of(leaf: ResolvedLayer) -> str:
-    """The layer's type; a scale that multiplies by nothing is a `shift`."""
-    layer = leaf.layer
-    adds_only = isinstance(layer, ScaleLayer) and layer.factor == 1
-    return "shift" if adds_only and "weight" not in leaf.parameters else layer.type
+    """All that the time of a layer depends on beside its geometry."""
+    return f"{leaf.layer.type} {leaf.layer.settings} {' '.join(leaf.parameters)}"
 
 
-_DIAGONAL = ("scale", "shift")
-_NORM = ("weight", "bias", "running_mean", "running_var")
-
-
-def in_torch(tree: Tree[Layer]) -> Run:
+def in_torch(tree: Tree[RandomLayer]) -> Run:
     """The layers as one function of (batch, channels, *size)."""
 
     def chain(links: Sequence[Run]) -> Run:
@@ -87,46 +64,38 @@ def in_torch(tree: Tree[Layer]) -> Run:
     def add(branches: Sequence[Run]) -> Run:
         return lambda x: reduce(torch.add, [branch(x) for branch in branches])
 
-    return fold(tree, lambda layer: lambda x: _applied(layer, x), chain, add)
+    return fold(tree, lambda one: lambda x: one.layer.run(x, one.tensors), chain, add)
 
 
-def _applied(layer: Layer, x: Tensor) -> Tensor:
-    tensors, axes = layer.tensors, layer.geometry.axes
-    weight, bias = tensors.get("weight"), tensors.get("bias")
-    if layer.kind == "batch_norm":
-        mean, variance = tensors["running_mean"], tensors["running_var"]
-        return F.batch_norm(x, mean, variance, weight, bias)
-    if layer.kind in _DIAGONAL:
-        x = x if weight is None else x * weight.view(layer.column)
-        return x if bias is None else x + bias.view(layer.column)
-    if layer.kind == "avg_pool":
-        kernel, strides = [a.kernel_size for a in axes], [a.stride for a in axes]
-        return _POOL[len(axes)](pad(x, axes), kernel, strides)
-    if layer.kind == "pad":
-        return pad(x, axes)
-    if weight is None:
-        return x
-    return apply_operator(x, weight, bias, axes, layer.geometry.groups)
+class _LayerNodes(Nodes):
+    """Nodes of layers in float32, as the kinds of layers add them."""
+
+    def constant(self, values: Tensor) -> str:
+        return self.add("Constant", value=numpy_helper.from_array(values.float().numpy()))
+
+    def padded(self, x: str, axes: Sequence[Axis]) -> str:
+        return padded(self, x, axes)
+
+    def convolved(
+        self, x: str, weight: str, bias: str | None, axes: Sequence[Axis], groups: int
+    ) -> str:
+        return operator(self, x, Operator(weight, bias, tuple(axes), groups, weight))
 
 
-def as_onnx(tree: Tree[Layer], merge: Merge, dtype: torch.dtype) -> ModelProto:
-    """The layers as a model with the input `x` and the output `y`."""
-    nodes = Nodes("apart")
-    last = _added(nodes, "x", tree)
-    nodes.made.append(helper.make_node("Identity", [last], ["y"]))
-    element = TensorProto.DOUBLE if dtype == torch.float64 else TensorProto.FLOAT
+def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
+    """The layers, whose values are float32, as a model with the input `x` and the output `y`."""
+    nodes = _LayerNodes("apart")
+    nodes.made.append(helper.make_node("Identity", [_add_nodes(nodes, "x", tree)], ["y"]))
+    channels = {"x": merge.geometry.in_channels, "y": merge.geometry.out_channels}
     free = [None] * len(merge.size)
     ends = [
-        helper.make_tensor_value_info(name, element, [None, channels, *free])
-        for name, channels in (
-            ("x", merge.geometry.in_channels),
-            ("y", merge.geometry.out_channels),
-        )
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, number, *free])
+        for name, number in channels.items()
     ]
     values = [
-        numpy_helper.from_array(tensor.contiguous().numpy(), name)
-        for layer in leaves(tree)
-        for name, tensor in _stored(layer).items()
+        numpy_helper.from_array(tensor.numpy(), f"{own.name}.{role}")
+        for own in leaves(tree)
+        for role, tensor in own.tensors.items()
     ]
     graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
     return helper.make_model(
@@ -136,45 +105,12 @@ def as_onnx(tree: Tree[Layer], merge: Merge, dtype: torch.dtype) -> ModelProto:
     )
 
 
-def _stored(layer: Layer) -> dict[str, Tensor]:
-    """A layer's tensors by full name, in the layouts of the operators that take them."""
-    tensors = dict(layer.tensors)
-    if layer.geometry.is_transposed and "weight" in tensors:
-        tensors["weight"] = transposed_layout(tensors["weight"], layer.geometry.groups)
-    if layer.kind in _DIAGONAL:
-        tensors = {role: tensor.view(layer.column) for role, tensor in tensors.items()}
-    return {f"{layer.name}.{role}": tensor for role, tensor in tensors.items()}
-
-
-def _added(nodes: Nodes, x: str, tree: Tree[Layer]) -> str:
+def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:
     """The nodes of a tree on `x`; gives the name of its output."""
     if isinstance(tree, Chain):
-        return reduce(lambda value, link: _added(nodes, value, link), tree.links, x)
+        return reduce(lambda value, link: _add_nodes(nodes, value, link), tree.links, x)
     if isinstance(tree, Sum):
-        outputs = [_added(nodes, x, branch) for branch in tree.branches]
+        outputs = [_add_nodes(nodes, x, branch) for branch in tree.branches]
         return reduce(lambda one, other: nodes.add("Add", one, other), outputs)
-    return _added_layer(nodes, x, tree)
-
-
-def _added_layer(nodes: Nodes, x: str, layer: Layer) -> str:
-    axes, named = layer.geometry.axes, {role: f"{layer.name}.{role}" for role in layer.tensors}
-    if layer.kind == "identity":
-        return x
-    if layer.kind == "batch_norm":
-        return nodes.add("BatchNormalization", x, *(named[role] for role in _NORM))
-    if layer.kind in _DIAGONAL:
-        x = nodes.add("Mul", x, named["weight"]) if "weight" in named else x
-        return nodes.add("Add", x, named["bias"]) if "bias" in named else x
-    if layer.kind == "pad":
-        return padded(nodes, x, axes)
-    if layer.kind == "avg_pool":
-        sizes = {
-            "kernel_shape": [axis.kernel_size for axis in axes],
-            "strides": [axis.stride for axis in axes],
-        }
-        return nodes.add("AveragePool", padded(nodes, x, axes), **sizes)
-    if not axes:
-        bias = [named["bias"]] if "bias" in named else []
-        return nodes.add("Gemm", x, named["weight"], *bias, transB=1)
-    own = Operator(named["weight"], named.get("bias"), axes, layer.geometry.groups, layer.name)
-    return operator(nodes, x, own)
+    names = {role: f"{tree.name}.{role}" for role in tree.tensors}
+    return tree.layer.onnx(nodes, x, names, tree.geometry)

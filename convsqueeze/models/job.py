@@ -10,7 +10,7 @@ from convsqueeze.models.code import Code
 from convsqueeze.models.inputs import example_arguments
 from convsqueeze.models.report import WholeReport
 from convsqueeze.models.squeeze import scan_model, scan_plan
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.pipeline import Result
 from convsqueeze.pipeline.merging import Planner
 from convsqueeze.pipeline.tracking import Track, untracked
@@ -46,7 +46,7 @@ def planner_from_code(
 
 
 class WholeJob:
-    """Beside a merge: holds the whole model with the merged layers against the model as it was."""
+    """After verification: holds the whole model with the merged layers against the original."""
 
     def __init__(self, code: Code, *, seed: int = 0, track: Track = untracked) -> None:
         """`code` is that of the model with the weights that are merged."""
@@ -66,7 +66,7 @@ class WholeJob:
         )
         self.report = verify_whole(
             *(model, squeezed, inputs),
-            plan=plan,
+            exact=merged_parameters(result, own.prefix),
             seed=self._seed,
             track=self._track,
             sandbox=self._code.sandbox,

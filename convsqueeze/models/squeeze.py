@@ -20,7 +20,7 @@ from convsqueeze.models.arguments import positional
 from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of
 from convsqueeze.models.report import WholeReport
 from convsqueeze.models.running import runnable
-from convsqueeze.models.verifying import verify_whole
+from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
@@ -125,10 +125,13 @@ def squeeze(
             if own is None or plan is None:
                 return copied(model), SqueezeReport(found, notes=notes)
             check_memory(plan)
-            result = squeeze_checkpoint(plan, own, growth=growth, widen=widen, settings=Settings())
+            result = squeeze_checkpoint(
+                plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True
+            )
             layers = result.modules()
             squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
-            whole = verify_whole(model, squeezed, inputs, plan=plan, sandbox=sandbox)
+            exact = merged_parameters(result, own.prefix)
+            whole = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox)
     whole.raise_if_failed()
     merged = MergeReport(
         plan, result.verification, (*plan.notes, *result.notes), widened=result.widened

@@ -15,6 +15,7 @@ from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.report import WholeReport
 from convsqueeze.models.whole import TRIALS, Compared, compared
 from convsqueeze.module import SqueezedConv
+from convsqueeze.pipeline.merging import Result
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Merge, Plan
 from convsqueeze.recipe import Recipe
@@ -87,6 +88,14 @@ def exact_parameters(original: nn.Module, plan: Plan | Recipe) -> dict[str, Tens
     found: dict[str, Tensor] = {}
     for merge in plan.merges:
         found |= by_parameter(merge, exact_values(merge, own.load, None), own.prefix)
+    return found
+
+
+def merged_parameters(result: Result, prefix: str) -> dict[str, Tensor]:
+    """As `exact_parameters`, from a result that kept the values."""
+    found: dict[str, Tensor] = {}
+    for merge in result.plan.merges:
+        found |= by_parameter(merge, result.exact[merge.into], prefix)
     return found
 
 

@@ -8,18 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convsqueeze.checkpoint import (
-    Checkpoint,
-    Edit,
-    New,
-)
+from convsqueeze.checkpoint import Checkpoint, DeferredText, Edit, New
 from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
-from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer
+from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.summary import summary
@@ -67,25 +63,35 @@ class MergeReport:
 class Result:
     """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
 
-    The recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
+    `exact` are, by layer, the values in float64 that were rounded, if they were to be kept.
+    `layers` are the entries of the recipe that `recipe_with` makes of the hash of the source, which
+    `sha256` gives.
     """
 
     plan: Plan
     edits: tuple[Edit, ...]
-    draft: Recipe
+    layers: tuple[RecipeLayer, ...]
+    recipe_with: Callable[[str], Recipe]
     sha256: Callable[[], str]
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    exact: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:
-        return self.draft.of_source(self.sha256())
+        return self.recipe_with(self.sha256())
+
+    @property
+    def recipe_text(self) -> DeferredText:
+        """The recipe as JSON, which is as long with any other hash of the source."""
+        draft = self.recipe_with("0" * 64)
+        return DeferredText(draft.to_json(), lambda: self.recipe.to_json())
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
         tensors = {name: new for edit in self.edits for name, new in edit.tensors().items()}
-        return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
+        return {layer.name: module_of(layer, tensors) for layer in self.layers}
 
 
 def squeeze_checkpoint(
@@ -100,11 +106,13 @@ def squeeze_checkpoint(
     sha256: Callable[[], str] | None = None,
     track: Track = untracked,
     device: torch.device = CPU,
+    keep_exact: bool = False,
 ) -> Result:
     """Do what a plan says, merge by merge, each verified at once unless `settings` is None.
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
-    Beside what `keep` keeps, only one merge's tensors are in memory at a time. `sha256` gives the
+    Beside what `keep` keeps, only one merge's tensors are in memory at a time, unless `keep_exact`
+    keeps the float64 values of all. `sha256` gives the
     hash of the source where it is computed already. The `device` composes and verifies; what is
     kept is on the CPU.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
@@ -116,6 +124,7 @@ def squeeze_checkpoint(
     notes: list[str] = []
     reports: list[LayerReport] = []
     layers: list[RecipeLayer] = []
+    exact: dict[str, Mapping[str, Tensor]] = {}
     for done, merge in enumerate(plan.merges):
         track(f"merging {merge.into}", done, len(plan.merges))
         with computing_on(device):
@@ -128,14 +137,30 @@ def squeeze_checkpoint(
         notes += squeezed.notes
         if squeezed.widened:
             widened[merge.into] = squeezed.widened
+        if keep_exact:
+            exact[merge.into] = squeezed.exact
         del squeezed  # before the next merge takes its memory
     report = None
     if settings is not None:
         report = Report(tuple(reports), settings=settings, device=str(device))
         report.raise_if_failed()
-    draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
-    given = checkpoint.sha256 if sha256 is None else sha256
-    return Result(plan, tuple(edits), draft, given, report, widened, tuple(notes))
+
+    def recipe_with(source_sha256: str) -> Recipe:
+        return recipe_of(
+            plan, checkpoint, border=border, growth=growth, layers=layers, sha256=source_sha256
+        )
+
+    return Result(
+        plan=plan,
+        edits=tuple(edits),
+        layers=tuple(layers),
+        recipe_with=recipe_with,
+        sha256=checkpoint.sha256 if sha256 is None else sha256,
+        verification=report,
+        widened=widened,
+        notes=tuple(notes),
+        exact=exact,
+    )
 
 
 def _verified(

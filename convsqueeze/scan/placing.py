@@ -10,9 +10,9 @@ from typing import TypeVar
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.graph import (
     Added,
-    Call,
     Graph,
     LayerOp,
+    ModuleCall,
     Modules,
     Placement,
     additions,
@@ -69,7 +69,7 @@ class Placing:
                 return call.name
         return None
 
-    def _calls_around(self, tree: Tree[LayerOp]) -> list[Call]:
+    def _calls_around(self, tree: Tree[LayerOp]) -> list[ModuleCall]:
         """Calls, innermost first, that may be these layers and nothing else, as far as is seen
         without looking at every node: long chains have many parts.
         """

@@ -13,24 +13,10 @@ from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Placement
 from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds import layers
-from convsqueeze.kinds.batch_norm import BatchNormLayer
+from convsqueeze.kinds.registry import COMPARED
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.modules import NotRunError, computes, encloses, submodule
 from convsqueeze.surgery.shapes import InputShapes
-
-COMPARED = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.Linear,
-)
-"""Types whose settings are all compared; a module of any other type is run to see what it does."""
 
 
 def module_problems(
@@ -128,10 +114,11 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
     """Where a module of the model computes something else than the manifest says of it."""
     name = leaf.label
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        if not isinstance(leaf.layer, BatchNormLayer):
+        eps = leaf.layer.settings.get("eps")
+        if eps is None:
             yield f"{name}: is a {type(module).__name__} in the model, not a {leaf.layer.type}."
-        elif module.eps != leaf.layer.eps:
-            yield f"{name}: has eps {module.eps} in the model, {leaf.layer.eps} in the recipe."
+        elif module.eps != eps:
+            yield f"{name}: has eps {module.eps} in the model, {eps} in the recipe."
     elif isinstance(module, nn.modules.conv._ConvNd):
         try:
             axes = _axes_of(module)
@@ -139,8 +126,8 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
             yield f"{name}: {error}"
             return
         if axes != leaf.geometry.axes or module.groups != leaf.geometry.groups:
-            told = leaf.layer.model_dump(exclude={"name", "weight", "bias", "type"})
-            settings = ", ".join(f"{key} {value}" for key, value in told.items())
+            told = leaf.layer.settings.items()
+            settings = ", ".join(f"{key} {value}" for key, value in told)
             yield (
                 f"{name}: is {module} in the model, the recipe merged a {leaf.layer.type} "
                 f"with {settings}."

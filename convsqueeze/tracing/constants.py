@@ -6,7 +6,7 @@ ATen's operators on constants, no layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,72 +14,12 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from convsqueeze.kinds.call import Computed, Constant, Known, Product, Stored, WithIdentity
+
 LARGEST_KNOWN = 1 << 20
 """Numbers up to which a constant is computed to be looked at."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """`factor` times a stored tensor, its numbers in order, as a tensor of `shape`.
-
-    `key` is the tensor's name; for weight norm the name that the weight has without it, and `keys`
-    are the two that are stored. `spread` says that numbers are repeated along axes of any size,
-    `reshaped` that the tensor is stored in another shape.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    keys: tuple[str, ...]
-    factor: float = 1.0
-    spread: bool = False
-    reshaped: bool = False
-
-
-@dataclass(frozen=True)
-class Product:
-    """Two stored tensors multiplied, each broadcast as torch does it."""
-
-    left: Stored
-    right: Stored
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (*self.left.keys, *self.right.keys)
-
-
-@dataclass(frozen=True)
-class WithIdentity:
-    """A 1x1 kernel plus the identity."""
-
-    kernel: Stored
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self.kernel.keys
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """Numbers that follow from the code alone."""
-
-    value: Tensor
-    keys: tuple[str, ...] = ()
-
-    @property
-    def number(self) -> float | None:
-        """The number that all of them are, if they are one."""
-        numbers = self.value.double().unique()
-        return float(numbers[0]) if numbers.numel() == 1 else None
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Something else that is made of stored tensors."""
-
-    keys: tuple[str, ...]
-
-
-Constant = Stored | Product | WithIdentity | Known | Computed
 Constants = Mapping[Node, Constant]
 
 KEPT = {

@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import Reason, SizeRead
+from convsqueeze.graph import SizeRead
+from convsqueeze.kinds.identity import PASSING
+from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
-from convsqueeze.tracing.operators import PASSING
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
 from convsqueeze.tracing.sizes import SizesAsked

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from convsqueeze.tracing.constants import Constant, Known, Stored, bound, operator_of, shape_of
-from convsqueeze.tracing.operators import axis_pairs
+from convsqueeze.kinds.call import Constant, Known, Stored, axis_pairs
+from convsqueeze.tracing.constants import bound, operator_of, shape_of
 
 
 @dataclass(frozen=True)

@@ -14,30 +14,16 @@ from torch.fx import Node
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import AddOp, Graph, LayerOp, Op, Reason, SizeRead, layer_ops
-from convsqueeze.kinds.conv import ConvLayer
-from convsqueeze.kinds.pad import PadLayer
-from convsqueeze.tracing.constants import (
-    Computed,
-    Constant,
-    Known,
-    Stored,
-    constant_of,
-    operator_of,
-    shape_of,
-)
+from convsqueeze.graph import AddOp, Graph, LayerOp, Op, SizeRead, layer_ops
+from convsqueeze.kinds.call import Computed, Constant, Known, Stored
+from convsqueeze.kinds.identity import PASSING
+from convsqueeze.kinds.pad import padding_by
+from convsqueeze.kinds.semantics import Adding, Identity, Linear, Reason, Semantics
+from convsqueeze.tracing.calls import semantics_of_node
+from convsqueeze.tracing.constants import constant_of, operator_of, shape_of
 from convsqueeze.tracing.exported import Exported, exported
 from convsqueeze.tracing.idioms import ringed
 from convsqueeze.tracing.operations import opaque, summed
-from convsqueeze.tracing.operators import (
-    PASSING,
-    Adding,
-    Linear,
-    Meaning,
-    Passing,
-    meaning_of,
-    padding_meaning,
-)
 from convsqueeze.tracing.prefix import without_prefix
 from convsqueeze.tracing.stored import calls_of, tied
 from convsqueeze.tracing.symbolic import symbolically_traced
@@ -131,7 +117,7 @@ class _Reader:
         elif operator_of(node) == "sum" and self._adds_stack(node):
             self._add(node, _tensors(inputs[0].args), Adding())
         elif not self._ringed(node):
-            self._add(node, inputs, meaning_of(node, inputs, self.constants, self.names))
+            self._add(node, inputs, semantics_of_node(node, self.constants, self.names))
 
     def _adds_stack(self, node: Node) -> bool:
         """Whether it is `torch.stack(values).sum(0)`."""
@@ -156,7 +142,7 @@ class _Reader:
         inner = [op for op in self.ops.values() if op.node == last.node]
         place: dict[str, Any] = {"node": node.name, "calls": calls_of(node)}
         names = {op.name: f"{node.name}.{op.name}" for op in inner} | {last.name: node.name}
-        pad = padding_meaning(found.padding)
+        pad = padding_by(found.padding)
         if isinstance(pad, Linear):
             source = inner[0].inputs[0]
             names[source] = f"{node.name}.pad"
@@ -170,9 +156,9 @@ class _Reader:
             self.ops[own.name] = own
         return True
 
-    def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
+    def _add(self, node: Node, inputs: Sequence[Node], meaning: Semantics) -> None:
         names = tuple(self.values[one] for one in inputs)
-        if isinstance(meaning, Passing):
+        if isinstance(meaning, Identity):
             self.values[node] = names[0]
             return
         self.values[node] = node.name
@@ -209,15 +195,9 @@ class _Reader:
         before = self.ops.get(op.inputs[0])
         if not isinstance(op, LayerOp) or not isinstance(before, LayerOp):
             return op
-        layer, pad = op.layer, before.layer
-        if not isinstance(layer, ConvLayer) or layer.padding or not isinstance(pad, PadLayer):
-            return op
-        one_call = before.calls[-1:] == op.calls[-1:] and layer.name == op.place
-        if pad.padding_mode == "zeros" or not one_call:
-            return op
-        settings = {"padding": pad.padding, "padding_mode": pad.padding_mode}
-        told = layer.model_dump(exclude_unset=True) | settings
-        return replace(op, layer=ConvLayer.model_validate(told), inputs=before.inputs)
+        one_call = before.calls[-1:] == op.calls[-1:] and op.layer.name == op.place
+        padded = op.layer.padded_by(before.layer) if one_call else None
+        return replace(op, layer=padded, inputs=before.inputs) if padded else op
 
     def graph(self, made: Exported) -> Graph:
         """The operations that an output depends on."""

@@ -17,20 +17,19 @@ from torch.fx import Node
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import Graph, Op, Reason, layer_ops
-from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
-from convsqueeze.tracing.modules import keys_of, module_meaning
-from convsqueeze.tracing.operations import opaque, summed
-from convsqueeze.tracing.operators import (
+from convsqueeze.graph import Graph, Op, layer_ops
+from convsqueeze.kinds.scale import is_number, scaling_by, shares
+from convsqueeze.kinds.semantics import (
     Adding,
+    Identity,
     Linear,
-    Meaning,
-    Passing,
-    is_number,
+    Reason,
+    Semantics,
     no_layer,
-    scale_meaning,
-    shares,
 )
+from convsqueeze.tracing.calls import keys_of, semantics_of_named
+from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
+from convsqueeze.tracing.operations import opaque, summed
 from convsqueeze.tracing.proxies import IN_PLACE, Recorded, check_recorded, recorded
 from convsqueeze.tracing.raised import describe_error
 from convsqueeze.tracing.stored import caller_of, calls_of, tied
@@ -116,7 +115,7 @@ class _Reader:
         given = (key for one in _arguments(node) for key in self._constants.get(one, ()))
         return tuple(dict.fromkeys((*own, *given)))
 
-    def _meaning(self, node: Node, inputs: Sequence[Node]) -> Meaning:
+    def _meaning(self, node: Node, inputs: Sequence[Node]) -> Semantics:
         if node in self._stale:
             change = caller_of(self._stale[node].node)
             return Reason("not linear", f"{change} has changed in place what it reads")
@@ -131,18 +130,18 @@ class _Reader:
         with_number = is_alone and node.kwargs.keys() <= {"alpha"}
         return (_with_number(node) if with_number else None) or no_layer(_name(node))
 
-    def _module_meaning(self, node: Node) -> Meaning:
+    def _module_meaning(self, node: Node) -> Semantics:
         name = str(node.target)
         if len(node.args) + len(node.kwargs) != 1:
             return Reason("not linear", f"{name} is given more than its input")
-        meaning = module_meaning(self._modules[name], name, self._names)
+        meaning = semantics_of_named(self._modules[name], name, self._names)
         if name in self._hooked and not isinstance(meaning, Linear):
             return Reason("hook", f"{name} calls a hook that sees it")
         return meaning
 
-    def _add(self, node: Node, inputs: Sequence[Node], meaning: Meaning) -> None:
+    def _add(self, node: Node, inputs: Sequence[Node], meaning: Semantics) -> None:
         names = tuple(self._values[one] for one in inputs)
-        if isinstance(meaning, Passing):
+        if isinstance(meaning, Identity):
             self._values[node] = names[0]
             return
         self._values[node] = node.name
@@ -220,7 +219,7 @@ def _asks_size(node: Node) -> bool:
     return node.target is getattr and node.args[1] in SIZES
 
 
-def _with_number(node: Node) -> Meaning | None:
+def _with_number(node: Node) -> Semantics | None:
     """A product, quotient, sum or difference of the value and a number that stands in the code."""
     first, second = node.args
     is_second, alpha = isinstance(first, Node), node.kwargs.get("alpha", 1)
@@ -228,11 +227,11 @@ def _with_number(node: Node) -> Meaning | None:
     if not is_number(number) or not is_number(alpha):
         return None
     if node.target in FACTORS:
-        return scale_meaning(factor=number)
+        return scaling_by(factor=number)
     if node.target in DIVIDES and is_second and number:
-        return scale_meaning(factor=1 / number)
+        return scaling_by(factor=1 / number)
     for name, targets in (("add", ADDS), ("sub", SUBTRACTS), ("rsub", SUBTRACTED)):
         if node.target in targets:
             factor, share = shares(name, alpha, is_second=is_second)
-            return scale_meaning(factor=factor, shift=share * number)
+            return scaling_by(factor=factor, shift=share * number)
     return None

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.tree import Tree, fold
+from convsqueeze.kinds.batch_norm import BatchNormLayer
+from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.plan import ResolvedLayer
-from convsqueeze.verify.reference import Part, stored_tensors, stored_values
+from convsqueeze.verify.reference import Part, stored_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Amplitudes:
         if layer.mixes_channels:
             every, single = self._convolved(resolved, found)
         else:
-            scale, shift = layer.factor_and_shift(stored_tensors(resolved, self.load))
+            scale, shift = _diagonal(resolved, self.load)
             every, single = found.every * scale, found.single * scale
             if part == "affine":
                 every = every + shift
@@ -96,6 +98,22 @@ def _add(branches: Sequence[Step]) -> Step:
         )
 
     return run
+
+
+def _diagonal(
+    resolved: ResolvedLayer, load: Callable[[str], Tensor]
+) -> tuple[Tensor | float, Tensor | float]:
+    """What a layer that keeps channels apart multiplies by and adds, but for a bias."""
+    layer = resolved.layer
+    stored = {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
+    values = {role: tensor.flatten() for role, tensor in stored.items()}
+    weight = values["weight"].abs() if "weight" in values else 1.0
+    if isinstance(layer, BatchNormLayer):
+        scale = (values["running_var"] + layer.eps).rsqrt() * weight
+        return scale, values["running_mean"].abs() * scale
+    if isinstance(layer, ScaleLayer):
+        return abs(layer.factor) * weight, abs(layer.shift)
+    return 1.0, 0.0  # pads, identities, and pools, whose taps add up to one
 
 
 def _norms(weight: Tensor) -> Norms:

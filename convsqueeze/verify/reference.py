@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.tree import Tree, fold
+from convsqueeze.kinds.layer import Tensors
 from convsqueeze.plan import ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
@@ -51,17 +52,15 @@ def reference(
 def _applied(
     resolved: ResolvedLayer, x: Tensor, load: Callable[[str], Tensor], part: Part, magnitude: bool
 ) -> Tensor:
-    layer, tensors = resolved.layer, stored_tensors(resolved, load)
+    layer = resolved.layer
+    tensors: Tensors = {
+        role: stored_values(p.keys, load) for role, p in resolved.parameters.items()
+    }
     if part == "linear":
         layer, tensors = layer.linear_part(tensors)
     if magnitude:
         layer, tensors = layer.magnitudes(tensors)
     return layer.run(x, tensors)
-
-
-def stored_tensors(resolved: ResolvedLayer, load: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
-    """A layer's parameters in float64, by role."""
-    return {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
 
 
 def stored_values(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:

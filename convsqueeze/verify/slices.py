@@ -125,9 +125,11 @@ def _fewer_channels(geometry: Geometry, groups: int, fewer: int) -> Geometry:
 
 def _rows(tensor: Tensor, groups: int, chosen: Tensor) -> Tensor:
     """What belongs to the chosen groups; one number for all channels belongs to each."""
-    if tensor.ndim == 0 or tensor.shape[0] % groups:
+    dim = next((dim for dim, size in enumerate(tensor.shape) if size > 1), None)
+    if dim is None or tensor.shape[dim] % groups:
         return tensor
-    return tensor.unflatten(0, (groups, -1))[chosen].flatten(0, 1)
+    parts, index = tensor.unflatten(dim, (groups, -1)), chosen.to(tensor.device)
+    return parts.index_select(dim, index).flatten(dim, dim + 1)
 
 
 def _is_transposed(leaf: ResolvedLayer) -> bool:

@@ -73,6 +73,22 @@ def test_merged_as_from_vectors(kind: str, shape: tuple[int, ...], size: tuple[i
         assert torch.equal(merged[name], expected[name])
 
 
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("kind", ["scale", "batch_norm"])
+def test_beside_so_many_groups_that_some_are_run(kind: str, shape: tuple[int, ...]) -> None:
+    channels, words = 1024, {"groups": 1024, "padding": 3}
+
+    def depthwise(shape: tuple[int, ...]) -> dict[str, Tensor]:
+        found = tensors(kind, (1, channels), shape)
+        return found | {"a.weight": torch.ones(channels, 1, 7, 7)}
+
+    entry = manifest(kind)
+    entry["pairs"][0]["first"] |= words
+    expected, _ = merge_state_dict(depthwise((-1,)), entry, verify=False)
+    merged, _ = merge_state_dict(depthwise(shape), entry)
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("part", ["affine", "linear"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -14,21 +14,12 @@ import pytest
 from torch import nn
 
 from convsqueeze.graph import find
+from convsqueeze.kinds import batch_norm, conv, conv_transpose, pad, registry, scale
 from convsqueeze.kinds.batch_norm import BatchNormLayer
+from convsqueeze.kinds.semantics import Adding, Identity, Linear, Semantics
 from convsqueeze.scan import placing, scanning
 from convsqueeze.surgery import checks, modules
 from convsqueeze.tracing import exported, watched
-from convsqueeze.tracing.operators import (
-    Adding,
-    Linear,
-    Meaning,
-    Passing,
-    arithmetic,
-    kernels,
-    norms,
-    pads_and_pools,
-    rules,
-)
 
 from .cases import fixed_case
 from .oracle import Disagreement, examine
@@ -121,44 +112,45 @@ def wrong_eps(patch: Patch) -> None:
     def norm(**settings: Any) -> BatchNormLayer:
         return BatchNormLayer(**{**settings, "eps": 1e-5})
 
-    patch.setattr(norms, "BatchNormLayer", norm)
+    patch.setattr(batch_norm, "BatchNormLayer", norm)
 
 
 def pads_swapped(patch: Patch) -> None:
-    pairs = pads_and_pools.axis_pairs
-    patch.setattr(pads_and_pools, "axis_pairs", lambda flat: [(b, a) for a, b in pairs(flat)])
+    pairs = pad.axis_pairs
+    patch.setattr(pad, "axis_pairs", lambda flat: [(b, a) for a, b in pairs(flat)])
 
 
 def stride_forgotten(patch: Patch) -> None:
-    settings = kernels._settings
+    settings = conv.kernel_settings
 
-    def without(*given: Any, **named: Any) -> dict[str, Any]:
-        return {k: v for k, v in settings(*given, **named).items() if k != "stride"}
+    def without(*given: Any) -> dict[str, Any]:
+        return {k: v for k, v in settings(*given).items() if k != "stride"}
 
-    patch.setattr(kernels, "_settings", without)
+    for kind in (conv, conv_transpose):
+        patch.setattr(kind, "kernel_settings", without)
 
 
 def subtraction_as_addition(patch: Patch) -> None:
-    several = rules._of_several
+    several = registry._of_several
 
-    def added(*given: Any) -> Meaning:
+    def added(*given: Any) -> Semantics:
         meaning = several(*given)
         return Adding() if isinstance(meaning, Adding) else meaning
 
-    patch.setattr(rules, "_of_several", added)
+    patch.setattr(registry, "_of_several", added)
 
 
 def factor_forgotten(patch: Patch) -> None:
-    patch.setattr(arithmetic, "scale_meaning", lambda **numbers: Passing())
+    patch.setattr(scale, "scaling_by", lambda **numbers: Identity())
 
 
 def mode_forgotten(patch: Patch) -> None:
-    padding = pads_and_pools.padding_meaning
+    padding = pad.padding_by
 
-    def zeros(pairs: Any, mode: str = "zeros") -> Linear | Passing:
+    def zeros(pairs: Any, mode: str = "zeros") -> Linear | Identity:
         return padding(pairs)
 
-    patch.setattr(pads_and_pools, "padding_meaning", zeros)
+    patch.setattr(pad, "padding_by", zeros)
 
 
 # In surgery.

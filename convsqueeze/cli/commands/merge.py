@@ -52,7 +52,7 @@ def merge(
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_export, print_merge, print_whole
-        from convsqueeze.pipeline import in_turn, merge_file
+        from convsqueeze.pipeline import compose, merge_file
         from convsqueeze.verify import Settings
 
         if code is not None:
@@ -100,9 +100,10 @@ def merge(
             dry_run=dry_run,
             overwrite=overwrite,
             largest_shard=max_shard_size,
-            beside=in_turn(whole, check_onnx if onnx else None),
+            post_verify=compose(whole, check_onnx if onnx else None),
             track=track,
             device=device,
+            keep_exact=whole is not None,
         )
     exported = checked[0].result() if checked else None
     seen = whole.report if whole else None

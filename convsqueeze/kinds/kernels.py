@@ -1,0 +1,95 @@
+"""Calls and modules with a stored kernel: convolutions, transposed ones, linear layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from convsqueeze.algebra.tree import Chain
+from convsqueeze.kinds.call import (
+    Call,
+    Known,
+    Product,
+    Stored,
+    Value,
+    WithIdentity,
+    are_fixed,
+    on_every_axis,
+    per_axis_numbers,
+)
+from convsqueeze.kinds.layer import WithTensors
+from convsqueeze.kinds.scale import ScaleLayer
+from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
+
+BY_SIZE = not_linear("its stride or padding depends on the size of the input")
+
+
+def weight_rank(call: Call) -> int | None:
+    """The axes of the kernel that a call is given, None where it is no stored one."""
+    weight = call["weight"]
+    if isinstance(weight, Product):
+        return max(len(weight.left.shape), len(weight.right.shape)) - 2
+    if isinstance(weight, WithIdentity):
+        weight = weight.kernel
+    return len(weight.shape) - 2 if isinstance(weight, Stored) else None
+
+
+def kernel_settings(given: Callable[[str], Any], rank: int) -> dict[str, Any]:
+    """Stride, dilation, padding and groups of a call or a module, those that are no default."""
+    settings: dict[str, Any] = {}
+    for name, default in (("stride", 1), ("dilation", 1), ("padding", 0)):
+        value = given(name)
+        if not isinstance(value, str):
+            value = on_every_axis(per_axis_numbers(value, rank, default))
+        if value not in (default, []):
+            settings[name] = value
+    if (groups := given("groups")) not in (1, None):
+        settings["groups"] = groups
+    return settings
+
+
+def with_kernel(
+    call: Call, rank: int, kind: type[WithTensors], settings: dict[str, Any]
+) -> Semantics:
+    """A layer with a kernel: by its name or those of its tensors, or as layers in a row for what
+    the code does to the kernel first.
+    """
+    if not are_fixed(settings.values()):
+        return BY_SIZE
+    weight, bias = call["weight"], call["bias"]
+    if bias is not None and not (isinstance(bias, Stored) and bias.is_raw):
+        return not_linear("its bias is computed")
+    bias_keys = () if bias is None else bias.keys
+    if isinstance(weight, Stored) and weight.reshaped:
+        return not_linear("its weight is stored in another shape")
+    if isinstance(weight, Stored) and weight.is_raw:
+        names = tensor_names(weight, bias, call.names)
+        return Linear(kind(**names, **settings), rank, (*weight.keys, *bias_keys))
+    if weight is None or isinstance(weight, Known | Value):
+        return not_linear("its weight is not one of the stored tensors")
+    scaled = _scaled_kernel(weight, bias, rank, kind, settings)
+    return scaled or not_linear("its weight is computed from stored tensors")
+
+
+def tensor_names(weight: Stored, bias: Stored | None, names: frozenset[str]) -> dict[str, Any]:
+    """`name` where the tensors are called after one layer, else `weight` and `bias`."""
+    stem, _, leaf = weight.key.rpartition(".")
+    own = f"{stem}.bias"
+    if leaf == "weight" and stem and (own == bias.key if bias else own not in names):
+        return {"name": stem}
+    return {"weight": weight.key} | ({"bias": bias.key} if bias else {})
+
+
+def _scaled_kernel(
+    weight: Any, bias: Stored | None, rank: int, kind: type[WithTensors], settings: dict[str, Any]
+) -> Linear | None:
+    """A kernel times one number for each output channel: the kernel, then a scale."""
+    if not isinstance(weight, Product) or kind.takes_channels_first:
+        return None
+    for kernel, factor in ((weight.left, weight.right), (weight.right, weight.left)):
+        channels = kernel.shape[0] if len(kernel.shape) == rank + 2 else 0
+        shape = (*(1,) * (rank + 2 - len(factor.shape)), *factor.shape)
+        fits = shape == (channels, *(1,) * (rank + 1)) and kernel.factor == factor.factor == 1.0
+        if fits and not kernel.reshaped:
+            names = {"weight": factor.key} | ({"bias": bias.key} if bias else {})
+            links = (kind(weight=kernel.key, **settings), ScaleLayer(type="scale", **names))
+            return Linear(Chain(links), rank, (*weight.keys, *(bias.keys if bias else ())))
+    return None
