@@ -15,20 +15,18 @@ if TYPE_CHECKING:
     from convsqueeze.errors import ConvsqueezeError
     from convsqueeze.kinds import layers
     from convsqueeze.manifest import Manifest, load_manifest
-    from convsqueeze.models import SqueezeReport, squeeze
+    from convsqueeze.models import SqueezeReport, apply, squeeze
     from convsqueeze.module import SqueezedConv, load_layers
     from convsqueeze.pipeline import MergeReport, merge_file, merge_state_dict, verify_files
-    from convsqueeze.surgery import apply
 
 _HOMES = {
     "convsqueeze.algebra": ("Axis", "Conv"),
     "convsqueeze.errors": ("ConvsqueezeError",),
     "convsqueeze.kinds": ("layers",),
     "convsqueeze.manifest": ("Manifest", "load_manifest"),
-    "convsqueeze.models": ("SqueezeReport", "squeeze"),
+    "convsqueeze.models": ("SqueezeReport", "apply", "squeeze"),
     "convsqueeze.module": ("SqueezedConv", "load_layers"),
     "convsqueeze.pipeline": ("MergeReport", "merge_file", "merge_state_dict", "verify_files"),
-    "convsqueeze.surgery": ("apply",),
 }
 """Imported when a name is first asked for: the command line starts before torch is there."""
 

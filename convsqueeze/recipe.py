@@ -125,8 +125,6 @@ def _padding(axis: Axis, kind: Kind) -> tuple[int, int]:
 
 
 RECIPE_VERSION = 1
-NOT_YET = "0" * 64
-"""Stands for the hash of a source in a recipe that is a draft."""
 
 
 class Source(_Value):
@@ -148,10 +146,6 @@ class Recipe(_Value):
     manifest: dict[str, Any]
     border: Border | None = None
     growth: Literal["refuse", "skip", "allow"] = "refuse"
-
-    def of_source(self, sha256: str) -> "Recipe":
-        """The same recipe, a draft before, with the hash of its source."""
-        return self.model_copy(update={"source": self.source.model_copy(update={"sha256": sha256})})
 
     def to_json(self) -> str:
         """The text that is stored; equal recipes give equal text."""

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from convsqueeze.checkpoint import Edit, edited_names, open_checkpoint, write_checkpoint
+from convsqueeze.checkpoint import (
+    Edit,
+    edited_names,
+    from_state_dict,
+    memory,
+    open_checkpoint,
+    safetensors_header,
+    write_checkpoint,
+)
 from convsqueeze.checkpoint.safetensors_file import StoredTensors
 from convsqueeze.checkpoint.safetensors_header import DTYPES
 from convsqueeze.errors import CheckpointError, OutputError
@@ -281,38 +289,46 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
 @pytest.mark.parametrize(
     ("header", "says"),
     [
-        ({"a": entry(offsets=(0, 4))}, "a, F32 of its shape, takes 8 bytes, not 4"),
-        ({"a": entry(offsets=(8, 16))}, "a leaves a gap behind the header"),
-        ({"a": entry(offsets=(4, 12))}, "a leaves a gap behind the header"),
-        ({"a": entry(), "b": entry(offsets=(0, 8))}, "b overlaps a"),
-        ({"a": entry(), "b": entry(offsets=(4, 12))}, "b overlaps a"),
-        ({"a": entry(shape=(4,), offsets=(0, 16))}, "the tensors end at byte"),
-        ({}, "the tensors end at byte"),
-        ({"a": entry(dtype="F33")}, "a has the dtype 'F33', unknown to torch"),
-        ({"a": entry(dtype=["F32"])}, "dtype"),
-        ({"a": entry(dtype="F6_E2M3")}, "F6_E2M3"),
-        ({"a": entry(shape=(-2,))}, "no lists of sizes"),
-        ({"a": entry(shape=(2.0,))}, "no lists of sizes"),
-        ({"a": entry(shape=(True,))}, "no lists of sizes"),
-        ({"a": entry(shape=2)}, "no lists of sizes"),
-        ({"a": entry(shape=(1 << 62, 1 << 62))}, "a has a shape that no tensor can have"),
-        ({"a": entry(offsets=(0, 8, 16))}, "no lists of sizes"),
-        ({"a": entry(offsets=(8, 0))}, "not -8"),
-        ({"a": entry("F4", (3,), (0, 8))}, "half a byte"),
-        ({"a": entry("F4", (), (0, 8))}, "half a byte"),
-        ({"a": {"dtype": "F32"}}, "a has something else than dtype, shape and data_offsets"),
-        ({"a": 3}, "a has something else"),
-        ({"a": entry(), "__metadata__": {"x": 1}}, "__metadata__ maps to something else"),
-        ({"a": entry(), "__metadata__": ["x"]}, "__metadata__ maps to something else"),
-        (b"{" + b'"a":' * 3 + b"1}", "not JSON"),
-        (b'{"a":1,"a":1}', "the key a stands there twice"),
-        (b'{"a":{"dtype":1,"dtype":1}}', "the key dtype stands there twice"),
-        (b'["a"]', "not a JSON object"),
-        (b'{"a":NaN}', "NaN is no JSON value"),
-        (b'{"\xff":1}', "not UTF-8"),
-        (b'{"__metadata__":{"x":"\\ud800"}}', "surrogate"),
-        (b'{"a":' + b"[" * 100_000, "JSON"),
-        (b'{"a":' + b"9" * 5000 + b"}", "damaged"),
+        ({"a": entry(offsets=(0, 4))}, "invalid shape, data type, or offset"),
+        ({"a": entry(offsets=(8, 16))}, "invalid offset for tensor `a`"),
+        ({"a": entry(offsets=(4, 12))}, "invalid offset for tensor `a`"),
+        ({"a": entry(), "b": entry(offsets=(0, 8))}, "invalid offset for tensor `[ab]`"),
+        ({"a": entry(), "b": entry(offsets=(4, 12))}, "invalid offset for tensor `b`"),
+        ({"a": entry(shape=(4,), offsets=(0, 16))}, "file not fully covered"),
+        ({}, "file not fully covered"),
+        ({"a": entry(dtype="F33")}, "F33"),
+        ({"a": entry(dtype=["F32"])}, "invalid type: sequence, expected string"),
+        ({"a": entry("F6_E2M3", (4, 4), (0, 12))}, "file not fully covered"),
+        ({"a": entry("F6_E2M3", (4,), (0, 3)), "b": entry("U8", (5,), (3, 8))}, "a has .* F6_E2M3"),
+        ({"a": entry(shape=(-2,))}, "integer `-2`"),
+        ({"a": entry(shape=(2.0,))}, "floating point `2.0`"),
+        ({"a": entry(shape=(True,))}, "boolean"),
+        ({"a": entry(shape=2)}, "integer `2`, expected a sequence"),
+        ({"a": entry(shape=(1 << 62, 1 << 62))}, "overflow computing buffer size"),
+        ({"a": entry(), "b": entry(shape=(1 << 62, 0, 1 << 62), offsets=(8, 8))}, "b has a shape"),
+        ({"a": entry(offsets=(0, 8, 16))}, "invalid length 3"),
+        ({"a": entry(offsets=(8, 0))}, "invalid offset for tensor `a`"),
+        ({"a": entry("F4", (3,), (0, 8))}, "byte boundary"),
+        ({"a": entry("F4", (), (0, 8))}, "byte boundary"),
+        ({"a": entry("F4", (16, 1), (0, 8))}, "a has half a byte left over"),
+        ({"a": {"dtype": "F32"}}, "missing field `shape`"),
+        ({"a": 3}, "invalid type: integer `3`"),
+        ({"a": entry(), "__metadata__": {"x": 1}}, "integer `1`, expected a string"),
+        ({"a": entry(), "__metadata__": ["x"]}, "expected a map"),
+        (b"{" + b'"a":' * 3 + b"1}", "invalid JSON"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},' * 2, "invalid JSON"),
+        (f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry())}}}'.encode(), "key a .* twice"),
+        (
+            f'{{"a":{json.dumps(entry())},"__metadata__":{{"x":"1","x":"2"}}}}'.encode(),
+            "the key x stands there twice",
+        ),
+        (b'{"a":{"dtype":"F32","dtype":"F32"}}', "duplicate field `dtype`"),
+        (b'["a"]', "invalid JSON"),
+        (b'{"a":NaN}', "invalid JSON"),
+        (b'{"\xff":1}', "invalid UTF-8"),
+        (b'{"__metadata__":{"x":"\\ud800"}}', "invalid JSON"),
+        (b'{"a":' + b"[" * 100_000, "recursion limit"),
+        (b'{"a":' + b"9" * 5000 + b"}", "number out of range"),
     ],
 )
 def test_damaged_header(tmp_path: Path, header: Any, says: str) -> None:
@@ -337,26 +353,41 @@ def test_undamaged_header_opens(tmp_path: Path) -> None:
 def test_header_longer_than_the_file(tmp_path: Path, length: int) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * 15)
-    with pytest.raises(CheckpointError, match=f"claims a header of {length} bytes"):
+    with pytest.raises(
+        CheckpointError, match=r"file of 24 bytes: (header too large|invalid header)"
+    ):
         open_checkpoint(path)
 
 
-def test_header_longer_than_the_library_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_header_longer_than_the_library_reads(tmp_path: Path) -> None:
+    source = from_state_dict({"a" * 100_000_000: torch.ones(2)})
+    with pytest.raises(OutputError, match=r"header too large.* Write a \.pt file instead"):
+        write_checkpoint(source, tmp_path / "m.safetensors", [], RECIPE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["m.safetensors", "m.safetensors.index.json"])
+def test_what_the_library_does_not_read_is_not_put_in_its_place(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = "convsqueeze.checkpoint.safetensors_header.LONGEST"
-    torch.save({"a": torch.ones(2)}, tmp_path / "in.pt")
-    source = open_checkpoint(tmp_path / "in.pt")
-    write_checkpoint(source, tmp_path / "1.safetensors", [], RECIPE)
-    length = int.from_bytes((tmp_path / "1.safetensors").read_bytes()[:8], "little")
-    monkeypatch.setattr(limit, length)
-    open_checkpoint(tmp_path / "1.safetensors")
-    write_checkpoint(source, tmp_path / "2.safetensors", [], RECIPE)
-    monkeypatch.setattr(limit, length - 1)
-    with pytest.raises(CheckpointError, match=f"claims a header of {length} bytes"):
-        open_checkpoint(tmp_path / "1.safetensors")
-    with pytest.raises(OutputError, match=f"the header takes {length} bytes"):
-        write_checkpoint(source, tmp_path / "3.safetensors", [], RECIPE)
+    """Every file that is written, each shard too, is opened by the library first."""
+    source = from_state_dict({"a": torch.ones(2), "b": torch.ones(3)})
+    split = 8 if place.endswith("json") else None
+    written: list[str] = []
+
+    def spy(path: Path, *given: object, **options: object) -> object:
+        written.append(path.suffix)
+        return safe_open(path, *given, **options)
+
+    monkeypatch.setattr(safetensors_header, "safe_open", spy)
+    write_checkpoint(source, tmp_path / place, [], RECIPE, largest_shard=split)
+    assert written == [".tmp"] * (2 if split else 1)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    monkeypatch.setattr(memory, "raw_bytes", lambda tensor: memoryview(b"1234"))
+    with pytest.raises(OutputError, match="file not fully covered"):
+        write_checkpoint(source, tmp_path / place, [], RECIPE, largest_shard=split)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from convsqueeze import load_layers
 from convsqueeze.cli.app import app
-from convsqueeze.cli.sizes import byte_count
+from convsqueeze.cli.options import byte_count
 
 SESR_FLAT = SESR.with_suffix(".safetensors")
 STEM = BLOCKS / "convnext_ols_stem.safetensors"
@@ -124,6 +124,8 @@ def test_json_has_stdout_for_itself_and_the_format_follows_the_suffix(model: Pat
     assert (head["weights_before"], head["weights_after"]) == (10_512, 416)
     assert (head["border"], head["leaks"], head["dtype"]) == ("exact", [], "float32")
     assert head["verification"]["interior"]["error"] <= head["verification"]["interior"]["bound"]
+    fields = "name ok problem policy largest interior border border_error border_range inputs sizes"
+    assert set(head["verification"]) == set(fields.split())
     assert any("iter" in note for note in data["notes"])
     told = as_rows(outcome.stderr)
     assert "verified" in told

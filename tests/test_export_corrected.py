@@ -493,7 +493,7 @@ def test_a_check_that_any_size_passes_is_told(case: Case, monkeypatch: pytest.Mo
         nodes: Nodes = border.nodes
         return nodes.integers([0])
 
-    monkeypatch.setattr(borders_module._Borders, "_checked", passing)
+    monkeypatch.setattr(borders_module._Borders, "_guard", passing)
     with pytest.raises(AssertionError, match="wrong"):
         assert_others_are_refused(Exported(case))
 
@@ -805,6 +805,10 @@ def one_number(position: int, *operators: str, amount: int = 1) -> Change:
             return False
         if value.name == "value_int":
             value.i += amount
+        elif value.name == "value":
+            numbers = numpy_helper.to_array(value.t).copy()
+            numbers.flat[0] += amount
+            value.t.CopyFrom(numpy_helper.from_array(numbers))
         else:
             value.ints[0] += amount
         return True

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.latency import measuring, timing
-from convsqueeze.latency.apart import as_onnx, in_torch, valued
+from convsqueeze.latency.apart import as_onnx, in_torch, random_layers
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, Timing, make_plan
 
@@ -26,7 +26,7 @@ def merge_of(entry: dict[str, Any], border: str = "corrected", **shapes: tuple[i
         if len(shape) > 1:
             tensors[f"{name}.weight"] = torch.zeros(shape)
             continue
-        roles = ("weight", "bias", "running_mean", "running_var")
+        roles = ("running_mean", "running_var", *(() if name == "bare" else ("weight", "bias")))
         tensors |= {f"{name}.{role}": torch.ones(shape) for role in roles}
     manifest = manifest_from_data({"version": 1, "pairs": [entry]})
     plan = make_plan(manifest, from_state_dict(tensors), border=border, growth="allow")  # type: ignore[arg-type]
@@ -50,6 +50,9 @@ MERGES = {
         },
         n=(32,),
         **WIDE,
+    ),
+    "a norm without weights": lambda: merge_of(
+        {"chain": [{"name": "a"}, {"name": "bare", **EPS}, {"name": "b"}]}, bare=(32,), **WIDE
     ),
     "pool and pad": lambda: merge_of(
         {
@@ -93,14 +96,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_timed_are_the_layers(name: str) -> None:
     """Torch and onnxruntime give the same, of the shape that the merged layer gives."""
     merge = MERGES[name]()
-    layers = valued(merge, torch.float32)
+    layers = random_layers(merge, torch.float32)
     x = torch.randn(1, merge.geometry.in_channels, *merge.size)
     y = in_torch(layers)(x)
-    model = as_onnx(layers, merge, torch.float32).SerializeToString()
+    model = as_onnx(layers, merge).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (other,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(other), y, rtol=1e-4, atol=1e-3)
-    assert timing.squeezed(merge, torch.float32)(x).shape == y.shape
+    assert timing.random_squeezed(merge, torch.float32)(x).shape == y.shape
 
 
 @pytest.mark.parametrize("name", MERGES)
@@ -120,7 +123,7 @@ def test_faster_is_what_is_faster_in_most_rounds_and_by_enough() -> None:
 
 def test_rounds_take_turns() -> None:
     order: list[str] = []
-    taken = timing.in_turn(lambda: order.append("a"), lambda: order.append("m"))
+    taken = timing.in_rounds(lambda: order.append("a"), lambda: order.append("m"))
     assert len(taken[0]) == len(taken[1]) == timing.ROUNDS
     assert "".join(order[6:14]) == "ammaamma"
 

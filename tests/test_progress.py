@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from convsqueeze.cli.progress import INTERVAL_S, MOMENT_S, DelayedProgress
+from convsqueeze.cli.progress import MOMENT_S, DelayedProgress
 
 GB = 10**9
 
@@ -45,7 +45,7 @@ class Watched:
         """What is drawn now."""
         bar = self.track._bar
         assert bar is not None
-        bar._progress.refresh()
+        bar.refresh()
         return self.out.getvalue().split("\r\x1b[2K")[-1].removeprefix("\x1b[?25l")
 
     def words(self) -> str:
@@ -60,7 +60,7 @@ def test_nothing_is_drawn_in_the_first_moment() -> None:
         watched.after(MOMENT_S - 0.01, "merging b", 1, 2)
         assert watched.out.getvalue() == ""
         watched.after(0.02, "merging b", 1, 2)
-        assert watched.words() == "merging b 1/2 0:00:00 0:00:00"
+        assert watched.words() == "merging b 1/2 0:00:00 -:--:--"
     assert watched.out.getvalue().endswith("\x1b[2K")
 
 
@@ -108,10 +108,7 @@ def test_a_new_phase_starts_anew(what: str, done: int, total: int, unit: str, to
         for read in range(8):
             watched.after(1, "hashing a", read * GB, 10 * GB, "bytes")
         assert watched.words() == "hashing a 7.0/10.0 GB 1.0 GB/s 0:00:03"
-        watched.after(INTERVAL_S / 2, what, done, total, unit)
-        if what != "hashing a":  # is told at once, as no other call may come for long
-            assert watched.words() == told
-        watched.after(INTERVAL_S, what, done, total, unit)
+        watched.after(1, what, done, total, unit)
         assert watched.words() == told
 
 
@@ -120,7 +117,8 @@ def test_what_was_done_when_a_phase_began_is_not_of_its_rate() -> None:
     with watched.track:
         watched.after(1, "merging e", 4, 10)
         watched.after(6, "merging f", 6, 10)
-        assert watched.words() == "merging f 6/10 0:00:06 0:00:12"
+        watched.after(6, "merging g", 8, 10)
+        assert watched.words() == "merging g 8/10 0:00:12 0:00:06"
 
 
 def test_work_of_unknown_length_after_a_count_has_no_count() -> None:
@@ -130,20 +128,6 @@ def test_work_of_unknown_length_after_a_count_has_no_count() -> None:
         watched.after(1, "writing b", 0, 0)
         watched.after(5, "writing b", 0, 0)
         assert watched.words() == "writing b 0:00:05"
-
-
-def test_updates_are_dropped_that_nobody_would_see() -> None:
-    watched = Watched()
-    with watched.track:
-        watched.after(1, "copying a", 0, 1000, "bytes")
-        bar, shown = watched.track._bar, []
-        assert bar is not None
-        real = bar.show
-        bar.show = lambda what, done, phase: shown.append(done) or real(what, done, phase)  # type: ignore[func-returns-value,method-assign]
-        for done in range(1000):
-            watched.after(0.001, "copying a", done, 1000, "bytes")
-    assert 10 <= len(shown) <= 1 / INTERVAL_S
-    assert shown[-1] > 900
 
 
 @pytest.mark.parametrize("width", [10, 20, 33, 40, 60, 80, 200])
@@ -168,7 +152,7 @@ def test_a_phase_has_run_since_it_was_told_of_and_not_since_it_was_drawn() -> No
     with watched.track:
         watched.after(0, "merging a", 0, 2)
         watched.after(5, "merging b", 1, 2)
-        assert watched.words() == "merging b 1/2 0:00:05 0:00:05"
+        assert watched.words() == "merging b 1/2 0:00:05 -:--:--"
 
 
 def test_what_was_going_on_is_told_with_an_error() -> None:

@@ -32,7 +32,7 @@ LIGHT = {
     "convsqueeze.cli",
     *(
         f"convsqueeze.cli.{name}"
-        for name in ("app", "commands", "importing", "main", "options", "signals", "sizes")
+        for name in ("app", "commands", "importing", "main", "options", "signals")
     ),
     *(
         f"convsqueeze.cli.commands.{name}"

@@ -4,9 +4,9 @@ import errno
 import gc
 import hashlib
 import json
-import signal
+import os
+import resource
 import sys
-import threading
 import weakref
 from collections.abc import Iterator
 from itertools import product
@@ -22,19 +22,18 @@ from torch import Tensor
 from convsqueeze import load_layers, merge_file, pipeline
 from convsqueeze.checkpoint import (
     Checkpoint,
+    DeferredText,
     Edit,
-    Late,
-    Spool,
-    Spooled,
+    ScratchFile,
+    TensorOnDisk,
     from_state_dict,
     memory,
     open_checkpoint,
     ranges,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.direct_file import BUFFER, DIRECT, DirectFile
 from convsqueeze.checkpoint.disk import BLOCK, FileRange
-from convsqueeze.checkpoint.hashing import Hashing
+from convsqueeze.checkpoint.hashing import FilesHash
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.ranges import FileMaps
 from convsqueeze.checkpoint.safetensors_file import new_piece, safetensors_writer
@@ -137,7 +136,7 @@ def test_only_one_merge_is_in_memory(
 def test_a_result_that_is_held_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Spool, "keep", lambda self, tensor: tensor)
+    monkeypatch.setattr(ScratchFile, "keep", lambda self, tensor: tensor)
     alive = _alive(tmp_path, ".safetensors", monkeypatch)
     assert [len(merges) for merges in alive] == list(range(PAIRS))
 
@@ -209,60 +208,49 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, before: str, after: 
 # the hash
 
 
-def test_the_hash_is_computed_meanwhile_and_told_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [(), (1,), (BLOCK - 1, 2, 0, BLOCK), (100 * BLOCK, 5)])
+def test_the_hash_is_that_of_all_bytes_whatever_the_steps(
+    tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    data = [bytes(range(256)) * (BLOCK // 100), b"", b"the end"]
+    paths = [tmp_path / f"{number}" for number in range(3)]
+    for path, part in zip(paths, data, strict=True):
+        path.write_bytes(part)
+    digest, told = FilesHash(paths), []
+    for step in steps:
+        digest.step(step)
+    assert digest.hexdigest(told.append) == hashlib.sha256(b"".join(data)).hexdigest()
+    assert digest.hexdigest() == hashlib.sha256(b"".join(data)).hexdigest(), "asked again"
+    left = sum(map(len, data)) - sum(steps)
+    assert max(0, left - BLOCK) <= sum(told) <= max(0, left)
+
+
+def test_the_source_is_hashed_while_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not before, so that the disk is busy meanwhile."""
+    path = checkpoint_of(tmp_path, ".safetensors", {"a": torch.zeros(5 * BLOCK), **tensors()})
+    taken: list[int] = []
+    step = FilesHash.step
+
+    def spy(self: FilesHash, nbytes: int) -> None:
+        taken.append(nbytes)
+        step(self, nbytes)
+
+    monkeypatch.setattr(FilesHash, "step", spy)
+    output = tmp_path / "out.safetensors"
+    merge_file(path, manifest_from_data(MANIFEST), output)
+    assert sum(taken) > 20 * BLOCK
+    recipe = json.loads(str(open_checkpoint(output).recipe))
+    assert recipe["source"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_hash_that_fails_is_told(tmp_path: Path) -> None:
     path = checkpoint_of(tmp_path, ".safetensors")
-    checkpoint = open_checkpoint(path)
-    told: list[int] = []
-    with Hashing(checkpoint) as hashing:
-        found = hashing.result(told.append)
-    assert found == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert all(0 <= done <= checkpoint.nbytes for done in told)
-    assert checkpoint.nbytes == path.stat().st_size
-
-
-def test_a_hash_that_nobody_waits_for_ends(tmp_path: Path) -> None:
-    path = checkpoint_of(tmp_path, ".safetensors", {"a": torch.zeros(10 * BLOCK)})
-    with pytest.raises(KeyError), Hashing(open_checkpoint(path)):
-        raise KeyError
-    assert not [thread for thread in threading.enumerate() if thread.name == "sha256"]
-
-
-def test_a_hash_that_fails_is_told_where_it_is_wanted(tmp_path: Path) -> None:
-    path = checkpoint_of(tmp_path, ".safetensors")
-    checkpoint = open_checkpoint(path)
+    digest = open_checkpoint(path).files_hash()
     path.unlink()
-    with Hashing(checkpoint) as hashing, pytest.raises(CheckpointError, match="cannot be read"):
-        hashing.result(lambda done: None)
-
-
-def test_a_signal_does_not_end_the_hash_before_it_is_there(tmp_path: Path) -> None:
-    """An interrupted join would take the running thread for ended."""
-    path = checkpoint_of(tmp_path, ".safetensors")
-    checkpoint = open_checkpoint(path)
-    go_on = threading.Event()
-    real = checkpoint.contents.sha256
-
-    def slowly(advance: Any) -> str:
-        go_on.wait()
-        return real(advance)
-
-    object.__setattr__(checkpoint.contents, "sha256", slowly)
-    with Hashing(checkpoint) as hashing:
-
-        def interrupt(done: int) -> None:
-            raise InterruptedError
-
-        with pytest.raises(InterruptedError):
-            hashing.result(interrupt)
-        previous = signal.signal(signal.SIGALRM, lambda *_: interrupt(0))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            with pytest.raises(InterruptedError):
-                hashing.result(lambda done: None)
-        finally:
-            signal.signal(signal.SIGALRM, previous)
-        go_on.set()
-        assert hashing.result(lambda done: None) == hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        digest.step(1)
 
 
 # texts that are known last
@@ -270,7 +258,7 @@ def test_a_signal_does_not_end_the_hash_before_it_is_there(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_recipe_that_is_known_last(tmp_path: Path, suffix: str) -> None:
-    named = {"large": torch.zeros(BUFFER // 2), **tensors()}
+    named = {"large": torch.zeros(BLOCK), **tensors()}
     source = open_checkpoint(checkpoint_of(tmp_path, suffix, named))
     asked: list[int] = []
 
@@ -279,10 +267,13 @@ def test_a_recipe_that_is_known_last(tmp_path: Path, suffix: str) -> None:
         return "known"
 
     output = tmp_path / f"out{suffix}"
-    write_checkpoint(source, output, [], Late("draft", final))
+    write_checkpoint(source, output, [], DeferredText("draft", final))
     assert open_checkpoint(output).recipe == "known"
     assert len(asked) == 1
-    assert asked[0] >= BUFFER, "asked for before the values were written"
+    if suffix == ".pt":
+        assert asked[0] == 0, "its pickle stands first"
+    else:
+        assert asked[0] >= 4 * BLOCK, "asked for before the values were written"
     assert everything(output).keys() == named.keys()
 
 
@@ -290,7 +281,8 @@ def test_a_text_must_be_as_long_as_its_draft(tmp_path: Path) -> None:
     parts = {"a": new_piece("a", torch.zeros(3))}
     with (tmp_path / "out").open("wb") as file:
         for shorter, raises in (("abc", None), ("a much longer text", ValueError)):
-            write = safetensors_writer(parts, {"k": Late("xyz", lambda text=shorter: text)})
+            text = DeferredText("xyz", lambda text=shorter: text)
+            write = safetensors_writer(parts, {"k": text})
             file.seek(0)
             if raises is None:
                 write(file)
@@ -305,7 +297,7 @@ def test_a_text_must_be_as_long_as_its_draft(tmp_path: Path) -> None:
 def test_spooled_tensors(tmp_path: Path) -> None:
     given = [torch.randn(3, 4).half(), torch.zeros(0, 2), torch.randn(2, 3).t(), torch.tensor(1.5)]
     with NewFiles(overwrite=False) as files:
-        spool = Spool(files, tmp_path / "out.pt")
+        spool = ScratchFile(files, tmp_path / "out.pt")
         assert list(tmp_path.iterdir()) == [], "made when it is first needed"
         kept = [spool.keep(tensor) for tensor in given]
         assert len(list(tmp_path.iterdir())) == 1
@@ -347,8 +339,8 @@ def test_a_disk_that_is_full_while_merges_wait(
 def test_a_spool_that_is_cut_is_told_of(tmp_path: Path, suffix: str) -> None:
     source = open_checkpoint(checkpoint_of(tmp_path, suffix))
     with NewFiles(overwrite=False) as files:
-        spooled = Spool(files, tmp_path / "out").keep(torch.ones(3))
-        assert isinstance(spooled, Spooled)
+        spooled = ScratchFile(files, tmp_path / "out").keep(torch.ones(3))
+        assert isinstance(spooled, TensorOnDisk)
         edit = Edit("kept", frozenset({"kept"}), {"new": spooled})
         spooled.place.path.write_bytes(b"")
         with pytest.raises(CheckpointError, match=r"ends within|cannot be read"):
@@ -465,53 +457,74 @@ def test_maps_of_a_file_that_is_gone(tmp_path: Path) -> None:
 # copying
 
 
+def no_system_copy(*_: object) -> int:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+@pytest.mark.parametrize("way", ["system", "memory", "both"])
 @pytest.mark.parametrize("nbytes", [0, 100, BLOCK, 3 * BLOCK + 17])
-def test_bytes_are_copied_and_told_of(tmp_path: Path, nbytes: int) -> None:
+def test_bytes_are_copied_and_told_of(
+    tmp_path: Path, nbytes: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system, through memory, or through memory from where the system stopped."""
     data = bytes(range(256)) * (nbytes // 256 + 2)
     (tmp_path / "in").write_bytes(data)
+    told: list[int] = []
+    sendfile, calls = os.sendfile, []
+
+    def copied(out: int, source: int, offset: int, count: int) -> int:
+        calls.append(count)
+        return no_system_copy() if len(calls) > 1 else sendfile(out, source, offset, 50)
+
+    if way != "system":
+        monkeypatch.setattr(os, "sendfile", no_system_copy if way == "memory" else copied)
+    monkeypatch.setattr("convsqueeze.checkpoint.disk.SYSTEM_BLOCK", BLOCK)
     with (tmp_path / "out").open("wb") as file:
         file.write(b"before")
-        told = list(FileRange(tmp_path / "in", 7, nbytes).copy_to(file))
+        FileRange(tmp_path / "in", 7, nbytes).copy_to(file, told.append)
         file.write(b"after")
+        assert file.tell() == 11 + nbytes
     assert sum(told) == nbytes
     assert max(told, default=0) <= BLOCK
     assert (tmp_path / "out").read_bytes() == b"before" + data[7 : 7 + nbytes] + b"after"
 
 
-@pytest.mark.skipif(not DIRECT, reason="no such way past the cache here")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_large_tensors_go_past_the_cache(
+def test_the_ways_of_copying_give_the_same_bytes(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In every format, and the same bytes as through it."""
-    random = torch.Generator().manual_seed(0)
-    large = {"large": torch.randn(3_000_001, generator=random), **tensors()}
-    path = checkpoint_of(tmp_path, suffix, large)
-    put, direct = DirectFile._put_directly, []
-
-    def spy(self: DirectFile, end: int) -> None:
-        direct.append(end)
-        put(self, end)
-
-    monkeypatch.setattr(DirectFile, "_put_directly", spy)
+    path = checkpoint_of(tmp_path, suffix, {"large": torch.randn(300_001), **tensors()})
     outputs = []
-    for name, expected in (("direct", 3), ("cached", 0)):
-        if name == "cached":
-            monkeypatch.setattr("convsqueeze.checkpoint.direct_file.DIRECT", 0)
+    for name in ("system", "memory"):
+        if name == "memory":
+            monkeypatch.setattr(os, "sendfile", no_system_copy)
         (tmp_path / name).mkdir()
-        output = tmp_path / name / f"out{suffix}"
-        direct.clear()
-        merge_file(path, manifest_from_data(MANIFEST), output)
-        assert len(direct) == expected
-        assert torch.equal(everything(output)["large"], large["large"])
-        outputs.append({file.name: file.read_bytes() for file in output.parent.iterdir()})
+        merge_file(path, manifest_from_data(MANIFEST), tmp_path / name / f"out{suffix}")
+        outputs.append({one.name: one.read_bytes() for one in (tmp_path / name).iterdir()})
     assert outputs[0] == outputs[1]
 
 
-def test_a_source_that_is_cut_is_told_while_it_is_copied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["system", "memory"])
+def test_a_source_that_is_cut_is_told_while_it_is_copied(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "memory":
+        monkeypatch.setattr(os, "sendfile", no_system_copy)
     (tmp_path / "in").write_bytes(bytes(2 * BLOCK))
     with (
         (tmp_path / "out").open("wb") as file,
         pytest.raises(CheckpointError, match="ends within"),
     ):
-        list(FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file))
+        FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file)
+
+
+def test_a_disk_that_is_full_is_told_while_the_system_copies(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    source = open_checkpoint(checkpoint_of(tmp_path, ".safetensors", {"a": torch.zeros(BLOCK)}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written \(File too large\)"):
+            write_checkpoint(source, tmp_path / "out.safetensors", [], "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [one.name for one in tmp_path.iterdir()] == ["in.safetensors"]

@@ -5,14 +5,19 @@ Knows formats, nothing of convolutions. One module a format: `pickled` (.pt, .pt
 """
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.compare import differences_beside, kept_difference, tensor_difference
-from convsqueeze.checkpoint.edits import Edit, Late, New, Spooled, edited_names
-from convsqueeze.checkpoint.opening import open_checkpoint
-from convsqueeze.checkpoint.spool import Spool
+from convsqueeze.checkpoint.compare import differences_around, kept_difference, tensor_difference
+from convsqueeze.checkpoint.edits import (
+    DeferredText,
+    Edit,
+    New,
+    TensorOnDisk,
+    edited_names,
+)
+from convsqueeze.checkpoint.formats import open_checkpoint, open_like
+from convsqueeze.checkpoint.scratch import ScratchFile
 from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.writing import (
     KNOWN_SUFFIXES,
-    PICKLED_SUFFIXES,
     bytes_to_write,
     check_destination,
     default_destination,
@@ -22,24 +27,24 @@ from convsqueeze.checkpoint.writing import (
 
 __all__ = [
     "KNOWN_SUFFIXES",
-    "PICKLED_SUFFIXES",
     "RECIPE_KEY",
     "Checkpoint",
+    "DeferredText",
     "Edit",
-    "Late",
     "New",
-    "Spool",
-    "Spooled",
+    "ScratchFile",
     "TensorInfo",
+    "TensorOnDisk",
     "bytes_to_write",
     "check_destination",
     "default_destination",
-    "differences_beside",
+    "differences_around",
     "edited_names",
     "edited_state_dict",
     "from_state_dict",
     "kept_difference",
     "open_checkpoint",
+    "open_like",
     "suffix_of",
     "tensor_difference",
     "write_checkpoint",

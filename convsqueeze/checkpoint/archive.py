@@ -5,8 +5,7 @@ a file that another program cuts short kills the process that looks (SIGBUS), wi
 the map tells where values lie, and they are read and copied from the file itself.
 
 The archive is written here and not by torch.save because that would look at every value through
-the map. Records are stored, not compressed, and begin at multiples of 64 bytes, as torch's own do;
-the pickle, which torch.save puts first, is the last one (readers ask for records by name).
+the map. Records are stored, not compressed, and begin at multiples of 64 bytes, as torch's own do.
 """
 
 import io
@@ -14,19 +13,21 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import byteorder
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from convsqueeze.checkpoint.disk import Advance, FileRange, unwatched
+from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_progress, start_flush
 from convsqueeze.checkpoint.new_files import Writer
+from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.sharing import span as memory_span
 
 FOLDER = "archive"
@@ -38,6 +39,18 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 ZIP64_FIELD = 20
 """Bytes that zipfile adds to the header of a record of more than 2 GiB."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
+DAMAGED_ARCHIVE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    OverflowError,
+    OSError,
+)
+"""What zipfile raises for an archive whose directory and records do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,18 @@ class Records:
 
 
 def read_records(path: Path) -> Records:
-    """Raises what a damaged archive makes `zipfile` raise."""
+    """Raises CheckpointError for an archive that is damaged or not as torch.save writes it."""
+    try:
+        return _read_records(path)
+    except DAMAGED_ARCHIVE as error:
+        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+
+
+def _read_records(path: Path) -> Records:
     small = {"byteorder": b"little", "data.pkl": b""}  # before torch 2.1 no order was told
     sizes: dict[int, int] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        _check_directory(path, archive.infolist())
         for record in archive.infolist():
             file.seek(record.header_offset)
             lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
@@ -72,6 +93,14 @@ def read_records(path: Path) -> Records:
                 small[name] = archive.read(record)
     order = small["byteorder"].decode("ascii", "replace")
     return Records(path, order, small["data.pkl"], sizes)
+
+
+def _check_directory(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        advice = "Unpack and repack it without compression, or save it anew with torch.save."
+        raise wrong(path, "a zip archive whose records are compressed", advice)
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
 
 
 @dataclass(frozen=True)
@@ -116,43 +145,30 @@ def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
     return Mapped(records, tuple(regions))
 
 
-def read_strided(tensor: Tensor, place: FileRange) -> Tensor:
-    """The tensor whose span of memory is a map of `place`, on memory of its own."""
-    data = place.read()
-    flat = torch.frombuffer(data, dtype=tensor.dtype)
-    return flat.as_strided(tensor.shape, tensor.stride())
-
-
-class Places(Protocol):
-    """Knows of some memory that it is a map of a file."""
-
-    def file_range(self, start: int, stop: int) -> FileRange | None: ...
-
-
 def archive_writer(
     saved: Any,
-    places: Sequence[Places] = (),
-    *,
-    settled: Callable[[], object] = lambda: None,
-    advance: Advance = unwatched,
+    places: Sequence[RangeOfMemory] = (),
+    progress: Progress = no_progress,
 ) -> Writer:
     """Writes `saved` as torch.save does; storages that are maps of files are copied from there.
 
-    The pickle comes last: once all values are written `settled` may change plain values of `saved`.
     Raises what pickling raises, before anything is written.
     """
     storages: list[torch.UntypedStorage] = []
-    _pickled(saved, storages)
+    data = _pickled(saved, storages)
 
     def write(file: BinaryIO) -> None:
+        def written(nbytes: int) -> None:
+            start_flush(file, nbytes)
+            progress(nbytes)
+
         with zipfile.ZipFile(file, "w") as archive:
+            _add(archive, "data.pkl", data)
             _add(archive, "byteorder", byteorder.encode())
             for key, storage in enumerate(storages):
                 blocks = _blocks(storage, places)
-                _add_blocks(archive, f"data/{key}", blocks, storage.nbytes(), advance)
+                _add_blocks(archive, f"data/{key}", blocks, storage.nbytes(), written)
             _add(archive, "version", b"3\n")
-            settled()
-            _add(archive, "data.pkl", _pickled(saved, []))
 
     return write
 
@@ -190,9 +206,9 @@ def _described(
     return storage.untyped(), kind, storage.dtype, storage.size()
 
 
-def _blocks(storage: torch.UntypedStorage, places: Sequence[Places]) -> Iterator[memoryview]:
+def _blocks(storage: torch.UntypedStorage, places: Sequence[RangeOfMemory]) -> Iterator[memoryview]:
     start = storage.data_ptr()
-    found = (one.file_range(start, start + storage.nbytes()) for one in places)
+    found = (place(start, start + storage.nbytes()) for place in places)
     place = next((one for one in found if one is not None), None)
     if place is not None:
         yield from place.blocks()
@@ -201,7 +217,7 @@ def _blocks(storage: torch.UntypedStorage, places: Sequence[Places]) -> Iterator
 
 
 def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    _add_blocks(archive, name, iter([memoryview(data)]), len(data), unwatched)
+    _add_blocks(archive, name, iter([memoryview(data)]), len(data), no_progress)
 
 
 def _add_blocks(
@@ -209,7 +225,7 @@ def _add_blocks(
     name: str,
     blocks: Iterator[memoryview],
     nbytes: int,
-    advance: Advance,
+    progress: Progress,
 ) -> None:
     """One record, its data aligned by a field of padding in its header, as torch aligns it."""
     record = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)
@@ -221,4 +237,4 @@ def _add_blocks(
     with archive.open(record, "w", force_zip64=long) as out:
         for block in blocks:
             out.write(block)
-            advance(len(block))
+            progress(len(block))

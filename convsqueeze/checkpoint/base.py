@@ -1,20 +1,23 @@
 """What a checkpoint is to the rest of the program: named tensors, described first, loaded later.
 
-Knows no file format; each format's module fills in a `Checkpoint` and keeps what only it needs
-in its own `Contents`.
+Knows no file format; each format's module fills in a `Checkpoint` and reads its tensors.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, unwatched
+from convsqueeze.checkpoint import memory
+from convsqueeze.checkpoint.disk import FileRange, FileVersion, Progress, RangeOfMemory, no_progress
+from convsqueeze.checkpoint.hashing import FilesHash
+from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.errors import CheckpointError
-from convsqueeze.names import nearest, shown
+from convsqueeze.names import common_prefix, nearest, shown
+from convsqueeze.sharing import ties
 
 RECIPE_KEY = "convsqueeze"
 """Where the recipe travels: a key of safetensors metadata, of an index's, or of `_metadata`."""
@@ -39,41 +42,57 @@ class TensorInfo:
 
 
 class Contents(Protocol):
-    """What a format's own module knows of an open checkpoint. Names here carry their prefix."""
-
-    @property
-    def files(self) -> tuple[FileVersion, ...]: ...
+    """Reads the tensors of an open checkpoint. Names here carry their prefix."""
 
     def load(self, name: str) -> torch.Tensor: ...
 
     def file_range(self, name: str) -> FileRange | None: ...
 
-    def sha256(self, advance: Advance) -> str: ...
+    @property
+    def range_of_memory(self) -> RangeOfMemory: ...
 
-    def ties(self) -> tuple[tuple[str, ...], ...]: ...
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a checkpoint is divided over files: the whole JSON object of its index and, for each
+    shard, the full names of its tensors in order and its metadata.
+    """
+
+    index: Mapping[str, Any] = field(repr=False)
+    shards: Sequence[tuple[Sequence[str], Mapping[str, str]]] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """An open checkpoint: its headers are read, its values are not.
 
-    `format` is "pt", "safetensors", "sharded" or "memory". `wrapper` is the dotted key under which
-    the state dict lay, "" at the top level. `prefix` stood before every tensor's name and is in
-    none of the names here. `tensors` is in file order. `recipe` is the JSON text that an earlier
-    run left, if any.
+    `format` is "pt", "safetensors", "sharded" or "memory". `prefix` stood before every tensor's
+    name and is in none of the names here. `tensors` is in file order. `recipe` is the JSON text
+    that an earlier run left, if any. `files` are those it was read from. `saved` is the object
+    that holds the state dict, where the format keeps one, `sharding` how shards are divided.
     """
 
     path: Path
     format: str
-    wrapper: str
     prefix: str
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     metadata: Mapping[str, str]
     recipe: str | None
     contents: Contents = field(repr=False)
+    files: tuple[FileVersion, ...] = ()
+    saved: SavedObject | None = None
+    sharding: Sharding | None = None
+
+    @property
+    def wrapper(self) -> str:
+        """The dotted key under which the state dict lay, "" at the top level."""
+        return "" if self.saved is None else ".".join(self.saved.key_path)
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor on the CPU as it is stored: never converted, maybe a view of the file."""
+        """The tensor on the CPU as it is stored: never converted, maybe a view of the file.
+
+        Raises CheckpointError for a name that is not there and for a file that cannot be read.
+        """
         if name not in self.tensors:
             advice = nearest(name, self.tensors, "List the names with inspect.")
             raise CheckpointError(f"{self.path}: holds no tensor {shown(name)}. {advice}")
@@ -88,22 +107,57 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         """Of its files, all together."""
-        return sum(version.size for version in self.contents.files)
+        return sum(version.size for version in self.files)
 
-    def sha256(self, advance: Advance = unwatched) -> str:
+    def files_hash(self) -> FilesHash:
+        """The hash of its files, to be computed in steps."""
+        return FilesHash(version.path for version in self.files)
+
+    def sha256(self, progress: Progress = no_progress) -> str:
         """Of the file. Sharded: of the index, then of each shard in the order of their names.
 
-        In memory: of each tensor's full name, dtype, shape and bytes, in order. `advance` is told
-        of the bytes of files that are done.
+        In memory: of each tensor's full name, dtype, shape and bytes, in order. `progress` is
+        called with the bytes of files that are done. Raises CheckpointError for an unreadable file.
         """
-        return self.contents.sha256(advance)
+        if self.files or self.saved is None:
+            return self.files_hash().hexdigest(progress)
+        return memory.sha256(self.saved.tensors)
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of names whose tensors share memory, so that writing one would change another."""
         strip = len(self.prefix)
-        return tuple(tuple(name[strip:] for name in group) for group in self.contents.ties())
+        groups = () if self.saved is None else ties(self.saved.tensors)
+        return tuple(tuple(name[strip:] for name in group) for group in groups)
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError where a file is no longer the one that was opened."""
-        for version in self.contents.files:
+        for version in self.files:
             version.check_unchanged()
+
+
+def open_as(
+    path: Path,
+    form: str,
+    described: Mapping[str, TensorInfo],
+    contents: Contents,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    recipe: str | None = None,
+    files: tuple[FileVersion, ...] = (),
+    saved: SavedObject | None = None,
+    sharding: Sharding | None = None,
+) -> Checkpoint:
+    """The checkpoint of tensors `described` by their full names."""
+    prefix = common_prefix(described)
+    return Checkpoint(
+        path=path,
+        format=form,
+        prefix=prefix,
+        tensors={name[len(prefix) :]: info for name, info in described.items()},
+        metadata=metadata or {},
+        recipe=recipe,
+        contents=contents,
+        files=files,
+        saved=saved,
+        sharding=sharding,
+    )

@@ -9,21 +9,20 @@ import torch
 
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.disk import Advance, unwatched
-from convsqueeze.checkpoint.pickled import PickledTensors
+from convsqueeze.checkpoint.disk import Progress, no_progress
 from convsqueeze.names import shown
 
 
 def kept_difference(
-    name: str, before: Checkpoint, after: Checkpoint, advance: Advance = unwatched
+    name: str, before: Checkpoint, after: Checkpoint, progress: Progress = no_progress
 ) -> str | None:
     """Where a tensor of both checkpoints differs, as `tensor_difference`; values that lie in order
-    in files are compared there, and `advance` is told of the bytes.
+    in files are compared there, and `progress` is told of the bytes.
     """
     info, places = before.tensors[name], (before.file_range(name), after.file_range(name))
     if info != after.tensors[name] or places[0] is None or places[1] is None:
         return tensor_difference(before.load(name), after.load(name))
-    byte = places[0].first_difference(places[1], advance)
+    byte = places[0].first_difference(places[1], progress)
     return None if byte is None else _differs(byte, info.shape, info.dtype.itemsize)
 
 
@@ -42,7 +41,7 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
     for one, other in zip(old, new, strict=True):
         if one.shape != other.shape:
             return f"holds {one.numel()} values, the original's {other.numel()}"
-        different = (memory.in_bytes(one) != memory.in_bytes(other)).nonzero()
+        different = (memory.as_bytes(one) != memory.as_bytes(other)).nonzero()
         if len(different):
             within = "" if len(old) == 1 else " of its parts"
             return _differs(int(different[0]), one.shape, one.element_size()) + within
@@ -64,15 +63,15 @@ def _quantizer(tensor: torch.Tensor) -> tuple[object, ...]:
     return scheme, scales.tolist(), zero_points.tolist(), tensor.q_per_channel_axis()
 
 
-def differences_beside(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
-    """What is not the same beside the state dicts of two pickles, a sentence each.
+def differences_around(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
+    """What is not the same around the state dicts of two saved objects, a sentence each.
 
-    Nothing is compared where one of the two is no pickle: the other formats hold tensors only.
+    Nothing is compared where one of the two holds tensors only.
     """
-    old, new = before.contents, after.contents
-    if not isinstance(old, PickledTensors) or not isinstance(new, PickledTensors):
+    old, new = before.saved, after.saved
+    if old is None or new is None:
         return
-    for place in _unlike(old.saved, new.saved, (), (old.key_path, new.key_path), set()):
+    for place in _unlike(old.whole, new.whole, (), (old.key_path, new.key_path), set()):
         name = ".".join(map(str, place)) or "the saved object"
         yield f"{after.path}: {shown(name)} is not what the original holds there."
 

@@ -1,12 +1,11 @@
-"""Files as files: which version was read, its hash, and whether one may be written at a place.
+"""Files as files: which version was read, ranges of bytes, and where one may be written.
 
 Knows nothing of what the files hold.
 """
 
-import hashlib
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -15,14 +14,16 @@ from typing import BinaryIO
 from convsqueeze.errors import CheckpointError, OutputError
 
 BLOCK = 1 << 20
-"""Bytes that are read and written at a time: what a core keeps near to itself."""
+"""Bytes that are read at a time: what a core keeps near to itself."""
+SYSTEM_BLOCK = 16 << 20
+"""Bytes that the system is asked to copy at a time."""
 
-Advance = Callable[[int], None]
-"""Told of every number of bytes that is done; may raise to end it."""
+Progress = Callable[[int], None]
+"""Called with every number of bytes that is done; may raise to end the work."""
 
 
-def unwatched(nbytes: int) -> None:
-    """Nobody asks how far it is."""
+def no_progress(nbytes: int) -> None:
+    """For work that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,31 @@ class FileRange:
                 yield block
                 left -= len(block)
 
-    def copy_to(self, file: BinaryIO) -> Iterator[int]:
-        """Write the bytes where `file` stands; yields how many, piece by piece."""
-        for block in self.blocks():
+    def copy_to(self, file: BinaryIO, progress: Progress = no_progress) -> None:
+        """Write the bytes where `file` stands: copied by the system, else read and written."""
+        file.flush()
+        done = 0
+        with self._opened() as source:
+            while done < self.nbytes:
+                most = min(SYSTEM_BLOCK, self.nbytes - done)
+                copied = _copied_by_system(source, self.offset + done, most, file)
+                if not copied:
+                    break
+                start_flush(file, copied)
+                done += copied
+                progress(copied)
+        for block in FileRange(self.path, self.offset + done, self.nbytes - done).blocks():
             file.write(block)
-            yield len(block)
+            progress(len(block))
 
-    def first_difference(self, other: "FileRange", advance: Advance = unwatched) -> int | None:
+    def first_difference(self, other: "FileRange", progress: Progress = no_progress) -> int | None:
         """The offset of the first byte that is another one in `other`, which is as long."""
         done = 0
         for one, two in zip(self.blocks(), other.blocks(), strict=True):
             if one.tobytes() != two.tobytes():  # views compare element by element
                 return done + next(i for i in range(len(one)) if one[i] != two[i])
             done += len(one)
-            advance(len(one))
+            progress(len(one))
         return None
 
     def cut(self) -> CheckpointError:
@@ -99,7 +111,7 @@ class FileRange:
             "Wait until nothing writes to it and try again."
         )
 
-    @contextmanager
+    @contextlib.contextmanager
     def _opened(self) -> Iterator[FileIO]:
         try:
             file = self.path.open("rb", buffering=0)
@@ -123,26 +135,39 @@ class FileRange:
             filled += got
 
 
+RangeOfMemory = Callable[[int, int], FileRange | None]
+"""Where in a file the bytes between two addresses lie, if they are a map of it."""
+
+
+def no_file(start: int, stop: int) -> FileRange | None:
+    """For memory that is no map of a file."""
+    return None
+
+
+def _copied_by_system(source: BinaryIO, offset: int, most: int, file: BinaryIO) -> int:
+    """How many bytes the system has copied from one file to where the other stands; 0 where it
+    does not, be it for an error: reading and writing then tells which of the two fails.
+    """
+    try:
+        return os.sendfile(file.fileno(), source.fileno(), offset, most)
+    except (AttributeError, OSError):
+        return 0
+
+
+def start_flush(file: BinaryIO, nbytes: int) -> None:
+    """Let the system begin to put the last `nbytes` written on the disk, so that `fsync` has little
+    left to wait for.
+    """
+    if hasattr(os, "posix_fadvise"):
+        end = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        os.posix_fadvise(file.fileno(), end - nbytes, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     reason = error.strerror or str(error)
     return CheckpointError(
         f"{path}: cannot be read ({reason}). Check the path and its permissions."
     )
-
-
-def sha256(paths: Iterable[Path], advance: Advance = unwatched) -> str:
-    """Of the bytes of all files, one after the other."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(BLOCK))
-    for path in paths:
-        try:
-            with path.open("rb", buffering=0) as file:
-                while got := file.readinto(buffer):
-                    digest.update(buffer[:got])
-                    advance(got)
-        except OSError as error:
-            raise unreadable(path, error) from error
-    return digest.hexdigest()
 
 
 def check_place(place: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

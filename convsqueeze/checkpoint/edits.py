@@ -18,7 +18,7 @@ from convsqueeze.names import listed
 
 
 @dataclass(frozen=True)
-class Spooled:
+class TensorOnDisk:
     """A new tensor whose values wait in a file, in order, until they are written."""
 
     info: TensorInfo
@@ -32,19 +32,19 @@ class Spooled:
         return read_tensor(self.place, self.info)
 
 
-New: TypeAlias = torch.Tensor | Spooled
+New: TypeAlias = torch.Tensor | TensorOnDisk
 
 
 @dataclass(frozen=True)
-class Late:
-    """A text that is known last. Its length is known before: that of the `draft`."""
+class DeferredText:
+    """A text that is known last, as long as its `draft`."""
 
     draft: str
     final: Callable[[], str]
 
     @classmethod
-    def of(cls, text: "str | Late") -> "Late":
-        return text if isinstance(text, Late) else cls(text, lambda: text)
+    def of(cls, text: "str | DeferredText") -> "DeferredText":
+        return text if isinstance(text, DeferredText) else cls(text, lambda: text)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Edit:
     def tensors(self) -> dict[str, torch.Tensor]:
         """The new tensors with their values at hand, wherever they wait."""
         return {
-            name: new.load() if isinstance(new, Spooled) else new
+            name: new.load() if isinstance(new, TensorOnDisk) else new
             for name, new in self.insert.items()
         }
 

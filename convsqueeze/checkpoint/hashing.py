@@ -1,65 +1,44 @@
-"""The hash of a checkpoint's files, computed while other work goes on."""
+"""The sha256 of files, computed in steps between other work, such as copying them."""
 
-import threading
-from collections.abc import Callable
-from types import TracebackType
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from convsqueeze.checkpoint.base import Checkpoint
-
-WATCH_S = 0.1
+from convsqueeze.checkpoint.disk import BLOCK, Progress, no_progress, unreadable
 
 
-class _NotNeeded(Exception):
-    """Ends the thread."""
+class FilesHash:
+    """Of the bytes of all files, one after the other."""
 
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._digest = hashlib.sha256()
+        self._blocks = _blocks(paths)
+        self._due = 0
 
-class Hashing:
-    """A context in which `checkpoint.sha256()` is computed by a thread; leaving it ends that."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._done = 0
-        self._left, self._ended = threading.Event(), threading.Event()
-        self._sha256 = ""
-        self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="sha256", daemon=True)
-
-    def __enter__(self) -> "Hashing":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._left.set()
-        self._ended.wait()
-
-    def result(self, watch: Callable[[int], None]) -> str:
-        """The hash; until it is there `watch` is told now and then how many bytes are done.
-
-        Raises what `Checkpoint.sha256` raises.
+    def step(self, nbytes: int) -> None:
+        """Hash `nbytes` more, to a block, if there are as many. Raises CheckpointError for a file
+        that cannot be read.
         """
-        # not by join: one that a signal interrupts takes a running thread for ended (bpo-45274)
-        while not self._ended.wait(WATCH_S):
-            watch(self._done)
-        if self._error is not None:
-            raise self._error
-        return self._sha256
+        self._due += nbytes
+        while self._due > 0 and (block := next(self._blocks, None)) is not None:
+            self._digest.update(block)
+            self._due -= len(block)
 
-    def _run(self) -> None:
+    def hexdigest(self, progress: Progress = no_progress) -> str:
+        """Of all bytes; those that no step took are hashed now. Raises as `step` does."""
+        for block in self._blocks:
+            self._digest.update(block)
+            progress(len(block))
+        return self._digest.hexdigest()
+
+
+def _blocks(paths: Iterable[Path]) -> Iterator[memoryview]:
+    """All bytes in order, in blocks that are overwritten by the next."""
+    buffer = memoryview(bytearray(BLOCK))
+    for path in paths:
         try:
-            self._sha256 = self._checkpoint.sha256(self._advance)
-        except _NotNeeded:
-            pass
-        except Exception as error:  # noqa: BLE001  it is raised again where the result is wanted
-            self._error = error
-        finally:
-            self._ended.set()
-
-    def _advance(self, nbytes: int) -> None:
-        if self._left.is_set():
-            raise _NotNeeded
-        self._done += nbytes
+            with path.open("rb", buffering=0) as file:
+                while got := file.readinto(buffer):
+                    yield buffer[:got]
+        except OSError as error:
+            raise unreadable(path, error) from error

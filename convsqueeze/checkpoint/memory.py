@@ -3,6 +3,8 @@
 Knows tensors only. All addresses are in bytes.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -94,12 +96,23 @@ def held(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [*(getattr(tensor, name)() for name in indices), tensor.values()]
 
 
+def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of each tensor's name, dtype, shape and bytes, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        described = [name, str(tensor.dtype), list(tensor.shape)]
+        digest.update(json.dumps(described).encode() + b"\n")
+        for values in held(tensor):
+            digest.update(raw_bytes(values))
+    return digest.hexdigest()
+
+
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The values in order, as stored; no copy where they lie in order on the CPU already."""
-    return in_bytes(tensor.detach().cpu()).numpy().data
+    return as_bytes(tensor.detach().cpu()).numpy().data
 
 
-def in_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The same values as one row of bytes, where they lie in order on the same memory."""
     flat = tensor.resolve_conj().resolve_neg().contiguous()
     # the stride of a single element is anything, and kept as it is

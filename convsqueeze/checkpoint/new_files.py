@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
-from convsqueeze.checkpoint.direct_file import DirectFile
 from convsqueeze.errors import OutputError
 
 try:
@@ -31,7 +30,6 @@ except ImportError:  # not a POSIX system: nothing is locked, and nothing swept
     fcntl = None  # type: ignore[assignment]
 
 Writer = Callable[[BinaryIO], object]
-File = TypeVar("File", bound=BinaryIO)
 
 TEMPORARY = re.compile(r"\.convsqueeze-[0-9a-f]{16}\.tmp")
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -114,7 +112,7 @@ class NewFiles:
         Raises OutputError where the disk refuses.
         """
         try:
-            return self._opened(place.parent, lambda path: path.open("xb"))
+            return self._opened(place.parent)
         except OSError as error:
             raise unwritable(place, error) from error
 
@@ -166,19 +164,20 @@ class NewFiles:
     def _written(self, place: Path, write: Writer) -> Path:
         """The path of a complete temporary file beside `place`."""
         try:
-            file = self._opened(place.parent, DirectFile)
+            file = self._opened(place.parent)
             write(file)
-            file.complete()
+            file.flush()
+            os.fsync(file.fileno())
             if fcntl is None:  # other systems do not rename a file that is open
                 file.close()
         except OSError as error:
             raise unwritable(place, error) from error
         return Path(file.name)
 
-    def _opened(self, directory: Path, new: Callable[[Path], File]) -> File:
+    def _opened(self, directory: Path) -> BinaryIO:
         """A new temporary file, open, and so locked, until the context is left."""
         self._sweep(directory)
-        file = _new_temporary(directory, new)
+        file = _new_temporary(directory)
         self._open.append(file)
         return file
 
@@ -202,11 +201,11 @@ def unwritable(place: Path, error: OSError) -> OutputError:
     )
 
 
-def _new_temporary(directory: Path, new: Callable[[Path], File]) -> File:
+def _new_temporary(directory: Path) -> BinaryIO:
     """A new file, locked, that no sweep took for an abandoned one before it was locked."""
     while True:
         path = directory / f".convsqueeze-{secrets.token_hex(8)}.tmp"
-        file = new(path)
+        file = path.open("xb")
         if fcntl is None or _locked(file):
             return file
         file.close()

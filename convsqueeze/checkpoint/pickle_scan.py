@@ -45,7 +45,7 @@ class Other:
     strings: list[str] = field(default_factory=list)
 
 
-class Hostile(ValueError):
+class UnsafePickle(ValueError):
     """Says what a pickle does that no state dict needs."""
 
 
@@ -60,7 +60,7 @@ class Scanned:
 def scan(file: BinaryIO, size: int) -> Scanned:
     """Follow one pickle of a file of `size` bytes up to its end.
 
-    Raises Hostile, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
+    Raises UnsafePickle, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
     """
     machine = _Machine(size)
     for opcode, argument, _ in pickletools.genops(file):
@@ -118,9 +118,9 @@ class _Machine:
         depth = 1 + max((item.depth for item in inner), default=0)
         size = len(items) + sum(item.size for item in inner)
         if depth > DEEPEST:
-            raise Hostile("nests tuples too deeply")
+            raise UnsafePickle("nests tuples too deeply")
         if size > MOST_IN_TUPLE:
-            raise Hostile("repeats tuples in tuples without end")
+            raise UnsafePickle("repeats tuples in tuples without end")
         self.stack.append(Tuple(tuple(items), depth, size))
 
     def put(self, items: Sequence[Item]) -> None:
@@ -148,24 +148,24 @@ class _Machine:
             raise ValueError("a storage that is not described")
         self.storages[key] = max(numel, self.storages.get(key, 0))
         if sum(self.storages.values()) > self.size:
-            raise Hostile("names more values than the file has bytes")
+            raise UnsafePickle("names more values than the file has bytes")
         self.stack.append(Other())
 
 
 def _check_call(name: str, given: Sequence[Item], size: int) -> None:
-    """Raises Hostile for a call whose cost its arguments do not bear out."""
+    """Raises UnsafePickle for a call whose cost its arguments do not bear out."""
     if name in ("builtins.bytearray", "__builtin__.bytearray") and not (
         given and isinstance(given[0], str)
     ):
-        raise Hostile("makes a bytearray of a size that it does not hold")
+        raise UnsafePickle("makes a bytearray of a size that it does not hold")
     if name == "_codecs.encode" and (len(given) < 2 or given[1] not in LATIN):
-        raise Hostile("encodes text by another code than torch does")
+        raise UnsafePickle("encodes text by another code than torch does")
     if name.startswith("torch.") and name.endswith(("Tensor", "Storage")) and given:
-        raise Hostile(f"makes a {name} of a size that it does not hold")
+        raise UnsafePickle(f"makes a {name} of a size that it does not hold")
     if name == "torch._utils._rebuild_qtensor" and len(given) > 2:
         sizes = given[2].items if isinstance(given[2], Tuple) else ()
         if prod(n for n in sizes if isinstance(n, int)) > LARGEST_EXPANSION * size:
-            raise Hostile("makes a quantized tensor far larger than the file")
+            raise UnsafePickle("makes a quantized tensor far larger than the file")
 
 
 ARGUMENTS = (
@@ -205,6 +205,6 @@ def scan_legacy(file: BinaryIO, size: int) -> None:
     """
     *_, saved, keys = [scan(file, size) for _ in range(5)]
     if not isinstance(keys.top, Other) or set(keys.top.strings) != set(saved.storages):
-        raise Hostile(
+        raise UnsafePickle(
             "names storages that it holds no data for, or holds data that it does not name"
         )

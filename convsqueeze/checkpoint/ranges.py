@@ -17,6 +17,12 @@ def read_tensor(place: FileRange, info: TensorInfo) -> torch.Tensor:
     return torch.frombuffer(data, dtype=info.dtype).reshape(info.shape)
 
 
+def read_strided(tensor: torch.Tensor, place: FileRange) -> torch.Tensor:
+    """The tensor whose span of memory is a map of `place`, on memory of its own."""
+    flat = torch.frombuffer(place.read(), dtype=tensor.dtype)
+    return flat.as_strided(tensor.shape, tensor.stride())
+
+
 class FileMaps:
     """Tensors that take no memory: maps of files, which tell the place of their values.
 

@@ -1,4 +1,4 @@
-"""`.safetensors`, read and written without the library.
+"""`.safetensors`, written as a stream and held against the library before it stands in its place.
 
 The library's `save_file` sorts the tensors by dtype and name and takes tensors only, so it would
 lose the order of the source and turn every untouched tensor into one. Here the header keeps the
@@ -8,16 +8,18 @@ dtypes come first (a stable sort), so that every tensor is aligned, as in the li
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion, sha256, unwatched
-from convsqueeze.checkpoint.edits import Late, New, Splice, Spooled
-from convsqueeze.checkpoint.new_files import Writer
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo, open_as
+from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file, no_progress
+from convsqueeze.checkpoint.edits import DeferredText, New, Splice, TensorOnDisk
+from convsqueeze.checkpoint.format import Format, Output, Start
+from convsqueeze.checkpoint.new_files import NewFiles, Writer
 from convsqueeze.checkpoint.ranges import read_tensor
 from convsqueeze.checkpoint.safetensors_header import (
     DTYPES,
@@ -28,19 +30,20 @@ from convsqueeze.checkpoint.safetensors_header import (
     read_header,
     stored_shape,
 )
-from convsqueeze.errors import OutputError
-from convsqueeze.names import common_prefix, shown
+from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.names import listed, shown
 
+SUFFIX = ".safetensors"
 FROM_TORCH = {"format": "pt"}
 """What the library writes beside tensors that came from torch."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensors:
-    """Contents of one or more safetensors files."""
+    """Reads the tensors of one or more safetensors files."""
 
     tensors: Mapping[str, Stored] = field(repr=False)
-    files: tuple[FileVersion, ...]
+    range_of_memory: RangeOfMemory = no_file
 
     def load(self, name: str) -> torch.Tensor:
         stored = self.tensors[name]
@@ -49,58 +52,37 @@ class StoredTensors:
     def file_range(self, name: str) -> FileRange | None:
         return self.tensors[name].place
 
-    def sha256(self, advance: Advance) -> str:
-        return sha256((version.path for version in self.files), advance)
-
-    def ties(self) -> tuple[tuple[str, ...], ...]:
-        return ()  # no byte of such a file belongs to two tensors
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: stored.info for name, stored in self.tensors.items()}
 
 
-def open_safetensors(path: Path) -> Checkpoint:
-    """Raises CheckpointError for a header that is damaged."""
-    header = read_header(path)
-    return described_stored(
-        path,
-        "safetensors",
-        StoredTensors(header.tensors, (header.version,)),
-        header.metadata,
-        header.metadata.get(RECIPE_KEY),
+def _recognizes(start: Start) -> bool:
+    length = int.from_bytes(start.head[:8], "little")
+    like_one = start.head[8:9] == b"{" and length <= start.size - 8
+    return like_one or start.path.suffix.lower() == SUFFIX
+
+
+def _open(start: Start, key: str | None) -> Checkpoint:
+    header = read_header(start.path)
+    contents = StoredTensors(header.tensors)
+    return open_as(
+        start.path,
+        SAFETENSORS.name,
+        contents.infos(),
+        contents,
+        metadata=header.metadata,
+        recipe=header.metadata.get(RECIPE_KEY),
+        files=(header.version,),
     )
-
-
-def described_stored(
-    path: Path,
-    form: str,
-    contents: StoredTensors,
-    metadata: Mapping[str, str],
-    recipe: str | None,
-) -> Checkpoint:
-    prefix = common_prefix(contents.tensors)
-    strip = len(prefix)
-    return Checkpoint(
-        path=path,
-        format=form,
-        wrapper="",
-        prefix=prefix,
-        tensors={name[strip:]: stored.info for name, stored in contents.tensors.items()},
-        metadata=metadata,
-        recipe=recipe,
-        contents=contents,
-    )
-
-
-Copy = Callable[[BinaryIO], Iterator[int]]
-"""Writes where a file stands; yields how many bytes, piece by piece."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: what the header says of it, and how its bytes get into a file."""
+    """A tensor to be written: what it is, and how its bytes get into a file."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    copy_to: Copy = field(repr=False)
+    info: TensorInfo
+    copy_to: Callable[[BinaryIO, Progress], object] = field(repr=False)
+    """Writes where the file stands, and calls with the bytes that are done."""
 
 
 def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
@@ -109,87 +91,120 @@ def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
     Raises OutputError for a tensor that the format cannot hold.
     """
     return {
-        source.prefix + name: kept_piece(source, name) if new is None else new_piece(name, new)
+        source.prefix + name: _kept_piece(source, name) if new is None else new_piece(name, new)
         for name, new in splicing.over(source.tensors)
     }
 
 
-def kept_piece(source: Checkpoint, name: str) -> Piece:
-    if isinstance(source.contents, StoredTensors):
-        stored = source.contents.tensors[source.prefix + name]
-        return Piece(stored.dtype, stored.shape, stored.place.nbytes, stored.place.copy_to)
+def _kept_piece(source: Checkpoint, name: str) -> Piece:
     place = source.file_range(name)
-    if place is not None:
-        return _piece(name, source.tensors[name], place.copy_to)
-    return _piece(name, source.tensors[name], lambda file: _write(source.load(name), file))
+    copy = partial(_load_and_write, source, name) if place is None else place.copy_to
+    return _piece(name, source.tensors[name], copy)
 
 
 def new_piece(name: str, new: New) -> Piece:
-    if isinstance(new, Spooled):
+    if isinstance(new, TensorOnDisk):
         return _piece(name, new.info, new.place.copy_to)
     info = TensorInfo(tuple(new.shape), new.dtype, new.layout)
-    return _piece(name, info, lambda file: _write(new, file))
+    return _piece(name, info, partial(_write, new))
 
 
-def _write(tensor: torch.Tensor, file: BinaryIO) -> Iterator[int]:
-    yield file.write(memory.raw_bytes(tensor))
+def _load_and_write(source: Checkpoint, name: str, file: BinaryIO, progress: Progress) -> None:
+    _write(source.load(name), file, progress)
 
 
-def _piece(name: str, info: TensorInfo, copy_to: Copy) -> Piece:
-    dtype = STORED_NAMES.get(info.dtype)
-    if dtype is None or info.layout != torch.strided:
-        what = info.dtype if dtype is None else info.layout
+def _write(tensor: torch.Tensor, file: BinaryIO, progress: Progress) -> None:
+    progress(file.write(memory.raw_bytes(tensor)))
+
+
+def _piece(name: str, info: TensorInfo, copy_to: Callable[[BinaryIO, Progress], object]) -> Piece:
+    if info.dtype not in STORED_NAMES or info.layout != torch.strided:
+        what = info.layout if info.dtype in STORED_NAMES else info.dtype
         raise OutputError(
             f"{shown(name)}: {what}, which a .safetensors file cannot hold; it holds "
             f"{', '.join(DTYPES)}. Write a .pt file instead."
         )
-    return Piece(dtype, stored_shape(dtype, info.shape), info.nbytes, copy_to)
+    return Piece(info, copy_to)
 
 
 def safetensors_writer(
-    parts: Mapping[str, Piece], metadata: Mapping[str, str | Late], advance: Advance = unwatched
+    parts: Mapping[str, Piece],
+    metadata: Mapping[str, str | DeferredText],
+    progress: Progress = no_progress,
 ) -> Writer:
-    """Raises OutputError for names that no header can hold; the writer it gives streams.
+    """Raises OutputError for names that no header can hold. The writer that it gives raises
+    OutputError where the library does not read what was written.
 
-    What is late in the metadata is asked for once all tensors are written.
+    Deferred texts in the metadata are asked for once all tensors are written.
     """
-    by_width = sorted(parts, key=lambda name: -DTYPES[parts[name].dtype].itemsize)
-    texts = {key: Late.of(text) for key, text in metadata.items()}
+    by_width = sorted(parts, key=lambda name: -parts[name].info.dtype.itemsize)
+    texts = {key: DeferredText.of(text) for key, text in metadata.items()}
     draft = _header(parts, by_width, {key: text.draft for key, text in texts.items()})
 
     def write(file: BinaryIO) -> None:
         file.write(draft)
         for name in by_width:
-            for nbytes in parts[name].copy_to(file):
-                advance(nbytes)
+            parts[name].copy_to(file, progress)
         header = _header(parts, by_width, {key: text.final() for key, text in texts.items()})
         if len(header) != len(draft):
             raise ValueError(f"a header of {len(header)} bytes, its draft had {len(draft)}")
         if header != draft:
             file.seek(0)
             file.write(header)
+        file.flush()
+        _check_written(Path(file.name), parts)
 
     return write
+
+
+def _check_written(path: Path, parts: Mapping[str, Piece]) -> None:
+    try:
+        read = read_header(path).tensors
+    except CheckpointError as error:
+        raise OutputError(f"{error} Write a .pt file instead.") from error
+    if {name: stored.info for name, stored in read.items()} != {
+        name: part.info for name, part in parts.items()
+    }:
+        raise OutputError(f"{path}: not the tensors that were to be written. Write a .pt file.")
 
 
 def _header(
     parts: Mapping[str, Piece], in_file: Sequence[str], metadata: Mapping[str, str]
 ) -> bytes:
-    starts: dict[str, int] = {}
+    places: dict[str, list[int]] = {}
     end = 0
     for name in in_file:
-        starts[name], end = end, end + parts[name].nbytes
+        places[name] = [end, end := end + parts[name].info.nbytes]
+    entries = {
+        name: {
+            "dtype": STORED_NAMES[part.info.dtype],
+            "shape": list(stored_shape(part.info)),
+            "data_offsets": places[name],
+        }
+        for name, part in parts.items()
+    }
     try:
-        return header_bytes(
-            {
-                name: {
-                    "dtype": part.dtype,
-                    "shape": list(part.shape),
-                    "data_offsets": [starts[name], starts[name] + part.nbytes],
-                }
-                for name, part in parts.items()
-            },
-            metadata,
-        )
+        return header_bytes(entries, metadata)
     except ValueError as error:
         raise OutputError(f"{METADATA}: {error}. Write a .pt file instead.") from error
+
+
+def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
+    metadata: dict[str, str | DeferredText] = {**(output.source.metadata or FROM_TORCH)}
+    metadata[RECIPE_KEY] = output.recipe
+    parts = pieces(output.source, output.splicing)
+    files.add(output.place, safetensors_writer(parts, metadata, output.progress))
+    return tuple(tensors_only_notes(output))
+
+
+def tensors_only_notes(output: Output) -> Iterator[str]:
+    """What of the source a file that holds tensors alone does not take over."""
+    source = output.source
+    if source.saved is not None and (lost := source.saved.other_names()):
+        yield f"{listed(lost)}: not kept, a .safetensors file holds tensors only"
+    for group in source.ties():
+        if len(kept := [name for name in group if name not in output.splicing.removed]) > 1:
+            yield f"{listed(kept)}: shared memory, written out as copies"
+
+
+SAFETENSORS = Format("safetensors", (SUFFIX,), recognizes=_recognizes, open=_open, stage=_stage)

@@ -1,8 +1,8 @@
-"""The header of a `.safetensors` file: parsed, checked against the file, and written.
+"""The header of a `.safetensors` file: read through the safetensors library, and written.
 
 Format: https://huggingface.co/docs/safetensors. Eight bytes (the header's length, little endian),
 the header (a JSON object: name -> dtype, shape, data_offsets), then the data, of which each byte
-belongs to exactly one tensor. Reads no data.
+belongs to exactly one tensor: the library refuses all else. It maps no file here and reads no data.
 """
 
 import json
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from convsqueeze.checkpoint.base import TensorInfo
 from convsqueeze.checkpoint.disk import FileRange, FileVersion, unreadable
-from convsqueeze.checkpoint.strict_json import parse_object
+from convsqueeze.checkpoint.strict_json import unique_keys
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import shown
 
 METADATA = "__metadata__"
-LONGEST = 100_000_000
-"""In bytes: the library's own limit."""
+LIBRARY_SAYS = "Error while deserializing header: "
 
 _TORCH_NAMES = {
     "F64": "float64",
@@ -52,27 +52,22 @@ DTYPES: dict[str, torch.dtype] = {
 STORED_NAMES = {dtype: stored for stored, dtype in DTYPES.items()}
 PACKED = "F4"
 """torch counts pairs of these along the last axis, the header counts each."""
-
-
 LARGEST = (1 << 63) - 1
 """Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file."""
+    """A tensor in a file: what it is, and where its bytes lie."""
 
-    dtype: str
-    shape: tuple[int, ...]
+    info: TensorInfo
     place: FileRange
-
-    @property
-    def info(self) -> TensorInfo:
-        return TensorInfo(_torch_shape(self.dtype, self.shape), DTYPES[self.dtype])
 
 
 @dataclass(frozen=True)
 class Header:
+    """`tensors` in the order of the header, which need not be that of the data."""
+
     version: FileVersion
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
@@ -82,95 +77,55 @@ def read_header(path: Path) -> Header:
     """Raises CheckpointError for a header that is damaged, or that the file does not bear out."""
     version = FileVersion.of(path)
     try:
-        with path.open("rb") as file:
+        with safe_open(path, "np", backend="pread") as library, path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(LONGEST, version.size - 8):
-                raise _damaged(path, f"claims a header of {length} bytes", version.size)
-            text = file.read(length)
+            entries = json.loads(file.read(length), object_pairs_hook=unique_keys)
+            start, places = 8 + length, {}
+            for name in library.offset_keys():  # in the order of the data, without gaps
+                tensor = library.get_slice(name)
+                info = _described(name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                places[name] = Stored(info, FileRange(path, start, info.nbytes))
+                start += info.nbytes
+            metadata = entries.pop(METADATA, None) or {}  # the library forgets the order
     except OSError as error:
         raise unreadable(path, error) from error
-    try:
-        entries = parse_object(text)
-        metadata = _metadata(entries.pop(METADATA, {}))
-        tensors = {n: _stored(path, n, entry, 8 + length) for n, entry in entries.items()}
-        _check_data(tensors, 8 + length, version.size)
-    except ValueError as error:
-        raise _damaged(path, str(error), version.size) from error
-    return Header(version, tensors, metadata)
+    except (SafetensorError, ValueError) as error:
+        reason = shown(str(error).removeprefix(LIBRARY_SAYS))
+        raise CheckpointError(
+            f"{path}: a damaged safetensors file of {version.size} bytes: {reason}, a header that "
+            "fits its data was needed. Download or save it anew."
+        ) from error
+    return Header(version, {name: places[name] for name in entries}, metadata)
 
 
-def _metadata(found: Any) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ValueError(f"{METADATA} maps to something else than strings")
-    return found
-
-
-def _stored(path: Path, name: str, entry: Any, data: int) -> Stored:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{shown(name)} has something else than dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(
-            f"{shown(name)} has the dtype {dtype!r:.40}, unknown to torch {torch.__version__}"
-        )
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"{shown(name)} has a shape or offsets that are no lists of sizes")
+def _described(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+    """As torch sees it. Raises ValueError where no tensor of torch is like that."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{shown(name)} has the dtype {dtype}, unknown to torch")
     if prod(max(n, 1) for n in shape) * DTYPES[dtype].itemsize > LARGEST:
         raise ValueError(f"{shown(name)} has a shape that no tensor can have")
-    start, stop = offsets
-    if dtype == PACKED and (not shape or shape[-1] % 2):
-        raise ValueError(f"{shown(name)} has half a byte left over")
-    needed = prod(_torch_shape(dtype, tuple(shape))) * DTYPES[dtype].itemsize
-    if stop - start != needed:
-        raise ValueError(
-            f"{shown(name)}, {dtype} of its shape, takes {needed} bytes, not {stop - start}"
-        )
-    return Stored(dtype, tuple(shape), FileRange(path, data + start, needed))
+    if dtype == PACKED:
+        if not shape or shape[-1] % 2:
+            raise ValueError(f"{shown(name)} has half a byte left over")
+        shape = (*shape[:-1], shape[-1] // 2)
+    return TensorInfo(shape, DTYPES[dtype])
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
-
-
-def _check_data(tensors: Mapping[str, Stored], start: int, size: int) -> None:
-    """Each byte of the data belongs to exactly one tensor."""
-    ends = [("the header", start)]
-    places = [(tensor.place.offset, tensor.place.nbytes, name) for name, tensor in tensors.items()]
-    for offset, nbytes, name in sorted(places):
-        ends.append((name, offset + nbytes))
-        (before, reached), _ = ends[-2:]
-        if offset != reached:
-            how = "overlaps" if offset < reached else "leaves a gap behind"
-            raise ValueError(f"{shown(name)} {how} {shown(before)}")
-    if ends[-1][1] != size:
-        raise ValueError(f"the tensors end at byte {ends[-1][1]}")
-
-
-def _torch_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-1], shape[-1] // 2) if dtype == PACKED else shape
-
-
-def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-1], shape[-1] * 2) if dtype == PACKED else shape
+def stored_shape(info: TensorInfo) -> tuple[int, ...]:
+    """The shape as a header has it."""
+    if STORED_NAMES[info.dtype] == PACKED:
+        return (*info.shape[:-1], info.shape[-1] * 2)
+    return info.shape
 
 
 def header_bytes(entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
     """Length and header, padded with spaces so that the data starts at a multiple of 8.
 
-    Raises ValueError for a name that is no Unicode, is the metadata's, or for too long a header.
+    Raises ValueError for a name that is no Unicode or is the metadata's.
     """
     if METADATA in entries:
         raise ValueError(f"a tensor is called {METADATA}")
     whole = ({METADATA: dict(metadata)} if metadata else {}) | dict(entries)
     text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    if len(text) > LONGEST:
-        raise ValueError(f"the header takes {len(text)} bytes, at most {LONGEST} are read")
     return len(text).to_bytes(8, "little") + text
-
-
-def _damaged(path: Path, reason: str, size: int) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: a damaged safetensors file of {size} bytes: {reason}, a header that fits "
-        "its data was needed. Download or save it anew."
-    )

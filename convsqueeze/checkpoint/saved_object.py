@@ -1,15 +1,79 @@
-"""What a pickle gave: plain values and tensors, nested, maybe containing itself.
+"""What torch.save was given: a state dict, and the plain values around it.
 
-Attributes of mappings and tensors come out of the pickle as well, so nothing here calls a method
-that an attribute could stand in for.
+Values are nested and may contain themselves. Attributes of mappings and tensors come out of the
+pickle as well, so nothing here calls a method that an attribute could stand in for.
 """
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 
 from convsqueeze.names import shown
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedObject:
+    """A state dict that lies at `key_path` in the `whole` object."""
+
+    whole: Any = field(repr=False)
+    key_path: KeyPath = ()
+
+    @cached_property
+    def state_dict(self) -> Mapping[Any, Any]:
+        return at(self.whole, self.key_path)
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those of the state dict, by name."""
+        return {
+            name: value
+            for name, value in self.state_dict.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+
+    def replaced(self, state_dict: object) -> Any:
+        """The whole object with another state dict; what leads to it is copied."""
+        return _replaced(self.whole, self.key_path, state_dict)
+
+    def other_tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor but those of the state dict."""
+        entries = {k: v for k, v in self.state_dict.items() if not isinstance(v, torch.Tensor)}
+        return (tensor for _, tensor in tensors_in(self.replaced(entries)))
+
+    def other_names(self) -> list[str]:
+        """Dotted names of all that is no tensor of the state dict."""
+        names: list[str] = []
+        level = self.whole
+        for depth, key in enumerate(self.key_path):
+            names += [dotted((*self.key_path[:depth], other)) for other in level if other != key]
+            level = level[key]
+        return names + [dotted((name,)) for name in self.state_dict if name not in self.tensors]
+
+
+def at(value: Any, place: KeyPath) -> Any:
+    """What lies at a path of keys."""
+    for key in place:
+        value = value[key]
+    return value
+
+
+def dotted(place: Iterable[object]) -> str:
+    return ".".join(key if isinstance(key, str) else repr(key) for key in place)
+
+
+def _replaced(saved: Any, place: KeyPath, new: object) -> Any:
+    if not place:
+        return new
+    result = copy.copy(saved)
+    result[place[0]] = _replaced(saved[place[0]], place[1:], new)
+    return result
 
 
 def walk(saved: object) -> Iterator[tuple[str, object]]:

@@ -7,26 +7,30 @@ alone; a shard by itself says nothing of merges.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import Advance, FileVersion, unreadable, unwatched
-from convsqueeze.checkpoint.edits import Late, Splice
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding, TensorInfo, open_as
+from convsqueeze.checkpoint.disk import FileVersion, unreadable
+from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
     Piece,
     StoredTensors,
-    described_stored,
     pieces,
     safetensors_writer,
+    tensors_only_notes,
 )
-from convsqueeze.checkpoint.safetensors_header import Header, Stored, read_header
+from convsqueeze.checkpoint.safetensors_header import (
+    Header,
+    Stored,
+    read_header,
+    stored_shape,
+)
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.checkpoint.strict_json import parse_object
 from convsqueeze.errors import CheckpointError
@@ -36,18 +40,13 @@ LONGEST_INDEX = 100_000_000
 SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
 
 
-@dataclass(frozen=True, eq=False)
-class ShardedTensors(StoredTensors):
-    """Contents of an index and its shards; `index` is the whole JSON object."""
-
-    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    shards: Mapping[str, Header] = field(default_factory=dict, repr=False)
-    """By file name, in the order of the names."""
+def _recognizes(start: Start) -> bool:
+    return start.path.name.endswith(".json") and start.records is None
 
 
-def open_sharded(path: Path) -> Checkpoint:
+def _open(start: Start, key: str | None) -> Checkpoint:
     """Raises CheckpointError where index and shards do not fit each other."""
-    version = FileVersion.of(path)
+    path, version = start.path, FileVersion.of(start.path)
     index = _read_index(path, version)
     weight_map: dict[str, str] = index["weight_map"]
     names = sorted(set(weight_map.values()))
@@ -58,12 +57,16 @@ def open_sharded(path: Path) -> Checkpoint:
     for shard, header in shards.items():
         if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
             raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
-    return described_stored(
+    contents = StoredTensors(tensors)
+    return open_as(
         path,
-        "sharded",
-        ShardedTensors(tensors, (version, *(h.version for h in shards.values())), index, shards),
-        {k: v for header in reversed(shards.values()) for k, v in header.metadata.items()},
-        _recipe(index),
+        SHARDED.name,
+        contents.infos(),
+        contents,
+        metadata={k: v for one in reversed(shards.values()) for k, v in one.metadata.items()},
+        recipe=_recipe(index),
+        files=(version, *(header.version for header in shards.values())),
+        sharding=Sharding(index, [(list(h.tensors), h.metadata) for h in shards.values()]),
     )
 
 
@@ -142,47 +145,45 @@ def _recipe(index: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def shard_pattern(index: Path) -> re.Pattern[str]:
+def _shard_pattern(index: Path) -> re.Pattern[str]:
     """The names of the shards that an index written here may have."""
     stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
     return re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
 
 
-def stage_shards(
-    files: NewFiles,
-    source: Checkpoint,
-    splicing: Splice,
-    recipe: str | Late,
-    destination: Path,
-    *,
-    largest: int | None = None,
-    advance: Advance = unwatched,
-) -> None:
+def _parts(index: Path) -> list[Path]:
+    """What stands there with the names of an output's shards."""
+    pattern = _shard_pattern(index)
+    return [path for path in sorted(index.parent.iterdir()) if pattern.fullmatch(path.name)]
+
+
+def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     """Write the shards and then the index, so that it never names what is not there. The shards of
     an earlier output that the new index no longer names are removed after that.
 
     Each tensor stays in its shard, a new one goes where the tensor in whose place it stands was;
-    a shard that would be empty is left out. Any other source becomes one shard. With `largest`,
-    shards are filled anew in the order of the tensors, up to that many bytes of values each; a
-    larger tensor has a shard of its own.
+    a shard that would be empty is left out. Any other source becomes one shard. With a largest
+    size, shards are filled anew in the order of the tensors, up to that many bytes of values each;
+    a larger tensor has a shard of its own.
     """
-    parts = pieces(source, splicing)
-    groups = list(_groups(source, splicing) if largest is None else _filled(source, parts, largest))
+    parts = pieces(output.source, output.splicing)
+    groups = list(_groups(output) if output.largest_shard is None else _filled(output, parts))
     groups = [(names, metadata) for names, metadata in groups if names]
     home: dict[str, str] = {}
     for number, (names, metadata) in enumerate(groups, start=1):
         shard = files.add_part(
-            partial(_shard_place, destination, f"{number:05}-of-{len(groups):05}"),
-            safetensors_writer({name: parts[name] for name in names}, metadata, advance),
+            partial(_shard_place, output.place, f"{number:05}-of-{len(groups):05}"),
+            safetensors_writer({name: parts[name] for name in names}, metadata, output.progress),
         )
         home |= dict.fromkeys(names, shard.name)
-    index = _new_index(source, parts, Late.of(recipe).final())
+    index = _new_index(output.source, parts, output.recipe.final())
     index |= {"weight_map": {n: home[n] for n in parts}}
     text = json.dumps(index, indent=2, allow_nan=False) + "\n"
-    files.add(destination, lambda file: file.write(text.encode("ascii")))
-    for old in _shards_of(destination):
+    files.add(output.place, lambda file: file.write(text.encode("ascii")))
+    for old in _shards_of(output.place):
         if old not in files.places:
             files.retire(old)
+    return tuple(tensors_only_notes(output))
 
 
 def _shard_place(index: Path, number: str, digits: str) -> Path:
@@ -197,36 +198,37 @@ def _shards_of(index: Path) -> list[Path]:
         weight_map = _read_index(index, FileVersion.of(index))["weight_map"]
     except CheckpointError:
         return []
-    pattern = shard_pattern(index)
+    pattern = _shard_pattern(index)
     return [index.with_name(n) for n in sorted(set(weight_map.values())) if pattern.fullmatch(n)]
 
 
-def _groups(source: Checkpoint, splicing: Splice) -> Iterator[tuple[list[str], Mapping[str, str]]]:
-    """Full names of each new shard in its order, with its metadata."""
-    contents, prefix = source.contents, source.prefix
-    if not isinstance(contents, ShardedTensors):
-        names = [prefix + name for name, _ in splicing.over(source.tensors)]
+Groups = Iterator[tuple[list[str], Mapping[str, str]]]
+"""Full names of each new shard in its order, with its metadata."""
+
+
+def _groups(output: Output) -> Groups:
+    source = output.source
+    if source.sharding is None:
+        names = [source.prefix + name for name, _ in output.splicing.over(source.tensors)]
         yield names, _without_recipe(source.metadata) or FROM_TORCH
         return
-    for header in contents.shards.values():
-        old = [name[len(prefix) :] for name in header.tensors]
-        names = [prefix + name for name, _ in splicing.over(old)]
-        yield names, _without_recipe(header.metadata)
+    for held, metadata in source.sharding.shards:
+        old = [name[len(source.prefix) :] for name in held]
+        names = [source.prefix + name for name, _ in output.splicing.over(old)]
+        yield names, _without_recipe(metadata)
 
 
-def _filled(
-    source: Checkpoint, parts: Mapping[str, Piece], largest: int
-) -> Iterator[tuple[list[str], Mapping[str, str]]]:
-    """As `_groups`, with as many tensors in each shard as `largest` bytes hold."""
-    metadata = _without_recipe(source.metadata) or FROM_TORCH
+def _filled(output: Output, parts: Mapping[str, Piece]) -> Groups:
+    """With as many tensors in each shard as the largest size holds."""
+    metadata = _without_recipe(output.source.metadata) or FROM_TORCH
     names: list[str] = []
     held = 0
     for name, part in parts.items():
-        if names and held + part.nbytes > largest:
+        if names and held + part.info.nbytes > (output.largest_shard or 0):
             yield names, metadata
             names, held = [], 0
         names.append(name)
-        held += part.nbytes
+        held += part.info.nbytes
     yield names, metadata
 
 
@@ -236,16 +238,28 @@ def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _new_index(source: Checkpoint, parts: Mapping[str, Piece], recipe: str) -> dict[str, Any]:
     """The source's index with its sums brought up to date."""
-    contents = source.contents
-    old = contents.index if isinstance(contents, ShardedTensors) else {}
+    old = {} if source.sharding is None else source.sharding.index
     metadata = dict(old.get("metadata", {}))
-    metadata["total_size"] = sum(part.nbytes for part in parts.values())
+    metadata["total_size"] = sum(part.info.nbytes for part in parts.values())
     count = metadata.get("total_parameters")
-    if isinstance(contents, ShardedTensors) and isinstance(count, int):
-        metadata["total_parameters"] = count + _numel(parts) - _numel(contents.tensors)
+    if isinstance(count, int):
+        metadata["total_parameters"] = (
+            count + _numel(part.info for part in parts.values()) - _numel(source.tensors.values())
+        )
     metadata[RECIPE_KEY] = recipe
     return {**old, "metadata": metadata}
 
 
-def _numel(described: Mapping[str, Piece] | Mapping[str, Stored]) -> int:
-    return sum(prod(one.shape) for one in described.values())
+def _numel(infos: Iterable[TensorInfo]) -> int:
+    """As the headers count."""
+    return sum(prod(stored_shape(info)) for info in infos)
+
+
+SHARDED = Format(
+    "sharded",
+    (INDEX_SUFFIX,),
+    recognizes=_recognizes,
+    open=_open,
+    stage=_stage,
+    parts=_parts,
+)

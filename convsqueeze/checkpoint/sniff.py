@@ -7,18 +7,15 @@ state dict, with the way to get one.
 import re
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from convsqueeze.checkpoint.disk import unreadable
+from convsqueeze.checkpoint.format import Start
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest
 
-Kind = Literal["zip pickle", "legacy pickle", "safetensors", "index"]
-
 HEAD = 1024
 ZIP = b"PK\x03\x04"
-LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""torch's magic number, itself pickled, behind the two bytes of its pickle's protocol."""
 INDEX_SUFFIX = ".safetensors.index.json"
 
 AGAIN = "Download or save it anew."
@@ -50,8 +47,10 @@ ONNX = re.compile(rb"\x08[\x01-\x20](?:\x12.[\w .+-]|\x3a|\x1a)", re.DOTALL)
 HTML = re.compile(rb"\s*(?:<!doctype\s+html|<html)", re.IGNORECASE)
 
 
-def sniff(path: Path) -> Kind:
-    """Raises CheckpointError for all that is no checkpoint, saying what it is instead."""
+def examine(path: Path) -> Start:
+    """Raises CheckpointError for all that is no checkpoint by its first bytes or is none to open,
+    saying what it is instead.
+    """
     _check_place(path)
     try:
         with path.open("rb") as file:
@@ -59,20 +58,22 @@ def sniff(path: Path) -> Kind:
             size = path.stat().st_size
             if not head:
                 raise wrong(path, "an empty file", AGAIN)
-            if head.startswith(ZIP):
-                return _zip_kind(path, file, size)
+            records = _records(path, file) if head.startswith(ZIP) else None
     except OSError as error:
         raise unreadable(path, error) from error
-    _refuse_foreign(path, head)
-    if path.name.endswith(".json"):
-        return "index"
-    if head[2:].startswith(LEGACY):
-        return "legacy pickle"
-    if path.suffix.lower() == ".safetensors" or _like_safetensors(head, size):
-        return "safetensors"
-    if re.match(rb"\x80[\x02-\x05]", head):
-        raise wrong(path, "a plain pickle", 'Save the state dict with torch.save(..., "model.pt").')
-    raise wrong(path, "no kind of file that is known here, or cut off", AGAIN)
+    if records is None:
+        _refuse_foreign(path, head)
+    return Start(path, head, size, records)
+
+
+def unknown(start: Start) -> CheckpointError:
+    """For a file that no format recognizes."""
+    if start.records is not None:
+        return _unknown_archive(start.path, start.records)
+    if re.match(rb"\x80[\x02-\x05]", start.head):
+        advice = 'Save the state dict with torch.save(..., "model.pt").'
+        return wrong(start.path, "a plain pickle", advice)
+    return wrong(start.path, "no kind of file that is known here, or cut off", AGAIN)
 
 
 def wrong(path: Path, what: str, advice: str) -> CheckpointError:
@@ -111,30 +112,22 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         raise wrong(path, "an ONNX model", "Take the checkpoint that it was exported from.")
 
 
-def _like_safetensors(head: bytes, size: int) -> bool:
-    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
-
-
-def _zip_kind(path: Path, file: BinaryIO, size: int) -> Kind:
+def _records(path: Path, file: BinaryIO) -> frozenset[str]:
     try:
         with zipfile.ZipFile(file) as archive:
-            records = archive.infolist()
+            listed_names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-    names = {record.filename.partition("/")[2] or record.filename for record in records}
-    if "constants.pkl" in names:
+    return frozenset(name.partition("/")[2] or name for name in listed_names)
+
+
+def _unknown_archive(path: Path, records: frozenset[str]) -> CheckpointError:
+    if "constants.pkl" in records:
         advice = f'Save torch.jit.load("{path}").state_dict() with torch.save and name that file.'
-        raise wrong(path, "a TorchScript archive", advice)
-    if names & {"archive_format", "serialized_exported_program.json"}:
+        return wrong(path, "a TorchScript archive", advice)
+    if records & {"archive_format", "serialized_exported_program.json"}:
         advice = f'Save torch.export.load("{path}").state_dict with torch.save and name that file.'
-        raise wrong(path, "a torch.export archive", advice)
-    if any(name.endswith(".npy") for name in names):
-        raise wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
-    if "data.pkl" not in names:
-        raise wrong(path, "a zip archive that torch.save did not write", UNPACK)
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        advice = "Unpack and repack it without compression, or save it anew with torch.save."
-        raise wrong(path, "a zip archive whose records are compressed", advice)
-    if sum(record.file_size for record in records) > size:
-        raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
-    return "zip pickle"
+        return wrong(path, "a torch.export archive", advice)
+    if any(name.endswith(".npy") for name in records):
+        return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
+    return wrong(path, "a zip archive that torch.save did not write", UNPACK)

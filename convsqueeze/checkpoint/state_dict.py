@@ -1,12 +1,9 @@
-"""State dicts in memory: describing one as a checkpoint, and editing one.
+"""State dicts at hand: describing one as a checkpoint, and editing one.
 
-Knows mappings of names to tensors, no files. What else a state dict holds (`_extra_state`,
-`_metadata`) passes through.
+What else a state dict holds (`_extra_state`, `_metadata`) passes through.
 """
 
 import copy
-import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +13,14 @@ from typing import Any
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import Advance, FileRange, FileVersion
-from convsqueeze.checkpoint.edits import Edit, New, Splice, Spooled, splice
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo, open_as
+from convsqueeze.checkpoint.disk import FileRange, FileVersion, RangeOfMemory, no_file
+from convsqueeze.checkpoint.edits import Edit, New, Splice, TensorOnDisk, splice
+from convsqueeze.checkpoint.ranges import read_strided
+from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.errors import CheckpointError, OutputError
-from convsqueeze.names import common_prefix, shown
-from convsqueeze.sharing import ties
+from convsqueeze.names import shown
+from convsqueeze.sharing import span as memory_span
 
 METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""
@@ -29,69 +28,64 @@ METADATA = "_metadata"
 
 @dataclass(frozen=True, eq=False)
 class HeldTensors:
-    """Contents of a checkpoint whose tensors are there already, in memory or mapped from a file."""
+    """Reads tensors that are in memory or, as `range_of_memory` says, on a map of a file."""
 
-    place: str
-    state_dict: Mapping[Any, Any] = field(repr=False)
-    files: tuple[FileVersion, ...] = ()
+    path: Path
+    saved: SavedObject = field(repr=False)
+    range_of_memory: RangeOfMemory = no_file
 
     def load(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self.state_dict[name].detach()
+        tensor = self.saved.tensors[name].detach()
         if tensor.device.type == "meta":
             raise CheckpointError(
-                f"{self.place}: {shown(name)} lies on the meta device, its values were needed. "
+                f"{self.path}: {shown(name)} lies on the meta device, its values were needed. "
                 "Save the state dict of a model that has its weights."
             )
-        return tensor.cpu()
+        place = self._place(tensor)
+        return tensor.cpu() if place is None else read_strided(tensor, place)
 
     def file_range(self, name: str) -> FileRange | None:
-        return None
+        tensor = self.saved.tensors[name]
+        return self._place(tensor) if tensor.is_contiguous() else None
 
-    def sha256(self, advance: Advance) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in named_tensors(self.state_dict).items():
-            described = [name, str(tensor.dtype), list(tensor.shape)]
-            digest.update(json.dumps(described).encode() + b"\n")
-            for values in memory.held(tensor):
-                digest.update(memory.raw_bytes(values))
-        return digest.hexdigest()
-
-    def ties(self) -> tuple[tuple[str, ...], ...]:
-        return ties(named_tensors(self.state_dict))
+    def _place(self, tensor: torch.Tensor) -> FileRange | None:
+        """Where in a file it lies, from its first element to its last."""
+        span = memory_span(tensor)
+        if span is None or not memory.is_plain(tensor):
+            return None
+        return self.range_of_memory(span.start, span.stop)
 
 
 def from_state_dict(state_dict: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint of what `Module.state_dict()` gave. Nothing is copied until it is loaded."""
-    path = Path("<state dict>")
-    if not named_tensors(state_dict):
+    """A checkpoint of what `Module.state_dict()` gave. Nothing is copied until it is loaded.
+
+    Raises CheckpointError where no tensor is in it.
+    """
+    path, saved = Path("<state dict>"), SavedObject(state_dict)
+    if not saved.tensors:
         raise CheckpointError(
             f"{path}: holds no tensor, a state dict (tensors by name) was needed."
         )
-    return described(path, "memory", "", HeldTensors(str(path), state_dict))
+    return open_saved(path, "memory", saved)
 
 
-def described(path: Path, form: str, wrapper: str, contents: HeldTensors) -> Checkpoint:
-    """The checkpoint whose state dict is at hand."""
-    tensors = named_tensors(contents.state_dict)
-    prefix = common_prefix(tensors)
-    return Checkpoint(
-        path=path,
-        format=form,
-        wrapper=wrapper,
-        prefix=prefix,
-        tensors={name[len(prefix) :]: _info(path, name, t) for name, t in tensors.items()},
-        metadata={},
-        recipe=_recipe(contents.state_dict),
-        contents=contents,
+def open_saved(
+    path: Path,
+    form: str,
+    saved: SavedObject,
+    files: tuple[FileVersion, ...] = (),
+    range_of_memory: RangeOfMemory = no_file,
+) -> Checkpoint:
+    """The checkpoint of a state dict at hand. Raises CheckpointError for a nested tensor."""
+    return open_as(
+        path,
+        form,
+        {name: _info(path, name, tensor) for name, tensor in saved.tensors.items()},
+        HeldTensors(path, saved, range_of_memory),
+        recipe=_recipe(saved.state_dict),
+        files=files,
+        saved=saved,
     )
-
-
-def named_tensors(state_dict: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for name, value in state_dict.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
-    }
 
 
 def edited_state_dict(
@@ -99,18 +93,19 @@ def edited_state_dict(
 ) -> OrderedDict[str, Any]:
     """The state dict after `edits`: kept entries are the very same objects where they are held.
 
-    The recipe goes into `_metadata`, which `load_state_dict` passes over.
+    The recipe goes into `_metadata`, which `load_state_dict` passes over. Raises OutputError for
+    edits that do not fit.
     """
     splicing = splice(source, edits)
-    if isinstance(source.contents, HeldTensors):
-        return edited(source.contents.state_dict, source.prefix, splicing, recipe)
+    if source.saved is not None:
+        return edited(source.saved.state_dict, source.prefix, splicing, recipe)
     loaded = OrderedDict((source.prefix + name, source.load(name)) for name in source.tensors)
     return edited(loaded, source.prefix, splicing, recipe)
 
 
-def own(new: New) -> torch.Tensor:
+def in_memory(new: New) -> torch.Tensor:
     """A new tensor in memory of its own."""
-    return new.load() if isinstance(new, Spooled) else memory.own(new)
+    return new.load() if isinstance(new, TensorOnDisk) else memory.own(new)
 
 
 def edited(
@@ -118,7 +113,7 @@ def edited(
     prefix: str,
     splicing: Splice,
     recipe: str,
-    held: Callable[[New], torch.Tensor] = own,
+    held: Callable[[New], torch.Tensor] = in_memory,
 ) -> OrderedDict[Any, Any]:
     """An OrderedDict (only that carries `_metadata` through a pickle), or its own subclass.
 

@@ -6,10 +6,10 @@ state. A path is a tuple of keys; its dotted form is what a user reads and types
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from convsqueeze.checkpoint.saved_object import KeyPath, at, dotted
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest, shown
 
@@ -26,8 +26,6 @@ KNOWN = (
 DEPTH = 4
 """How deep a state dict is looked for; a saved object may contain itself."""
 
-KeyPath = tuple[str, ...]
-
 
 def find_state_dict(path: Path, saved: object, key: str | None) -> KeyPath:
     """Raises CheckpointError where there is no state dict, or several and no `key` to choose."""
@@ -35,7 +33,7 @@ def find_state_dict(path: Path, saved: object, key: str | None) -> KeyPath:
         return _asked(path, saved, key)
     for candidates in _ranked(saved):
         if len(candidates) > 1:
-            choices = [_dotted(candidate) for candidate in candidates]
+            choices = [dotted(candidate) for candidate in candidates]
             raise CheckpointError(
                 f"{path}: holds {len(choices)} state dicts ({', '.join(choices)}), one was needed. "
                 f"Choose with --key, for example --key {choices[0]}."
@@ -92,7 +90,7 @@ def _asked(path: Path, saved: object, key: str) -> KeyPath:
     if places:
         return places[0]
     there = [
-        _dotted(place) for place in _mappings(saved) if _has_tensors(at(saved, place), least_rank=0)
+        dotted(place) for place in _mappings(saved) if _has_tensors(at(saved, place), least_rank=0)
     ]
     without = f"Leave --key away; the file holds {contents_of(saved)}."
     advice = nearest(key, there, f"There is {listed(there)}." if there else without)
@@ -110,17 +108,6 @@ def _spelled(value: object, key: str) -> Iterator[KeyPath]:
             yield (own,)
         elif isinstance(own, str) and own and key.startswith(own + "."):
             yield from ((own, *rest) for rest in _spelled(inner, key[len(own) + 1 :]) if rest)
-
-
-def at(value: Any, place: KeyPath) -> Any:
-    """What lies at a path that `find_state_dict` gave."""
-    for key in place:
-        value = value[key]
-    return value
-
-
-def _dotted(place: KeyPath) -> str:
-    return ".".join(place)
 
 
 def _has_tensors(value: object, least_rank: int) -> bool:

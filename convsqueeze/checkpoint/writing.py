@@ -7,19 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import Advance, unwatched
-from convsqueeze.checkpoint.edits import Edit, Late, Splice, splice
+from convsqueeze.checkpoint.base import Checkpoint
+from convsqueeze.checkpoint.disk import Progress, no_progress
+from convsqueeze.checkpoint.edits import DeferredText, Edit, splice
+from convsqueeze.checkpoint.format import Output
+from convsqueeze.checkpoint.formats import FORMATS, format_of_suffix
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.pickled import left_behind, pickled_writer
-from convsqueeze.checkpoint.safetensors_file import FROM_TORCH, pieces, safetensors_writer
-from convsqueeze.checkpoint.sharded import shard_pattern, stage_shards
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.errors import OutputError
 from convsqueeze.names import listed
 
-PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pth.tar")
-KNOWN_SUFFIXES = (*PICKLED_SUFFIXES, ".safetensors", INDEX_SUFFIX)
+KNOWN_SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
 
 
 def suffix_of(path: Path) -> str:
@@ -40,12 +38,12 @@ def write_checkpoint(
     source: Checkpoint,
     destination: Path,
     edits: Sequence[Edit],
-    recipe: str | Late,
+    recipe: str | DeferredText,
     *,
     overwrite: bool = False,
     files: NewFiles | None = None,
     largest_shard: int | None = None,
-    advance: Advance = unwatched,
+    progress: Progress = no_progress,
 ) -> tuple[str, ...]:
     """Write `source` after `edits`, with `recipe` inside; returns notes for the user.
 
@@ -54,21 +52,20 @@ def write_checkpoint(
     of values that a shard may hold. Raises OutputError, or CheckpointError where the source fails.
     """
     check_destination(source, destination, overwrite=overwrite, largest_shard=largest_shard)
-    splicing = splice(source, edits)
     suffix = suffix_of(destination)
+    output = Output(
+        source=source,
+        splicing=splice(source, edits),
+        recipe=DeferredText.of(recipe),
+        place=destination,
+        suffix=suffix,
+        largest_shard=largest_shard,
+        progress=progress,
+    )
     with NewFiles(overwrite=overwrite) if files is None else nullcontext(files) as new:
-        if suffix == INDEX_SUFFIX:
-            stage_shards(
-                new, source, splicing, recipe, destination, largest=largest_shard, advance=advance
-            )
-        elif suffix in PICKLED_SUFFIXES:
-            new.add(destination, pickled_writer(source, edits, recipe, advance))
-        else:
-            metadata = {**(source.metadata or FROM_TORCH), RECIPE_KEY: recipe}
-            parts = pieces(source, splicing)
-            new.add(destination, safetensors_writer(parts, metadata, advance))
+        notes = format_of_suffix(suffix).stage(output, new)
         new.commit(source.check_unchanged)
-    return (*_notes(source, splicing, suffix), *_leftover(destination, new))
+    return (*notes, *_leftover(destination, new))
 
 
 def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
@@ -78,20 +75,6 @@ def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
         (source.tensors[name] if new is None else new).nbytes
         for name, new in splicing.over(source.tensors)
     )
-
-
-def _notes(source: Checkpoint, splicing: Splice, suffix: str) -> tuple[str, ...]:
-    notes: list[str] = []
-    if suffix in PICKLED_SUFFIXES:
-        if lost := [key for key in source.metadata if key not in (RECIPE_KEY, "format")]:
-            notes.append(f"metadata {listed(lost)}: not kept, a {suffix} file has no place for it")
-        return tuple(notes)
-    if lost := left_behind(source):
-        notes.append(f"{listed(lost)}: not kept, a .safetensors file holds tensors only")
-    for group in source.ties():
-        if len(kept := [name for name in group if name not in splicing.removed]) > 1:
-            notes.append(f"{listed(kept)}: shared memory, written out as copies")
-    return tuple(notes)
 
 
 def _leftover(destination: Path, files: NewFiles) -> Iterator[str]:
@@ -146,7 +129,7 @@ def _check_split(destination: Path, largest_shard: int | None) -> None:
 def _check_place(source: Checkpoint, destination: Path, overwrite: bool) -> None:
     for taken in _taken(destination):
         here = taken.stat() if taken.exists() else taken.lstat()
-        if any((here.st_dev, here.st_ino) == (f.device, f.inode) for f in source.contents.files):
+        if any((here.st_dev, here.st_ino) == (f.device, f.inode) for f in source.files):
             raise OutputError(
                 f"{taken}: is the input, which is never replaced. Choose another name."
             )
@@ -169,7 +152,4 @@ def _taken(destination: Path) -> list[Path]:
     with contextlib.suppress(FileNotFoundError):
         destination.lstat()
         places.append(destination)
-    if suffix_of(destination) == INDEX_SUFFIX:
-        pattern = shard_pattern(destination)
-        places += [p for p in sorted(destination.parent.iterdir()) if pattern.fullmatch(p.name)]
-    return places
+    return places + format_of_suffix(suffix_of(destination)).parts(destination)

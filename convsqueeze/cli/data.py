@@ -5,15 +5,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from convsqueeze.algebra.precision import dtype_name
+from convsqueeze.manifest import document_data
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
-    from convsqueeze.checkpoint import Checkpoint
-    from convsqueeze.inspection import FoundLayer
-    from convsqueeze.pipeline import MergedFile
-    from convsqueeze.plan import Merge, Merged
-    from convsqueeze.plot import Plot
+    from convsqueeze.pipeline import MergedFile, ReviewedFile
+    from convsqueeze.plan import Cost, Merge, Merged, Reviewed
+    from convsqueeze.scan import Scan
     from convsqueeze.storage import Widened
-    from convsqueeze.verify import LayerReport, Report, Worst
+    from convsqueeze.verify import LayerReport, Report
 
 
 def merge_data(done: "MergedFile") -> dict[str, Any]:
@@ -32,36 +31,15 @@ def merge_data(done: "MergedFile") -> dict[str, Any]:
     }
 
 
-def part_data(merged: "Merged") -> dict[str, Any]:
-    """A part of an entry that becomes one layer."""
-    merge = merged.merge
-    return {
-        "into": merge.into,
-        "layers": list(merged.part.labels),
-        "weights_before": merge.weights_before,
-        "weights_after": merge.weights_after,
-        "macs_before": merge.macs_before,
-        "macs_after": merge.macs_after,
-        "macs_input_size": list(merge.size),
-        "border": merge.border,
-        "timing": None if merged.timing is None else asdict(merged.timing),
-    }
-
-
 def _merge_layer(merge: "Merge", done: "MergedFile") -> dict[str, Any]:
     data: dict[str, Any] = {
         "name": merge.into,
         "from": [leaf.label for leaf in merge.layers],
         "kernel_sizes": [list(leaf.geometry.kernel_size) for leaf in merge.layers],
         "kernel_size": list(merge.geometry.kernel_size),
-        "weights_before": merge.weights_before,
-        "weights_after": merge.weights_after,
-        "macs_before": merge.macs_before,
-        "macs_after": merge.macs_after,
-        "macs_input_size": list(merge.size),
+        **_costs(merge),
         "dtype": dtype_name(merge.dtype),
         "widened": [_widened(one) for one in done.widened.get(merge.into, ())],
-        "border": merge.border,
         "form": merge.form.name,
         "forms": [asdict(form) for form in merge.forms],
         "pays": merge.pays,
@@ -70,9 +48,21 @@ def _merge_layer(merge: "Merge", done: "MergedFile") -> dict[str, Any]:
             for leak in merge.leaks
         ],
     }
-    report = done.verification
-    seen = [one for one in report.layers if one.name == merge.into] if report else []
-    return {**data, **({"verification": layer_data(seen[0])} if seen else {})}
+    for report in done.verification.layers if done.verification else ():
+        if report.name == merge.into:
+            data["verification"] = layer_data(report)
+    return data
+
+
+def _costs(merge: "Merge") -> dict[str, Any]:
+    return {
+        "weights_before": merge.weights_before,
+        "weights_after": merge.weights_after,
+        "macs_before": merge.macs_before,
+        "macs_after": merge.macs_after,
+        "macs_input_size": list(merge.size),
+        "border": merge.border,
+    }
 
 
 def _widened(one: "Widened") -> dict[str, Any]:
@@ -82,32 +72,6 @@ def _widened(one: "Widened") -> dict[str, Any]:
         "value": one.value,
         "at": list(one.at),
         "why": "overflow" if one.overflows else "underflow",
-    }
-
-
-def layer_data(report: "LayerReport") -> dict[str, Any]:
-    """What verification saw of one layer."""
-    return {
-        "name": report.name,
-        "ok": report.ok,
-        "problem": report.problem,
-        "policy": report.policy,
-        "largest": _worst(report.largest),
-        "interior": _worst(report.interior),
-        "border": _worst(report.border),
-        "border_error": report.border_error,
-        "border_range": report.border_range,
-        "inputs": report.inputs,
-        "sizes": [list(size) for size in report.sizes],
-    }
-
-
-def _worst(worst: "Worst") -> dict[str, Any]:
-    return {
-        "error": worst.error,
-        "bound": worst.bound,
-        "share": worst.share,
-        "place": worst.place,
     }
 
 
@@ -126,36 +90,75 @@ def report_data(report: "Report") -> dict[str, Any]:
     }
 
 
-def plot_data(plot: "Plot") -> dict[str, Any]:
-    """The figure of `verify --plot`, null where there was nothing to draw."""
-    return {"plot": None if plot.output is None else str(plot.output)}
+def layer_data(report: "LayerReport") -> dict[str, Any]:
+    """What verification saw of one layer."""
+    return {"ok": report.ok, **asdict(report)}
 
 
-def inspect_data(checkpoint: "Checkpoint", layers: "list[FoundLayer]") -> dict[str, Any]:
-    """What `inspect` found."""
+def review_data(found: "ReviewedFile") -> dict[str, Any]:
+    """What `plan` found."""
+    better = found.review.better
     return {
-        "file": str(checkpoint.path),
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": checkpoint.prefix,
-        "metadata": dict(checkpoint.metadata),
-        "recipe": checkpoint.recipe,
-        "layers": [
-            {
-                "name": layer.name,
-                "kind": layer.kind,
-                "detail": layer.detail,
-                "weights": layer.weights,
-                "tensors": {
-                    role: {
-                        "shape": list(info.shape),
-                        "dtype": str(info.dtype).removeprefix("torch."),
-                    }
-                    for role, info in layer.tensors.items()
-                },
-            }
-            for layer in layers
+        "plan": None if found.planned is None else merge_data(found.planned),
+        "problems": [] if found.refused is None else list(found.refused.problems),
+        "minimize": found.review.minimize,
+        "entries": [_reviewed(one) for one in found.review.entries],
+        "better": None if better is None else document_data(better),
+        "better_problems": list(found.problems),
+    }
+
+
+def _reviewed(one: "Reviewed") -> dict[str, Any]:
+    best = one.partition
+    return {
+        "place": one.place,
+        "is_better": one.is_better,
+        "input_size": list(best.size),
+        "before": _cost(best.before),
+        "given": None if one.given is None else _cost(one.given),
+        "after": _cost(best.after),
+        "merged": [_part(merged) for merged in best.merged],
+        "apart": list(best.apart),
+        "kept_apart": [
+            {"layers": list(r.part.labels), "cause": r.cause, "reason": r.reason}
+            for r in best.kept_apart
         ],
+        "notes": list(best.notes),
+    }
+
+
+def _cost(cost: "Cost") -> dict[str, Any]:
+    return {name: value for name, value in asdict(cost).items() if name != "links"}
+
+
+def _part(merged: "Merged") -> dict[str, Any]:
+    """A part of an entry that becomes one layer."""
+    return {
+        "into": merged.merge.into,
+        "layers": list(merged.part.labels),
+        **_costs(merged.merge),
+        "timing": None if merged.timing is None else asdict(merged.timing),
+    }
+
+
+def scan_data(found: "Scan", place: str, notes: Sequence[str]) -> dict[str, Any]:
+    """What `scan` found in the model at `place`; `notes` are on how it was read."""
+    document = found.document
+    return {
+        "model": place,
+        "border": found.border,
+        "minimize": found.minimize,
+        "manifest": None if document is None else document_data(document),
+        "merges": [
+            {"entry": index, **_part(merged)}
+            for index, one in enumerate(found.entries)
+            for merged in one.merged
+        ],
+        "left": [
+            {"layers": list(one.layers), "kind": one.reason.kind, "reason": one.reason.text}
+            for one in found.left
+        ],
+        "notes": [*notes, *found.notes],
     }
 
 

@@ -1,25 +1,53 @@
-"""What `inspect` prints for people: the layers of a checkpoint, and the recipe if it has one."""
+"""What `inspect` tells: the layers of a checkpoint, and the recipe if it has one."""
+
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.cli.layout import new_table
+from convsqueeze.cli.layout import format_size, new_table
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.names import shown
 from convsqueeze.recipe import Recipe, read_recipe
+
+
+def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, Any]:
+    """The layers of a checkpoint, for --json."""
+    return {
+        "file": str(checkpoint.path),
+        "format": checkpoint.format,
+        "wrapper": checkpoint.wrapper,
+        "prefix": checkpoint.prefix,
+        "metadata": dict(checkpoint.metadata),
+        "recipe": checkpoint.recipe,
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "detail": layer.detail,
+                "weights": layer.weights,
+                "tensors": {
+                    role: {"shape": list(info.shape), "dtype": dtype_name(info.dtype)}
+                    for role, info in layer.tensors.items()
+                },
+            }
+            for layer in layers
+        ],
+    }
 
 
 def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[FoundLayer]) -> None:
     """The layers of a checkpoint, one a row."""
     table = new_table(checkpoint.path.name, "name", "kind", "shape", "what it tells", "dtype")
     for layer in layers:
-        dtypes = {str(info.dtype).removeprefix("torch.") for info in layer.tensors.values()}
+        dtypes = {dtype_name(info.dtype) for info in layer.tensors.values()}
         table.add_row(
             Text(shown(layer.name) or "(top)", style="bold"),
             layer.kind,
-            "x".join(map(str, layer.shape)) or "one number",
+            format_size(layer.shape) or "one number",
             shown(layer.detail),
             ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
         )
@@ -44,8 +72,8 @@ def _print_recipe(console: Console, recipe: Recipe) -> None:
         table.add_row(
             Text(shown(layer.name), style="bold"),
             ", ".join(map(shown, layer.sources)),
-            "x".join(map(str, layer.kernel_size)) or layer.kind,
-            "x".join(map(str, layer.stride)),
+            format_size(layer.kernel_size) or layer.kind,
+            format_size(layer.stride),
             ", ".join(map(str, sides)),
             str(layer.groups),
             layer.border,

@@ -1,4 +1,4 @@
-"""What several commands are given: options, and the words that they may have."""
+"""Options that several commands have, and the words that an option may be given."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,7 +6,21 @@ from typing import Annotated
 
 import typer
 
-from convsqueeze.cli.sizes import byte_count
+
+def byte_count(text: str) -> int:
+    """`5GB` and `5G` are 5e9 bytes, `5GiB` are 5 * 2^30, `500` are 500.
+
+    Raises BadParameter for anything else, and for less than one byte.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError  # takes a moment
+
+    try:
+        count = int(TypeAdapter(ByteSize).validate_python(text))
+    except (ValidationError, OverflowError) as error:
+        raise typer.BadParameter(f"{text!r} is no size such as 5GB, 200MB or 1GiB.") from error
+    if count < 1:
+        raise typer.BadParameter(f"{text!r} is less than one byte.")
+    return count
 
 
 class BorderChoice(StrEnum):
@@ -18,7 +32,7 @@ class BorderChoice(StrEnum):
 
 
 class GrowthChoice(StrEnum):
-    """What becomes of a merge that would store more weights."""
+    """What `--growth` does with a merge that would store more weights."""
 
     refuse = "refuse"
     skip = "skip"
@@ -26,7 +40,7 @@ class GrowthChoice(StrEnum):
 
 
 class MinimizeChoice(StrEnum):
-    """What a partition is best by."""
+    """The cost that the best partition has least of."""
 
     weights = "weights"
     macs = "macs"
@@ -34,7 +48,7 @@ class MinimizeChoice(StrEnum):
 
 
 class RuntimeChoice(StrEnum):
-    """What latency is measured in."""
+    """The runtime in which latency is measured."""
 
     onnxruntime = "onnxruntime"
     torch = "torch"
@@ -94,4 +108,4 @@ Minimize = Annotated[
 ]
 Runtime = Annotated[RuntimeChoice, typer.Option("--runtime", help="What latency is measured in.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
-"""Heeded by `main`, which words what no command does."""
+"""Read by `main`, which words the errors of every command."""

@@ -1,42 +1,32 @@
-"""When to show on stderr how far a run is: only where work takes longer than a moment."""
+"""How far a run is: one line on stderr, of rich's own columns, once work takes a moment."""
 
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from convsqueeze.cli.signals import stop_if_asked
-
-if TYPE_CHECKING:
-    from convsqueeze.cli.bar import Bar
+from convsqueeze.errors import printable
 
 MOMENT_S = 0.7
-INTERVAL_S = 0.05
-"""Between two updates of the same count: shorter than what is seen."""
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Work that is counted through, with a rate of its own: `total` of `unit`, from a count and a
-    time on.
-    """
-
-    total: int
-    unit: str
-    begun: int
-    since: float
-
-    def ends(self, renamed: bool, anew: bool, total: int, unit: str) -> bool:
-        """Whether what is told now belongs to another phase.
-
-        Bytes are of one thing each; the layers of one count have a name each.
-        """
-        return anew or (total, unit) != (self.total, self.unit) or (renamed and unit == "bytes")
+RATE_S = 600
+"""Seconds over which a rate is taken: a single layer may take minutes."""
 
 
 class DelayedProgress:
@@ -48,15 +38,13 @@ class DelayedProgress:
     def __init__(
         self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console
+        self._console, self._clock = console, clock
         self._aside = redirect_stdout(sys.stderr)
         self._shows = not quiet and console.is_terminal
-        self._clock = clock
-        self._next = clock() + MOMENT_S
-        self._bar: Bar | None = None
-        self._what = ""
-        self._done = 0
-        self._phase: Phase | None = None
+        self._starts = clock() + MOMENT_S
+        self._bar: Progress | None = None
+        self._counted: tuple[int, str, str] = (0, "", "")
+        self._what, self._done = "", 0
 
     def __enter__(self) -> "DelayedProgress":
         self._aside.__enter__()
@@ -75,22 +63,51 @@ class DelayedProgress:
             error.add_note(f"while {self._what}")
 
     def __call__(self, what: str, done: int, total: int, *, unit: str = "") -> None:
-        """`done` of `total` (0: nobody knows) of what is being done; `unit`: "bytes", or "" for a
-        count. Cheap, however often it is called.
+        """`done` of `total` (0: unknown) of `what` is being done; `unit`: "bytes", or "" for a
+        count. Raises Stopped where a signal has asked the run to stop.
         """
-        renamed, self._what = what != self._what, what
+        self._what = what
         stop_if_asked()
         if not self._shows:
             return
-        now, phase = self._clock(), self._phase
-        if phase is None or phase.ends(renamed, done < self._done, total, unit):
-            phase = self._phase = Phase(total, unit, done, now)
-        self._done = done
-        if now < self._next and not (renamed and self._bar):
-            return
-        if self._bar is None:
-            from convsqueeze.cli.bar import Bar
+        counted = total, unit, what if unit else ""  # the layers of one count have a name each
+        if self._bar is None or counted != self._counted or done < self._done:
+            self._bar = self._new_bar(done, total, unit)
+        self._counted, self._done = counted, done
+        self._bar.update(self._bar.task_ids[0], description=printable(what), completed=done)
+        if self._clock() >= self._starts:
+            self._bar.start()
 
-            self._bar = Bar(self._console, self._clock)
-        self._bar.show(what, done, phase)
-        self._next = now + INTERVAL_S
+    def _new_bar(self, done: int, total: int, unit: str) -> Progress:
+        """The bar of another count, in the place of the last one, with a rate of its own."""
+        if self._bar is not None:
+            self._bar.stop()
+        bar = Progress(
+            *_columns(total, unit),
+            console=self._console,
+            transient=True,
+            get_time=self._clock,
+            speed_estimate_period=RATE_S,
+        )
+        bar.add_task("", total=total or None, completed=done)
+        return bar
+
+
+class _Description(ProgressColumn):
+    """Cut where the terminal is narrow, so that all stays on one line."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
+
+
+def _columns(total: int, unit: str) -> tuple[ProgressColumn, ...]:
+    description, bar = _Description(), BarColumn(bar_width=24)
+    whole = Column(no_wrap=True)  # gives way last
+    elapsed = TimeElapsedColumn(whole)
+    if not total:
+        return description, bar, elapsed
+    remaining = TimeRemainingColumn(table_column=whole)
+    if unit == "bytes":
+        amount, speed = DownloadColumn(table_column=whole), TransferSpeedColumn(whole)
+        return description, bar, amount, speed, remaining
+    return description, bar, MofNCompleteColumn(table_column=whole), elapsed, remaining

@@ -1,4 +1,7 @@
-"""What `merge`, `verify` and `export-onnx` print for people: one table and a few lines."""
+"""What commands print for people: a table, and a few lines. `data` tells the same as JSON.
+
+`inspect` has a file of its own, since it needs no plan.
+"""
 
 from collections.abc import Sequence
 from math import prod
@@ -10,14 +13,18 @@ from rich.text import Text
 
 from convsqueeze.cli.data import totals
 from convsqueeze.cli.layout import (
-    bytes_told,
-    change_told,
-    count_told,
-    file_told,
+    format_bytes,
+    format_change,
+    format_count,
+    format_ratio,
+    format_size,
     new_table,
+    print_files,
+    print_line,
     print_notes,
-    ratio_told,
+    titled,
 )
+from convsqueeze.manifest import layer_labels, manifest_yaml
 from convsqueeze.names import shown
 from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
 
@@ -25,44 +32,51 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.export import ExportResult
     from convsqueeze.models import WholeReport
     from convsqueeze.models.onnx import WholeExport
-    from convsqueeze.pipeline import MergedFile
-    from convsqueeze.plan import Merge
+    from convsqueeze.pipeline import MergedFile, ReviewedFile
+    from convsqueeze.plan import Cost, Merge, Merged, Partition, Reviewed
     from convsqueeze.plot import Plot
+    from convsqueeze.scan import ScannedEntry
     from convsqueeze.verify import LayerReport, Report
+
+MEASURES = {"weights": "weights", "macs": "multiplications", "latency": "time"}
+LESS = {
+    "weights": "has fewer weights",
+    "macs": "has fewer multiplications",
+    "latency": "takes less time",
+}
 
 
 def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
     reports = {one.name: one for one in done.verification.layers} if done.verification else {}
-    table = new_table(done.source.name, "layer", "kernel", "weights", "MACs", "border")
-    if reports:
-        table.add_column("largest error\n/ bound", justify="right")
+    errors = ["largest error\n/ bound"] if reports else []
+    table = new_table(done.source.name, "layer", "kernel", "weights", "MACs", "border", *errors)
     for merge in done.plan.merges:
         cells = _merge_cells(merge)
         if reports:
-            cells.append(_error(reports[merge.into]))
+            largest = reports[merge.into].largest
+            cells.append(format_ratio(largest.error, largest.bound))
         table.add_row(*cells)
-    sizes = {"x".join(map(str, merge.size)) for merge in done.plan.merges if merge.size}
+    sizes = {format_size(merge.size) for merge in done.plan.merges if merge.size}
     if sizes:
         table.caption = f"MACs for an input of {', '.join(sorted(sizes))}"
     table.add_section()
     before, after, macs_before, macs_after = totals(done.plan.merges)
-    cells = ["total", "", change_told(before, after), change_told(macs_before, macs_after)]
-    table.add_row(*cells, *([""] * (len(table.columns) - len(cells))), style="bold")
+    changes = format_change(before, after), format_change(macs_before, macs_after)
+    table.add_row("total", "", *changes, style="bold")
     console.print(table)
     _print_forms(console, done.plan.merges)
     print_notes(console, done.notes)
     if done.verification is not None:
         _print_verdict(console, done.verification)
+    source = f"{escape(str(done.source))}"
     if done.output is None:
-        console.print(
-            f"{file_told(done.source)}: {bytes_told(done.bytes_before)}. Dry run: nothing written."
-        )
+        console.print(f"{source}: {format_bytes(done.bytes_before)}. Dry run: nothing written.")
         return
-    console.print(
-        f"{file_told(done.source)} {bytes_told(done.bytes_before)} -> "
-        f"[bold]{file_told(done.output)}[/] {bytes_told(done.bytes_after)}",
-        soft_wrap=True,
+    print_line(
+        console,
+        f"{source} {format_bytes(done.bytes_before)} -> "
+        f"[bold]{escape(str(done.output))}[/] {format_bytes(done.bytes_after)}",
     )
 
 
@@ -71,19 +85,20 @@ def _merge_cells(merge: "Merge") -> list[Text | str]:
     stem = f"{merge.into}."
     if not all(label.startswith(stem) for label in labels):
         stem = common_stem([merge.into, *labels])
-    parts = [part_name(leaf, stem) for leaf in merge.layers]
-    name = Text(merge.into, style="bold")
-    name.append("\n" + "\n".join(parts), style="not bold dim")
     border: str = merge.border
     if border == "interior":
-        border += f": {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
+        border += f": {_wrong_rows(merge)} differ"
     return [
-        name,
+        titled(merge.into, [part_name(leaf, stem) for leaf in merge.layers]),
         kernel(merge.geometry),
-        change_told(merge.weights_before, merge.weights_after),
-        change_told(merge.macs_before, merge.macs_after),
+        format_change(merge.weights_before, merge.weights_after),
+        format_change(merge.macs_before, merge.macs_after),
         border,
     ]
+
+
+def _wrong_rows(merge: "Merge") -> str:
+    return rows_told(merge.leaks, len(merge.geometry.axes))
 
 
 def _print_forms(console: Console, merges: "Sequence[Merge]") -> None:
@@ -94,14 +109,14 @@ def _print_forms(console: Console, merges: "Sequence[Merge]") -> None:
     table = new_table("what exactness at the border costs", "layer", "form", "weights", "MACs", "")
     for merge in leaking:
         for form in merge.forms:
-            told = rows_told(merge.leaks, len(merge.geometry.axes))
+            chosen = form is merge.form
             table.add_row(
                 Text(merge.into if form is merge.forms[0] else "", style="bold"),
-                FORMS[form.name] + ("" if form.name == "apart" or form is not merge.form else " *"),
+                FORMS[form.name] + (" *" if chosen and form.name != "apart" else ""),
                 f"{form.weights:,}",
-                count_told(form.macs),
-                "exact" if form.exact else f"{told} differ",
-                style="bold" if form is merge.form else "",
+                format_count(form.macs),
+                "exact" if form.exact else f"{_wrong_rows(merge)} differ",
+                style="bold" if chosen else "",
             )
         table.add_section()
     table.caption = "* chosen by the border policy"
@@ -115,19 +130,23 @@ def print_verify(console: Console, report: "Report") -> None:
         table.add_row(
             Text(one.name, style="bold" if one.ok else "bold red"),
             f"{one.inputs:,}",
-            ratio_told(one.interior.error, one.interior.bound),
+            format_ratio(one.interior.error, one.interior.bound),
             _border_error(one),
         )
     console.print(table)
     for one in report.layers:
         if one.worst.place:
-            console.print(
-                f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}",
-                style="dim",
-            )
+            told = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
+            console.print(told, style="dim")
     if report.untouched:
         console.print(f"{report.untouched} other tensors compared bit for bit")
     _print_verdict(console, report)
+
+
+def _border_error(report: "LayerReport") -> str:
+    if report.policy == "interior":
+        return f"{report.border_error:.2e}\naccepted"
+    return format_ratio(report.border.error, report.border.bound)
 
 
 def _print_verdict(console: Console, report: "Report") -> None:
@@ -138,70 +157,72 @@ def _print_verdict(console: Console, report: "Report") -> None:
     how = "random inputs and every single weight"
     if settings is not None and settings.exhaustive:
         how = "random inputs and impulses at every position"
-    excused = [one for one in report.layers if one.policy == "interior"]
-    count = _layers_are(len(report.layers))
-    inside = " away from the border" if excused else ""
+    accepted = [one for one in report.layers if one.policy == "interior"]
+    inside = " away from the border" if accepted else ""
+    device = "" if report.device == "cpu" else f", computed on {report.device}"
     console.print(
-        f"[bold green]verified[/]: {count} equal within the rounding of the stored weights"
-        f"{inside} ({how}, seed {settings.seed if settings else 0}{_computed_on(report.device)})"
+        f"[bold green]verified[/]: {_layers_are(report.layers)} equal within the rounding of the "
+        f"stored weights{inside} ({how}, seed {settings.seed if settings else 0}{device})"
     )
-    for one in excused:
+    for one in accepted:
         share = one.border_error / one.border_range if one.border_range else 0.0
+        size = format_size(max(one.sizes, key=prod))
         console.print(
             f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
-            f"({share:.0%} of the largest output there) on {_shown(max(one.sizes, key=prod))}"
+            f"({share:.0%} of the largest output there) on {size} samples"
         )
+
+
+def _layers_are(layers: Sequence[object]) -> str:
+    return "1 layer is" if len(layers) == 1 else f"{len(layers)} layers are"
 
 
 def print_plot(console: Console, plot: "Plot") -> None:
     """Where the figure is, and what is not in it."""
     print_notes(console, plot.notes)
     if plot.output is not None:
-        count = len(plot.drawn)
-        layers = "1 layer" if count == 1 else f"{count} layers"
-        console.print(f"drawn: {layers}, [bold]{file_told(plot.output)}[/]", soft_wrap=True)
+        layers = "1 layer" if len(plot.drawn) == 1 else f"{len(plot.drawn)} layers"
+        print_line(console, f"drawn: {layers}, [bold]{escape(str(plot.output))}[/]")
 
 
-def print_layers(console: Console, result: "ExportResult") -> None:
-    """The layers of an ONNX model and how near onnxruntime came to torch."""
+def print_export(console: Console, result: "ExportResult") -> None:
+    """The layers of an ONNX model, the verdict and the files."""
+    _print_exported(console, result)
+    console.print(
+        f"[bold green]checked[/]: {_layers_are(result.layers)} equal to torch within rounding "
+        f"in onnxruntime (opset {result.opset}, seed {result.seed})"
+    )
+    print_files(console, result.files)
+
+
+def _print_exported(console: Console, result: "ExportResult") -> None:
+    """The layers of an ONNX model, and how near onnxruntime came to torch."""
     table = new_table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
     for one in result.layers:
-        sizes = ", ".join("x".join(map(str, size)) or "vector" for size in one.sizes)
-        error = ratio_told(one.worst.error, one.worst.bound)
+        sizes = ", ".join(format_size(size) or "vector" for size in one.sizes)
+        error = format_ratio(one.worst.error, one.worst.bound)
         table.add_row(Text(shown(one.name), style="bold"), one.dtype, sizes, error)
     console.print(table)
     print_notes(console, result.notes)
 
 
-def print_export(console: Console, result: "ExportResult") -> None:
-    """The layers of an ONNX model, the verdict and the files."""
-    print_layers(console, result)
-    console.print(
-        f"[bold green]checked[/]: {_layers_are(len(result.layers))} equal to torch within rounding "
-        f"in onnxruntime (opset {result.opset}, seed {result.seed})"
-    )
-    for path in result.files:
-        console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
-
-
 def print_whole_export(console: Console, result: "WholeExport") -> None:
     """The squeezed layers of a whole ONNX model, its sizes, and what the checks saw."""
-    print_layers(console, result.written)
+    _print_exported(console, result.written)
     if result.whole is not None:
         print_whole(console, result.whole)
     checked = result.checked
     for name, sizes in checked.inputs:
         console.print(f"input {escape(name)}: {escape(' x '.join(map(str, sizes)))}")
     print_notes(console, (*checked.notes, *result.notes))
-    shapes = ", ".join(" ".join("x".join(map(str, s)) for s in one) for one in checked.shapes)
-    console.print(
+    shapes = ", ".join(" ".join(map(format_size, one)) for one in checked.shapes)
+    print_line(
+        console,
         f"[bold green]checked[/]: onnxruntime ({checked.dtype}) gives what {result.against} gives, "
         f"on {escape(shapes)}: {checked.worst.error:.2e} / {checked.worst.bound:.2e} (opset "
         f"{result.written.opset}, seed {result.written.seed})",
-        soft_wrap=True,
     )
-    for path in result.written.files:
-        console.print(f"[bold]{file_told(path)}[/]", soft_wrap=True)
+    print_files(console, result.written.files)
 
 
 def print_whole(console: Console, report: "WholeReport") -> None:
@@ -212,32 +233,90 @@ def print_whole(console: Console, report: "WholeReport") -> None:
         return
     worst = report.before_rounding or report.worst
     how = "" if report.before_rounding is None else ", merged weights before rounding"
-    console.print(
+    print_line(
+        console,
         f"[bold green]whole model[/]: same output before and after on {report.runs} random inputs "
         f"of {escape(report.inputs)} (largest error {report.worst.error:.2e} of "
         f"{report.largest:.3g}; in {report.dtype}{how}: {worst.error:.2e} / {worst.bound:.2e}, "
         f"seed {report.seed})",
-        soft_wrap=True,
     )
 
 
-def _computed_on(device: str) -> str:
-    return "" if device == "cpu" else f", computed on {device}"
+def print_review(console: Console, found: "ReviewedFile") -> None:
+    """The table of `merge --dry-run`, then each entry that could be better, then that manifest."""
+    if found.planned is not None:
+        print_merge(console, found.planned)
+    for one in found.review.entries:
+        if one.is_better or one.is_refused:
+            _print_reviewed(console, one)
+    if found.review.better is None:
+        if found.planned is not None and not found.review.improved:
+            console.print(f"No other partition {LESS[found.review.minimize]}.")
+        return
+    given = {"--border": found.border, "--growth": found.growth}
+    options = [f"{name} {value}" for name, value in given.items() if value not in (None, "refuse")]
+    needs = f", for merge with {' '.join(options)}" if options else ""
+    measure = MEASURES[found.review.minimize]
+    console.print(f"A better manifest, by {measure}{needs}:", style="bold")
+    text = manifest_yaml(found.review.better)
+    console.print(text, markup=False, highlight=False, soft_wrap=True, end="")
+    print_notes(console, [f"it is refused as well: {problem}" for problem in found.problems])
 
 
-def _layers_are(count: int) -> str:
-    return "1 layer is" if count == 1 else f"{count} layers are"
+def _print_reviewed(console: Console, one: "Reviewed") -> None:
+    """The best partition of an entry, and why what stays apart does."""
+    best, place = one.partition, f"[bold]{escape(one.place)}[/]"
+    if not best.merged:
+        print_line(console, f"{place}: no layers of it are worth merging.")
+    elif one.is_better:
+        given = (
+            "refused as given" if one.given is None else f"as given {_measured(best, one.given)}"
+        )
+        change = f"{_measured(best, best.before)} -> {_measured(best, best.after)}"
+        print_line(console, f"{place}: in parts {change} ({given})")
+        for part in best.merged:
+            print_line(console, f"  one layer: {escape(_part_line(part))}")
+        if best.apart:
+            print_line(console, f"  apart: {escape(', '.join(best.apart))}")
+    for rejected in best.kept_apart:
+        line = f"  {', '.join(rejected.part.labels)}: {rejected.reason}"
+        print_line(console, escape(line), style="dim")
+    print_notes(console, best.notes)
 
 
-def _error(report: "LayerReport") -> str:
-    return ratio_told(report.largest.error, report.largest.bound)
+def _measured(best: "Partition", cost: "Cost") -> str:
+    if best.minimize == "latency":
+        return f"{-cost.nanoseconds / 1e6:.3g} ms less" if cost.nanoseconds else "all the time"
+    count = cost.weights if best.minimize == "weights" else cost.macs
+    return f"{format_count(count)} {MEASURES[best.minimize]}"
 
 
-def _shown(size: Sequence[int]) -> str:
-    return "x".join(map(str, size)) + " samples"
+def _part_line(one: "Merged") -> str:
+    merge, timing = one.merge, one.timing
+    line = (
+        f"{', '.join(one.part.labels)} into {merge.into}, "
+        f"{merge.weights_before:,} -> {merge.weights_after:,} weights, "
+        f"{format_count(merge.macs_before)} -> {format_count(merge.macs_after)} MACs"
+    )
+    return (
+        line
+        if timing is None
+        else (f"{line}, {timing.before / 1e6:.3g} -> {timing.after / 1e6:.3g} ms")
+    )
 
 
-def _border_error(report: "LayerReport") -> str:
-    if report.policy == "interior":
-        return f"{report.border_error:.2e}\naccepted"
-    return ratio_told(report.border.error, report.border.bound)
+def print_entries(console: Console, title: str, entries: "Sequence[ScannedEntry]") -> None:
+    """The table of a scan: for each entry what all of its merges do together."""
+    table = new_table(title, "layer", "kernel", "weights", "MACs", "border")
+    for one in entries:
+        merges = [merged.merge for merged in one.merged]
+        before, after, macs_before, macs_after = totals(merges)
+        times = [f"{len(merges)} times"] if len(merges) > 1 else []
+        table.add_row(
+            titled(one.entry.into or merges[0].into, [*times, *layer_labels(one.entry)]),
+            "\n".join(dict.fromkeys(kernel(merge.geometry) for merge in merges)),
+            format_change(before, after),
+            format_change(macs_before, macs_after),
+            "\n".join(dict.fromkeys(merge.border for merge in merges)),
+        )
+    console.print(table)

@@ -1,32 +1,29 @@
-"""ONNX nodes of border terms: the ends of the input are cut out, go through a small convolution
-each, and are added to the ends of the output, which is cut and put together again.
+"""ONNX nodes of border terms.
 
-Only ends are added to, so that nothing of full size is read beside the output itself. The kernels
-are made in the graph from the stored tensors, by nodes that runtimes fold into constants where one
-kind of size is all there is. With strides the kernel is looked up by the size at run time, so that
-every size from the smallest on gives what the layer gives.
+The ends of the input are cut out, and each goes through a small convolution. The results are added
+to the ends of the output, which is cut and put together again, so that nothing of full size is
+read beside the output itself. The nodes make the kernels from the stored tensors. Where all sizes
+are of one kind, runtimes fold these nodes into constants. With strides the kernel is chosen by the
+size at run time, so that every size from the smallest on gives what the layer gives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Sequence
 from math import prod
+from typing import Any
 
+import numpy as np
 from onnx import TensorProto
 
-from convsqueeze.algebra.border.corrections import (
-    BORDER,
-    Span,
-    Subset,
-    span_length,
-    term_name,
-)
+from convsqueeze.algebra.border.corrections import BORDER, Span, Subset, span_length, term_name
 from convsqueeze.algebra.geometry import Axis
-from convsqueeze.export.ends import Terms, ends_of
+from convsqueeze.export.ends import ends_of
 from convsqueeze.export.nodes import TO_THE_END, Nodes, Operator, operator
 from convsqueeze.module import SqueezedConv
 
 LARGEST_CHOICE = 1 << 20
 """Numbers up to which every kind of size has a constant kernel of its own in the graph."""
+NOT_FOUND = 1 << 20
+"""An index beyond every table: looking it up fails."""
 
 
 def add_borders(nodes: Nodes, y: str, x: str, layer: SqueezedConv) -> str:
@@ -44,9 +41,10 @@ class _Borders:
         self.corrections = layer.border.corrections
         self.ends = ends_of(layer.border)
         self.axes, self.groups = layer.border.axes, layer.border.groups
-        self.geometry = layer.geometry
+        self.out_channels, self.per_group = layer.geometry.weight_shape[:2]
         self.shapes = {name: tuple(t.shape) for name, t in layer.border_tensors().items()}
         self._slots: dict[int, str] = {}
+        self._unguarded = [axis for axis in range(len(self.axes)) if self._needs_guard(axis)]
 
     def finished(self) -> str:
         """The output with every term added."""
@@ -67,271 +65,194 @@ class _Borders:
 
     def _term(self, subset: Subset) -> str | None:
         """The rows of a set of axes: (batch or 1, out_channels, *rows or output size)."""
-        rows = [
-            span_length(self.ends[axis].rows) if axis in subset else 1
-            for axis in range(len(self.axes))
-        ]
-        own = list(self.axes)
+        rows, axes = [1] * len(self.axes), list(self.axes)
         for axis in subset:
-            own[axis] = Axis(max(span_length(self.ends[axis].columns), 1))
-        flat = self.nodes.integers([-1])
-        full = self.nodes.integers([self._outs, *rows])
-        bias = self._for_this_size(
-            subset,
-            "bias",
-            lambda grown: self.nodes.add("Reshape", self.nodes.add("Expand", grown, full), flat),
-        )
-        weight = self._for_this_size(
-            subset, "weight", lambda grown: self._as_kernel(grown, rows, own)
-        )
-        if weight is not None:
-            return self._convolved(subset, weight, bias, rows, own)
-        return None if bias is None else self._spread(bias, subset, rows)
+            rows[axis] = span_length(self.ends[axis].rows)
+            axes[axis] = Axis(max(span_length(self.ends[axis].columns), 1))
+        outs = self.out_channels * prod(rows)
+        kernel = [axis.kernel_size for axis in axes]
+        shape = [outs, self.per_group, *kernel]
+        if self._is_transposed(subset):
+            shape = [self.groups * self.per_group, outs // self.groups, *kernel]
+        bias = self._values(subset, "bias", [outs])
+        weight = self._values(subset, "weight", shape)
+        if weight is None:
+            return None if bias is None else self._spread(bias, subset, rows)
+        x = self.x
+        for axis in subset:
+            x = self._cut(x, 2 + axis, self.ends[axis].columns)
+        doc = f"border of axes {list(subset)}"
+        y = operator(self.nodes, x, Operator(weight, bias, tuple(axes), self.groups, doc))
+        return y if prod(rows) == 1 else self._channels_as_rows(y, subset, rows)
+
+    def _channels_as_rows(self, y: str, subset: Subset, rows: Sequence[int]) -> str:
+        """(batch, out * rows, sizes) to (batch, out, *rows or sizes)."""
+        nodes = self.nodes
+        outer = [axis for axis in range(len(rows)) if axis not in subset]
+        order = [0, 1, *(2 + axis for axis in (*subset, *outer))]
+        counts = [rows[axis] for axis in subset]
+        y = nodes.transposed(y, order)
+        kept = [0] * len(outer)  # the sizes that stand there
+        y = nodes.add("Reshape", y, nodes.integers([0, self.out_channels, *counts, *kept]))
+        return nodes.transposed(y, np.argsort(order).tolist())
 
     def _spread(self, bias: str, subset: Subset, rows: Sequence[int]) -> str:
         """Rows that are the same for every input, as wide as the output where others follow."""
         nodes = self.nodes
-        bias = nodes.add("Reshape", bias, nodes.integers([1, self._outs, *rows]))
+        bias = nodes.add("Reshape", bias, nodes.integers([1, self.out_channels, *rows]))
         if not any(axis < subset[0] for axis in range(len(rows)) if self._leaks(axis)):
             return bias
         whole = [
             nodes.integers([n]) if axis in subset else nodes.size(self.y, 2 + axis)
             for axis, n in enumerate(rows)
         ]
-        shape = nodes.add("Concat", nodes.integers([1, self._outs]), *whole, axis=0)
+        shape = nodes.add("Concat", nodes.integers([1, self.out_channels]), *whole, axis=0)
         return nodes.add("Expand", bias, shape)
 
     def _leaks(self, axis: int) -> bool:
         return not self.corrections.axes[axis].is_empty
 
-    @property
-    def _outs(self) -> int:
-        return self.geometry.out_channels
+    def _values(self, subset: Subset, role: str, shape: Sequence[int]) -> str | None:
+        """The kernel or bias of a set of axes for the input's size; None where there is none.
 
-    def _for_this_size(
-        self, subset: Subset, role: str, finished: Callable[[str], str]
-    ) -> str | None:
-        """A stored tensor with a place for each entry in the place of its border taps, `finished`.
-
-        Where few kinds of sizes differ each has its own constant, chosen by the size; otherwise
-        the places are looked up one by one.
+        Where few kinds of sizes differ, each has its own constant and the size chooses one.
+        Otherwise the size chooses where the stored numbers are looked up.
         """
-        name = term_name(subset, role)
-        tables = {axis: self._choices(axis, role) for axis in subset}
-        if name not in self.shapes or not all(map(len, (t[0] for t in tables.values()))):
+        name, nodes = term_name(subset, role), self.nodes
+        if name not in self.shapes:
             return None
-        grid = self._grid(subset, role, f"{self.nodes.name}.{BORDER}.{name}")
-        kinds = {axis: list(dict.fromkeys(table)) for axis, table in tables.items()}
-        every = list(product(*kinds.values()))
-        if len(every) > 1 and len(every) * prod(self.shapes[name]) > LARGEST_CHOICE:
-            indices = {axis: self._of_this_size(axis, table) for axis, table in tables.items()}
-            return finished(self._looked_up(grid, role, indices))
-        made = []
-        for choice in every:
-            terms = dict(zip(kinds, choice, strict=True))
-            indices = {a: [self.nodes.integers(list(c)) for c in cs] for a, cs in terms.items()}
-            made.append(finished(self._looked_up(grid, role, indices)))
-        return self._chosen(made, tables, kinds)
+        if not all(self.ends[axis].table(role).size for axis in subset):
+            return None
+        index, slot = self._index(subset, role)
+        count = len(index)
+        places: str = nodes.integers(index)
+        late = count * prod(self.shapes[name]) > LARGEST_CHOICE
+        if slot is not None and late:
+            chosen = nodes.add("Reshape", slot, nodes.integers([1]))
+            places, count = nodes.add("Gather", places, chosen, axis=0), 1
+        made = self._looked_up(subset, role, places, count, index.shape[1:])
+        if slot is None or count == 1:
+            return nodes.add("Reshape", made, nodes.integers(shape))
+        made = nodes.add("Reshape", made, nodes.integers([count, *shape]))
+        return nodes.add("Gather", made, slot, axis=0)
 
-    def _chosen(
-        self,
-        made: list[str],
-        tables: Mapping[int, Sequence[Terms]],
-        kinds: Mapping[int, Sequence[Terms]],
+    def _looked_up(
+        self, subset: Subset, role: str, places: str, kinds: int, sizes: Sequence[int]
     ) -> str:
-        """Of values for every combination of kinds, the one for the input's size."""
-        if len(made) == 1:
-            return made[0]
-        nodes, step = self.nodes, len(made)
-        place: str | None = None
-        for axis, table in tables.items():
-            step //= len(kinds[axis])
-            if len(kinds[axis]) > 1:
-                steps = [step * kinds[axis].index(terms) for terms in table]
-                own = nodes.add("Gather", nodes.integers(steps), self._slot(axis))
-                place = own if place is None else nodes.add("Add", place, own)
-        stack = nodes.add(
-            "Concat", *(nodes.add("Unsqueeze", one, nodes.integers([0])) for one in made), axis=0
-        )
-        return stack if place is None else nodes.add("Gather", stack, place, axis=0)
+        """The stored numbers at `places` (kinds, terms, rows, columns) in the order of kernels.
 
-    def _choices(self, axis: int, role: str) -> list[Terms]:
-        """For every kind of size the tap at each place, as many times as a place adds up taps."""
-        ends = self.ends[axis]
-        of_kind = [ends.choices(one, role) for one in ends.classes]
-        taps = ends.found.taps if role == "weight" else ends.found.bias_taps
-        places = span_length(ends.rows) * (span_length(ends.columns) if role == "weight" else 1)
-        terms = max(map(len, of_kind), default=0)
-        zeros = (2 * taps,) * places
-        return [
-            tuple((*(tuple(one) for one in found), *(zeros,) * terms)[:terms]) for found in of_kind
-        ]
+        (kinds, groups, out_channels / groups, rows, in_channels / groups, columns), the channels
+        the other way round for ConvTranspose; `sizes` are terms, rows and columns.
+        """
+        nodes, (terms, rows, columns) = self.nodes, sizes
+        per_group = self.per_group if role == "weight" else 1
+        value = f"{nodes.name}.{BORDER}.{term_name(subset, role)}"
+        flat = nodes.add("Reshape", value, nodes.integers([self.out_channels, per_group, -1]))
+        first = nodes.add("Slice", flat, *map(nodes.integers, ([0], [1], [2])))
+        zero = nodes.add("Sub", first, first)
+        signed = nodes.add("Concat", flat, nodes.add("Neg", flat), zero, axis=2)
+        found = nodes.add("Gather", signed, places, axis=2)
+        if terms > 1:
+            found = nodes.add("ReduceSum", found, nodes.integers([3]), keepdims=0)
+        outs = [self.groups, self.out_channels // self.groups, per_group]
+        found = nodes.add("Reshape", found, nodes.integers([*outs, kinds, rows, columns]))
+        by_inputs = role == "weight" and self._is_transposed(subset)
+        order = [3, 0, 2, 1, 4, 5] if by_inputs else [3, 0, 1, 4, 2, 5]
+        return nodes.transposed(found, order)
 
-    def _grid(self, subset: Subset, role: str, value: str) -> str:
-        """A stored tensor as its whole grid of taps, zeros where none are stored."""
-        weights = role == "weight"
-        absent = self.corrections.absent if weights else self.corrections.absent_biases
-        places = dict(absent).get(subset, ())
-        if not places:
-            return value
+    def _index(self, subset: Subset, role: str) -> tuple["np.ndarray[Any, Any]", str | None]:
+        """Where each place of a kernel or bias finds its stored numbers, for each kind of size:
+        int64 (kinds, terms, rows, columns); and which kind the input is of, None for the only one.
+
+        `number + i` is stored number `i` taken negatively, `2 * number` is zero.
+        """
+        rank, weights = len(self.axes), role == "weight"
+        place, sign, slot = np.zeros((1,) * (4 * rank), np.int64), np.ones(1, np.int64), None
+        grid = []
+        for axis, one in enumerate(self.axes):
+            count = one.kernel_size if weights else 1
+            table = np.arange(1, count + 1).reshape(1, 1, 1, count)
+            if axis in subset:
+                count = self.ends[axis].taps(role)
+                table, kind_of = np.unique(self.ends[axis].table(role), axis=0, return_inverse=True)
+                slot = self._combined(slot, axis, kind_of.reshape(-1).tolist(), len(table))
+            own = table.reshape([n if at == axis else 1 for n in table.shape for at in range(rank)])
+            place, sign = place * count + abs(own) - 1, sign * np.sign(own)
+            grid.append(count)
+        absent = dict(self.corrections.absent if weights else self.corrections.absent_biases)
+        kept = np.ones(prod(grid), np.bool_)
+        kept[list(absent.get(subset, ()))] = False
+        place = place * abs(sign)
+        sign, place, number = sign * kept[place], np.cumsum(kept)[place] - 1, int(kept.sum())
+        index = np.where(sign > 0, place, np.where(sign < 0, number + place, 2 * number))
+        four = [prod(index.shape[start : start + rank]) for start in range(0, 4 * rank, rank)]
+        index = index.reshape(four)
+        return (index[..., ::-1] if self._is_transposed(subset) else index), slot
+
+    def _is_transposed(self, subset: Subset) -> bool:
+        """Whether the strip of a set of axes goes through ConvTranspose, whose kernel is turned."""
+        return any(axis.upsample > 1 for at, axis in enumerate(self.axes) if at not in subset)
+
+    def _combined(
+        self, slot: str | None, axis: int, kind_of: Sequence[int], kinds: int
+    ) -> str | None:
+        """Which kind of size the input has on all axes so far, this one included."""
         nodes = self.nodes
-        channels = list(self.geometry.weight_shape[:2]) if weights else [self._outs]
-        grid = (
-            self.corrections.grid(subset, self.geometry.kernel_size)
-            if weights
-            else self.corrections.bias_grid(subset)
-        )
-        stored = self.shapes[term_name(subset, role)][-1]
-        pads = nodes.integers([0] * (2 * len(channels) + 1) + [1])
-        padded = nodes.add("Pad", value, pads)
-        order = iter(range(stored))
-        index = [stored if p in places else next(order) for p in range(stored + len(places))]
-        dim = len(channels)
-        spread = nodes.add("Gather", padded, nodes.integers(index), axis=dim)
-        return nodes.add("Reshape", spread, nodes.integers([*channels, *grid]))
-
-    def _looked_up(self, value: str, role: str, indices: Mapping[int, Sequence[str]]) -> str:
-        """A grid with the taps that the places of each axis take."""
-        nodes = self.nodes
-        for axis, terms in indices.items():
-            dim = axis + (2 if role == "weight" else 1)
-            first = nodes.add("Slice", value, *map(nodes.integers, ([0], [1], [dim])))
-            zero = nodes.add("Sub", first, first)
-            signed = nodes.add("Concat", value, nodes.add("Neg", value), zero, axis=dim)
-            found = [nodes.add("Gather", signed, index, axis=dim) for index in terms]
-            value = found[0]
-            for one in found[1:]:
-                value = nodes.add("Add", value, one)
-        return value
-
-    def _of_this_size(self, axis: int, table: Sequence[Terms]) -> list[str]:
-        """The rows of tables that the input's size on an axis chooses: int64 (places,) each."""
-        nodes = self.nodes
-        found = []
-        for choices in zip(*table, strict=True):
-            flat = nodes.integers([tap for choice in choices for tap in choice])
-            shape = nodes.integers([len(choices), len(choices[0])])
-            rows = nodes.add("Reshape", flat, shape)
-            found.append(nodes.add("Gather", rows, self._slot(axis), axis=0))
-        return found
+        if kinds == 1:
+            return slot
+        own = nodes.add("Gather", nodes.integers(kind_of), self._slot(axis))
+        if slot is None:
+            return own
+        return nodes.add("Add", nodes.add("Mul", slot, nodes.integers(kinds)), own)
 
     def _slot(self, axis: int) -> str:
-        """Which kind of size the input has on an axis: int64 scalar, beyond all for none."""
+        """Which class of sizes the input belongs to on an axis: int64 scalar."""
         if axis not in self._slots:
-            nodes, found = self.nodes, self.ends[axis].found
+            nodes, ends = self.nodes, self.ends[axis]
             size = nodes.add("Gather", nodes.add("Shape", self.x), nodes.integers(2 + axis))
-            past = nodes.add("Sub", size, nodes.integers(found.settled))
-            rest = nodes.add("Mod", past, nodes.integers(found.period))
-            there = {one.size - found.settled: i for i, one in enumerate(self.ends[axis].classes)}
-            table = [there.get(n, 1 << 20) for n in range(found.period)]
+            past = nodes.add("Sub", size, nodes.integers(ends.found.settled))
+            rest = nodes.add("Mod", past, nodes.integers(ends.found.period))
+            there = {one.size - ends.found.settled: i for i, one in enumerate(ends.classes)}
+            table = [there.get(n, NOT_FOUND) for n in range(ends.found.period)]
             self._slots[axis] = nodes.add("Gather", nodes.integers(table), rest)
         return self._slots[axis]
 
-    def _convolved(
-        self,
-        subset: Subset,
-        kernel: str,
-        bias: str | None,
-        rows: Sequence[int],
-        own: Sequence[Axis],
-    ) -> str:
-        """A slab through its kernel, and the rows that it gives as channels put in their place."""
-        x = self.x
-        for axis in subset:
-            x = self._cut(x, 2 + axis, self.ends[axis].columns)
-        doc = f"border of axes {list(subset)}"
-        y = operator(self.nodes, x, Operator(kernel, bias, tuple(own), self.groups, doc))
-        return y if all(n == 1 for n in rows) else self._in_place(y, subset, rows)
-
-    def _as_kernel(self, weight: str, rows: Sequence[int], own: Sequence[Axis]) -> str:
-        """(out, in / groups, rows * columns, ...) to (out * rows, in / groups, columns, ...)."""
-        nodes, rank = self.nodes, len(own)
-        per_group = self.geometry.in_channels // self.groups
-        sizes = [
-            n for count, axis in zip(rows, own, strict=True) for n in (count, axis.kernel_size)
-        ]
-        outs = self._outs
-        for n in rows:
-            outs *= n
-        if any(n > 1 for n in rows):
-            apart = nodes.add("Reshape", weight, nodes.integers([self._outs, per_group, *sizes]))
-            order = [0, *range(2, 2 + 2 * rank, 2), 1, *range(3, 3 + 2 * rank, 2)]
-            weight = nodes.add("Transpose", apart, perm=order)
-        kernel = [axis.kernel_size for axis in own]
-        if not any(axis.upsample > 1 for axis in own):
-            return nodes.add("Reshape", weight, nodes.integers([outs, per_group, *kernel]))
-        grouped = [self.groups, outs // self.groups, per_group, *kernel]
-        apart = nodes.add("Reshape", weight, nodes.integers(grouped))
-        swapped = nodes.add("Transpose", apart, perm=[0, 2, 1, *range(3, 3 + rank)])
-        shape = [self.groups * per_group, outs // self.groups, *kernel]
-        whole = nodes.add("Reshape", swapped, nodes.integers(shape))
-        ends = ([-1] * rank, [-TO_THE_END] * rank, [*range(2, 2 + rank)], [-1] * rank)
-        return nodes.add("Slice", whole, *map(nodes.integers, ends))
-
-    def _in_place(self, y: str, subset: Subset, rows: Sequence[int]) -> str:
-        """(batch, out * rows, sizes) to (batch, out, *rows or sizes)."""
-        nodes = self.nodes
-        outer = [axis for axis in range(len(rows)) if axis not in subset]
-        counts = [rows[axis] for axis in subset]
-        # 0 keeps a size that stays at its place, one other may be -1
-        kept = [0 if 2 + len(subset) + i == 2 + axis else -1 for i, axis in enumerate(outer)]
-        if kept.count(-1) < 2:
-            shape = nodes.integers([0, self._outs, *counts, *kept])
-        else:
-            sizes = [nodes.size(y, 2 + axis) for axis in outer]
-            shape = nodes.add("Concat", nodes.integers([0, self._outs, *counts]), *sizes, axis=0)
-        apart = nodes.add("Reshape", y, shape)
-        order = [0, 1, *(2 + [*subset, *outer].index(axis) for axis in range(len(rows)))]
-        return apart if order == sorted(order) else nodes.add("Transpose", apart, perm=order)
-
     def _cut(self, x: str, dim: int, columns: Sequence[Span]) -> str:
         """The samples of some spans side by side."""
-        parts = [self._between(x, dim, *span) for span in columns]
+        parts = [self._between(x, dim, start, stop or TO_THE_END) for start, stop in columns]
         return parts[0] if len(parts) == 1 else self.nodes.add("Concat", *parts, axis=dim)
 
     def _between(self, x: str, dim: int, start: int, stop: int) -> str:
-        end = TO_THE_END if stop == 0 else stop
-        return self.nodes.add("Slice", x, *map(self.nodes.integers, ([start], [end], [dim])))
+        return self.nodes.add("Slice", x, *map(self.nodes.integers, ([start], [stop], [dim])))
 
     def _added(self, y: str, strip: str, axis: int, is_output: bool) -> str:
-        """`y` with the rows of a strip added to its ends on an axis. Cutting the output fails,
-        rather than anything else happening, where an image is too small.
+        """`y` with the rows of a strip added to its ends on an axis.
+
+        Cutting the output fails, rather than anything else happening, where an image is too small.
         """
         nodes, dim = self.nodes, 2 + axis
         parts = _pieces(self.ends[axis].rows)
         fixed = sum(n for n, _ in parts if n is not None)
         middle = nodes.add("Sub", nodes.size(y, dim), nodes.integers([fixed]))
-        if is_output:
-            for guarded in self._guarded_with(axis):
-                middle = nodes.add("Add", middle, self._checked(guarded))
+        while is_output and self._unguarded:
+            middle = nodes.add("Add", middle, self._guard(self._unguarded.pop(0)))
         sizes = [middle if n is None else nodes.integers([n]) for n, _ in parts]
         cut = nodes.add_many("Split", len(parts), y, nodes.add("Concat", *sizes, axis=0), axis=dim)
         whole = len([span for _, span in parts if span]) == 1
         done = []
         for piece, (_, span) in zip(cut, parts, strict=True):
-            if span is None:
-                done.append(piece)
-                continue
-            own = strip if whole else self._rows(strip, dim, span)
-            done.append(nodes.add("Add", piece, own))
+            if span is not None:
+                own = strip if whole else self._between(strip, dim, *span)
+                piece = nodes.add("Add", piece, own)
+            done.append(piece)
         return nodes.add("Concat", *done, axis=dim)
 
-    def _guarded_with(self, axis: int) -> list[int]:
-        """The axes whose sizes are checked where the output is cut along one: that one, and with
-        the first also those that are not cut but for which only some sizes are right.
-        """
-        leaking = [a for a in range(len(self.axes)) if self._leaks(a)]
-        uncut = [
-            a for a, ends in enumerate(self.ends) if not self._leaks(a) and ends.leaves_sizes_out
-        ]
-        own = [] if self.ends[axis].fails_by_itself else [axis]
-        return own + (uncut if axis == leaking[0] else [])
+    def _needs_guard(self, axis: int) -> bool:
+        """Whether sizes that the graph is not for would go through on an axis."""
+        ends = self.ends[axis]
+        return (self._leaks(axis) or ends.leaves_sizes_out) and not ends.fails_by_itself
 
-    def _rows(self, strip: str, dim: int, span: Span) -> str:
-        nodes = self.nodes
-        return nodes.add("Slice", strip, *map(nodes.integers, ([span[0]], [span[1]], [dim])))
-
-    def _checked(self, axis: int) -> str:
+    def _guard(self, axis: int) -> str:
         """Zero, looked up at a place that sizes too small or of a kind left out do not have."""
         nodes, ends = self.nodes, self.ends[axis]
         given = nodes.size(self.x, 2 + axis)

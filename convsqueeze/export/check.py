@@ -21,6 +21,7 @@ from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.ends import ends_of, smallest_size, told_sizes
 from convsqueeze.export.graph import parameters
@@ -44,7 +45,6 @@ FORM_ERRORS = (
 LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
 """Bytes beyond which a model is no single protobuf message: 2 GiB."""
 _MESSAGE_MARGIN = 1 << 20
-_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
             worst = max(worst, found, key=lambda one: one.share)
             inputs += batch
     notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
-    return ExportReport(name, _plain(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
+    return ExportReport(name, dtype_name(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
 
 
 def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
@@ -162,30 +162,21 @@ def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
 def _notes(
     name: str, layer: SqueezedConv, exported: torch.dtype, computed: torch.dtype
 ) -> Iterator[str]:
-    stored = layer.dtype
-    kinds = sorted({_plain(tensor.dtype) for tensor in layer.parameters()})
+    kinds = sorted({dtype_name(tensor.dtype) for tensor in layer.parameters()})
+    named = dtype_name(exported)
+    what = f"{name}: stored as {' and '.join(kinds)}, exported as {named}, which holds every value"
     if len(kinds) > 1:
-        yield (
-            f"{name}: stored as {' and '.join(kinds)}, exported as {_plain(exported)}, which holds "
-            "every value exactly; so are its input and output"
-        )
-    elif exported != stored:
-        yield (
-            f"{name}: stored as {_plain(stored)}, exported as {_plain(exported)}, which holds "
-            "every value exactly; onnxruntime has no such convolution on the CPU"
-        )
+        yield f"{what} exactly; so are its input and output"
+    elif exported != layer.dtype:
+        yield f"{what} exactly; onnxruntime has no such convolution on the CPU"
     if computed != exported:
         yield (
-            f"{name}: onnxruntime has no {_plain(exported)} kernel for it on the CPU; a copy "
-            f"rounded to {_plain(computed)} was run, the values were compared bit for bit"
+            f"{name}: onnxruntime has no {named} kernel for it on the CPU; a copy rounded to "
+            f"{dtype_name(computed)} was run, the values were compared bit for bit"
         )
     sizes = told_sizes(layer)
     if sizes is not None:
         yield f"{name}: the graph takes inputs of {sizes} and fails for others"
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
@@ -196,45 +187,48 @@ def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
         what = "is missing" if key in wanted else "belongs to no squeezed layer"
         raise _Difference(f"the initializer {key} {what}")
     for key, value in wanted.items():
-        found = torch.from_numpy(numpy_helper.to_array(held[key]).copy())
-        if found.dtype != value.dtype or found.shape != value.shape:
+        found, needed = numpy_helper.to_array(held[key]), value.numpy()
+        if found.dtype != needed.dtype or found.shape != needed.shape:
             raise _Difference(
-                f"{key} is {_plain(found.dtype)} {tuple(found.shape)}, "
-                f"{_plain(value.dtype)} {tuple(value.shape)} was needed"
+                f"{key} is {found.dtype} {found.shape}, {needed.dtype} {needed.shape} was needed"
             )
-        bits = _BITS[value.itemsize]
-        for place in (found.view(bits) != value.view(bits)).nonzero()[:1].tolist():
+        bits = f"u{needed.itemsize}"
+        for place in np.argwhere(found.view(bits) != needed.view(bits))[:1].tolist():
             here = tuple(place)
             raise _Difference(
-                f"{key} holds {found[here].item()!r} at {place}, {value[here].item()!r} was needed"
+                f"{key} holds {found[here].item()!r} at {place}, {needed[here].item()!r} was needed"
             )
 
 
 def input_sizes(layer: SqueezedConv) -> list[Size]:
-    """Of the sizes that the layer takes in the model: the smallest; one that is a multiple of the
-    strides and the one after it (where there is a stride, that is none), both with a whole kernel
-    inside and three outputs or more, so that a wrong stride shows, and, where it depends on the
-    size how the border is corrected, as many more as there are kinds. No two sides are alike, if
-    they may differ. Three times () for a linear layer.
+    """The input sizes that are run, of those that the graph of a layer takes.
+
+    The smallest; one that is a multiple of the strides and the one after it, which with a stride
+    is none, both with a whole kernel inside and three outputs or more, so that a wrong stride
+    shows. Where it depends on the size how the border is corrected, as many more as there are
+    kinds. No two sides are alike, if they may differ. Three times () for a linear layer.
     """
-    axes = list(enumerate(zip(layer.axes, smallest_size(layer), strict=True)))
-    legal = [_legal_sizes(layer, index, max(_smallest(own), least)) for index, (own, least) in axes]
     kinds = 2
     if layer.border is not None:
-        kinds = max(kinds, *(len(one.classes) for one in ends_of(layer.border)))
-    smallest = tuple(next(sizes) for sizes in legal)
-    more = []
-    for index, (own, _) in axes:
-        telling = (-(-_telling(own, smallest[index]) // own.stride) + index) * own.stride
-        sizes = _legal_sizes(layer, index, telling)
-        more.append([next(sizes, smallest[index]) for _ in range(kinds)])
+        kinds = max(kinds, *(len(ends.classes) for ends in ends_of(layer.border)))
+    smallest, more = [], []
+    for index, (axis, least) in enumerate(zip(layer.axes, smallest_size(layer), strict=True)):
+        first = next(_legal_sizes(layer, index, max(1 + _cropped(axis), least)))
+        telling = max(first, _cropped(axis) + axis.extent)
+        while axis.output_size(telling) < 3:
+            telling += 1
+        multiple = (-(-telling // axis.stride) + index) * axis.stride
+        sizes = _legal_sizes(layer, index, multiple)
+        smallest.append(first)
+        more.append([next(sizes, first) for _ in range(kinds)])
     turns = 1 if layer.border is None else max(1, MOST_MIXTURES // kinds)
     mixed = [
         tuple(sizes[(kind + turn * index) % kinds] for index, sizes in enumerate(more))
         for turn in range(min(turns, kinds))
         for kind in range(kinds)
     ]
-    return list(dict.fromkeys([smallest, *mixed])) if layer.border else [smallest, *mixed]
+    tried = [tuple(smallest), *mixed]
+    return list(dict.fromkeys(tried)) if layer.border else tried
 
 
 def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:
@@ -247,15 +241,6 @@ def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:
         kind = None if ends is None else ends.found.class_size(size)
         if layer.axes[axis].accepts(size) and (ends is None or kind in ends.sizes):
             yield size
-
-
-def _smallest(axis: Axis) -> int:
-    return next(size for size in count(1 + _cropped(axis)) if axis.accepts(size))
-
-
-def _telling(axis: Axis, smallest: int) -> int:
-    start = max(smallest, _cropped(axis) + axis.extent)
-    return next(size for size in count(start) if axis.output_size(size) >= 3)
 
 
 def _cropped(axis: Axis) -> int:

@@ -6,21 +6,20 @@ Whole numbers from the corrections; builds no node.
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from typing import Any
+
+import numpy as np
 
 from convsqueeze.algebra.border.corrections import (
     AxisCorrections,
     SizeClass,
     Span,
     hull,
+    span_length,
 )
 from convsqueeze.algebra.border.strips import entries
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.module import Border, SqueezedConv
-
-Terms = tuple[tuple[int, ...], ...]
-"""What stands at each place of a strip, in one row or in several that are added up: a tap, the
-number of taps + a tap where it is subtracted, twice their number for a zero.
-"""
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,31 @@ class AxisEnds:
         smaller = any(self._has_room(size) for size in range(1, self.smallest))
         return not self.leaves_sizes_out and not smaller
 
-    def choices(self, one: SizeClass, role: str) -> list[tuple[int, ...]]:
-        """What stands at each place for one kind of size."""
-        weights, biases = entries(one, self.rows, self.columns)
-        found = weights if role == "weight" else biases
-        taps = self.found.taps if role == "weight" else self.found.bias_taps
-        spread = [
-            [tap if factor > 0 else taps + tap for tap, factor in entry for _ in range(abs(factor))]
-            for entry in found
+    def taps(self, role: str) -> int:
+        """How many border taps there are to add up."""
+        return self.found.taps if role == "weight" else self.found.bias_taps
+
+    def table(self, role: str) -> "np.ndarray[Any, Any]":
+        """The border taps that each place of a strip adds up, for each kind of size.
+
+        int64 (kinds, terms, rows, columns), of a `bias` (kinds, terms, rows, 1): tap `i` is `i + 1`
+        where it is added, `-i - 1` where it is subtracted; 0 adds nothing.
+        """
+        found = [entries(one, self.rows, self.columns)[role == "bias"] for one in self.classes]
+        added = [
+            [[n for tap, factor in place for n in _repeated(tap, factor)] for place in places]
+            for places in found
         ]
-        terms = max(map(len, spread), default=0)
-        return [
-            tuple((*entry, *[2 * taps] * terms)[term] for entry in spread) for term in range(terms)
-        ]
+        terms = max((len(place) for places in added for place in places), default=0)
+        filled = [[[*place, *[0] * terms][:terms] for place in places] for places in added]
+        table = np.array(filled, np.int64).reshape(len(added), -1, terms)
+        rows = span_length(self.rows)
+        columns = span_length(self.columns) if role == "weight" else 1
+        return table.transpose(0, 2, 1).reshape(len(added), terms, rows, columns)
+
+
+def _repeated(tap: int, factor: int) -> list[int]:
+    return [tap + 1 if factor > 0 else -tap - 1] * abs(factor)
 
 
 def ends_of(border: Border) -> tuple[AxisEnds, ...]:

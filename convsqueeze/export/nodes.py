@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import NodeProto, helper
+import numpy as np
+from onnx import NodeProto, helper, numpy_helper
 
 from convsqueeze.algebra.geometry import Axis
 
@@ -33,10 +34,18 @@ class Nodes:
         self.made.append(helper.make_node(operator, inputs, outputs, name=stem, **attributes))
         return outputs
 
-    def integers(self, values: int | Sequence[int]) -> str:
+    def integers(self, values: "int | Sequence[int] | np.ndarray[Any, Any]") -> str:
+        """A constant, int64: a number, a list or an array of any rank."""
         if isinstance(values, int):
             return self.add("Constant", value_int=values)
+        if isinstance(values, np.ndarray):
+            return self.add("Constant", value=numpy_helper.from_array(values.astype(np.int64)))
         return self.add("Constant", value_ints=values)
+
+    def transposed(self, x: str, order: Sequence[int]) -> str:
+        """A value with its dimensions in another order; itself where that is the same."""
+        in_order = list(order) == sorted(order)
+        return x if in_order else self.add("Transpose", x, perm=list(order))
 
     def size(self, x: str, dim: int) -> str:
         """How many samples a value has on one dimension: int64 (1,)."""

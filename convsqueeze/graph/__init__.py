@@ -4,8 +4,8 @@ from convsqueeze.graph.find import find_regions, unusable
 from convsqueeze.graph.graph import Graph, SizeRead
 from convsqueeze.graph.op import (
     AddOp,
-    Call,
     LayerOp,
+    ModuleCall,
     Op,
     OpaqueOp,
     Shape,
@@ -18,9 +18,9 @@ from convsqueeze.kinds.semantics import Reason, ReasonKind
 __all__ = [
     "AddOp",
     "Added",
-    "Call",
     "Graph",
     "LayerOp",
+    "ModuleCall",
     "Modules",
     "Op",
     "OpaqueOp",

@@ -4,7 +4,7 @@ Each gives the value of its own name from the values that it reads. Knows layers
 words and modules by their names; nothing of stored tensors, files or how code was followed.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.kinds import Layer
@@ -12,11 +12,10 @@ from convsqueeze.kinds.semantics import Reason
 from convsqueeze.names import KeyPath
 
 Shape = tuple[int, ...]
-_NO_LAYER = Reason("not linear", "it is no layer that can be merged")
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """One call of a module: calls of the same module have the same `name` and differ in `id`."""
 
     id: str
@@ -37,7 +36,7 @@ class Op:
     inputs: tuple[str, ...]
     node: str = ""
     operator: str = ""
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ModuleCall, ...] = ()
     reads: tuple[str, ...] = ()
     shape: Shape | None = None
 
@@ -59,7 +58,7 @@ class LayerOp(Op):
     In a manifest, `path` leads to it from its entry.
     """
 
-    layer: Layer = None  # type: ignore[assignment]  # always given; fields before it have defaults
+    layer: Layer = field(kw_only=True)
     rank: int | None = None
     path: KeyPath = ()
 
@@ -85,7 +84,7 @@ class AddOp(Op):
 class OpaqueOp(Op):
     """Anything else: `reason` says why it is no layer and no sum."""
 
-    reason: Reason = _NO_LAYER
+    reason: Reason = field(kw_only=True)
 
 
 def layer_ops(tree: Tree[Layer], rank: int | None, whole: Op) -> tuple[LayerOp | AddOp, ...]:

@@ -7,6 +7,7 @@ runtime may fuse them as it would there.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import count
 
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -23,8 +24,8 @@ Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Valued:
-    """A layer with values by role, of the shapes in which they are stored."""
+class RandomLayer:
+    """A layer with random values: its tensors by role, in the shapes in which they are stored."""
 
     name: str
     layer: Layer
@@ -32,14 +33,13 @@ class Valued:
     tensors: Mapping[str, Tensor]
 
 
-def valued(merge: Merge, dtype: torch.dtype) -> Tree[Valued]:
+def random_layers(merge: Merge, dtype: torch.dtype) -> Tree[RandomLayer]:
     """The layers of a merge with random values."""
-    numbers = {id(leaf): index for index, leaf in enumerate(leaves(merge.tree))}
+    numbers = count()
 
-    def with_values(leaf: ResolvedLayer) -> Valued:
-        shapes = {role: parameter.shape for role, parameter in leaf.parameters.items()}
-        tensors = {role: _random(shape, dtype) for role, shape in shapes.items()}
-        return Valued(f"layer_{numbers[id(leaf)]}", leaf.layer, leaf.geometry, tensors)
+    def with_values(leaf: ResolvedLayer) -> RandomLayer:
+        tensors = {role: _random(shape, dtype) for role, shape in leaf.shapes.items()}
+        return RandomLayer(f"layer_{next(numbers)}", leaf.layer, leaf.geometry, tensors)
 
     return mapped(merge.tree, with_values)
 
@@ -55,7 +55,7 @@ def kind_of(leaf: ResolvedLayer) -> str:
     return f"{leaf.layer.type} {leaf.layer.settings} {' '.join(leaf.parameters)}"
 
 
-def in_torch(tree: Tree[Valued]) -> Run:
+def in_torch(tree: Tree[RandomLayer]) -> Run:
     """The layers as one function of (batch, channels, *size)."""
 
     def chain(links: Sequence[Run]) -> Run:
@@ -68,14 +68,10 @@ def in_torch(tree: Tree[Valued]) -> Run:
 
 
 class _LayerNodes(Nodes):
-    """Nodes of layers of one dtype."""
-
-    def __init__(self, name: str, dtype: torch.dtype) -> None:
-        super().__init__(name)
-        self.dtype = dtype
+    """Nodes of layers in float32, as the kinds of layers add them."""
 
     def constant(self, values: Tensor) -> str:
-        return self.add("Constant", value=numpy_helper.from_array(values.to(self.dtype).numpy()))
+        return self.add("Constant", value=numpy_helper.from_array(values.float().numpy()))
 
     def padded(self, x: str, axes: Sequence[Axis]) -> str:
         return padded(self, x, axes)
@@ -86,24 +82,20 @@ class _LayerNodes(Nodes):
         return operator(self, x, Operator(weight, bias, tuple(axes), groups, weight))
 
 
-def as_onnx(tree: Tree[Valued], merge: Merge, dtype: torch.dtype) -> ModelProto:
-    """The layers as a model with the input `x` and the output `y`."""
-    nodes = _LayerNodes("apart", dtype)
-    last = _added(nodes, "x", tree)
-    nodes.made.append(helper.make_node("Identity", [last], ["y"]))
-    element = TensorProto.DOUBLE if dtype == torch.float64 else TensorProto.FLOAT
+def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
+    """The layers, whose values are float32, as a model with the input `x` and the output `y`."""
+    nodes = _LayerNodes("apart")
+    nodes.made.append(helper.make_node("Identity", [_add_nodes(nodes, "x", tree)], ["y"]))
+    channels = {"x": merge.geometry.in_channels, "y": merge.geometry.out_channels}
     free = [None] * len(merge.size)
     ends = [
-        helper.make_tensor_value_info(name, element, [None, channels, *free])
-        for name, channels in (
-            ("x", merge.geometry.in_channels),
-            ("y", merge.geometry.out_channels),
-        )
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, number, *free])
+        for name, number in channels.items()
     ]
     values = [
-        numpy_helper.from_array(tensor.numpy(), f"{one.name}.{role}")
-        for one in leaves(tree)
-        for role, tensor in one.tensors.items()
+        numpy_helper.from_array(tensor.numpy(), f"{own.name}.{role}")
+        for own in leaves(tree)
+        for role, tensor in own.tensors.items()
     ]
     graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
     return helper.make_model(
@@ -113,12 +105,12 @@ def as_onnx(tree: Tree[Valued], merge: Merge, dtype: torch.dtype) -> ModelProto:
     )
 
 
-def _added(nodes: _LayerNodes, x: str, tree: Tree[Valued]) -> str:
+def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:
     """The nodes of a tree on `x`; gives the name of its output."""
     if isinstance(tree, Chain):
-        return reduce(lambda value, link: _added(nodes, value, link), tree.links, x)
+        return reduce(lambda value, link: _add_nodes(nodes, value, link), tree.links, x)
     if isinstance(tree, Sum):
-        outputs = [_added(nodes, x, branch) for branch in tree.branches]
+        outputs = [_add_nodes(nodes, x, branch) for branch in tree.branches]
         return reduce(lambda one, other: nodes.add("Add", one, other), outputs)
     names = {role: f"{tree.name}.{role}" for role in tree.tensors}
     return tree.layer.onnx(nodes, x, names, tree.geometry)

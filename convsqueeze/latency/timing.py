@@ -1,5 +1,6 @@
-"""The time of a merge and of its layers apart, measured in turn, so that what slows the machine
-down for a while slows both.
+"""The time of a merge and of its layers apart.
+
+Both are run in every round, so that what slows the machine down for a while slows both.
 """
 
 import time
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
-from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, valued
+from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, random_layers
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
@@ -58,7 +59,7 @@ def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
     """Time a merge and its layers now."""
     dtype = _dtype(merge, runtime)
     x = torch.randn((1, merge.geometry.in_channels, *merge.size), dtype=dtype)
-    layers, whole = valued(merge, dtype), squeezed(merge, dtype)
+    layers, whole = random_layers(merge, dtype), random_squeezed(merge, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -66,15 +67,15 @@ def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
             runs = torch_run(in_torch(layers), x), torch_run(whole, x)
         else:
             runs = (
-                onnx_run(as_onnx(layers, merge, dtype), x, threads),
+                onnx_run(as_onnx(layers, merge), x, threads),
                 onnx_run(build_model({"merged": whole}), x, threads),
             )
-        return judged(*in_turn(*runs))
+        return judged(*in_rounds(*runs))
     finally:
         torch.set_num_threads(before)
 
 
-def squeezed(merge: Merge, dtype: torch.dtype) -> SqueezedConv:
+def random_squeezed(merge: Merge, dtype: torch.dtype) -> SqueezedConv:
     """The merged layer with random values, corrections and all."""
     tensors = {name: torch.randn(shape, dtype=dtype) for name, shape in merge.tensors.items()}
     weight = f"{merge.into}.weight"
@@ -83,7 +84,7 @@ def squeezed(merge: Merge, dtype: torch.dtype) -> SqueezedConv:
     return module_of(recipe_layer(merge), tensors).requires_grad_(False)
 
 
-def in_turn(
+def in_rounds(
     apart: Callable[[], object],
     merged: Callable[[], object],
     clock: Callable[[], int] = time.perf_counter_ns,

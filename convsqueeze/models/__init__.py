@@ -6,6 +6,7 @@ against its original; `squeeze`, `job`: all of it in one go; `onnx`: a whole mod
 only where it is asked for.
 """
 
+from convsqueeze.models.applying import apply
 from convsqueeze.models.code import Code, code_of
 from convsqueeze.models.factory import load_model, with_checkpoint
 from convsqueeze.models.inputs import (
@@ -16,7 +17,7 @@ from convsqueeze.models.inputs import (
     inputs_of,
     parsed_inputs,
 )
-from convsqueeze.models.job import WholeJob
+from convsqueeze.models.job import WholeJob, planner_from_code
 from convsqueeze.models.squeeze import SqueezeReport, scan_model, scan_plan, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport, compare_models
@@ -29,6 +30,7 @@ __all__ = [
     "SqueezeReport",
     "WholeJob",
     "WholeReport",
+    "apply",
     "code_of",
     "compare_models",
     "exact_parameters",
@@ -36,6 +38,7 @@ __all__ = [
     "inputs_of",
     "load_model",
     "parsed_inputs",
+    "planner_from_code",
     "scan_model",
     "scan_plan",
     "squeeze",

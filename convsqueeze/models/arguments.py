@@ -10,17 +10,20 @@ from convsqueeze.errors import ModelInputError
 from convsqueeze.names import listed
 
 
-def positional(model: nn.Module, examples: Any) -> tuple[Any, ...]:
+def positional(
+    model: nn.Module, examples: Any, given_as: str = "example_inputs"
+) -> tuple[Any, ...]:
     """A tensor, a sequence of positional arguments, or a mapping of named ones, as positional ones.
 
-    Raises ModelInputError for anything else, and where forward does not take them.
+    `given_as` is the name under which the user gave them. Raises ModelInputError for anything else,
+    and where forward does not take them.
     """
     name = type(model).__name__
     if isinstance(examples, Tensor):
         examples = (examples,)
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Mapping):
         raise ModelInputError(
-            f"example_inputs: {type(examples).__name__} was given, a tensor, a tuple of positional "
+            f"{given_as}: {type(examples).__name__} was given, a tensor, a tuple of positional "
             "arguments or a dict of named ones was needed."
         )
     signature = inspect.signature(model.forward)
@@ -32,7 +35,7 @@ def positional(model: nn.Module, examples: Any) -> tuple[Any, ...]:
             return tuple(examples)
     except TypeError as error:
         raise ModelInputError(
-            f"{name}: its forward does not take these example_inputs ({error}). A tuple has one "
+            f"{name}: its forward does not take these {given_as} ({error}). A tuple has one "
             "for each positional argument, a dict one for each name; a tuple or dict that is "
             "itself an argument stands in a tuple, ({...},)."
         ) from error

@@ -20,18 +20,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
+from convsqueeze.tracing.raised import leaving_caught, told
 
 DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    )
 }
 FORM = "1,3,224,224 or 1,77:int64"
 _SHAPE = re.compile(r"\d+(,\d+)*,?")
@@ -150,6 +146,17 @@ def inputs_of(examples: Any) -> Inputs:
     return Inputs(tree_map_only(Tensor, spec, given))
 
 
+def placed(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """Arguments on the model's device and in its dtype, examples in any of its dtypes as given."""
+    tensors = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
+    layer = first_layer(model)
+    telling = [] if layer is None else [p for p in layer[1].parameters() if p.is_floating_point()]
+    first = (*telling, *tensors, torch.zeros(()))[0]
+    given = inputs.first(first.dtype, kept={one.dtype for one in tensors})
+    moved: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.to(first.device), given)
+    return moved
+
+
 SIZES = {
     1: (16000, 4096, 1024, 64, 16),
     2: (64, 224, 32, 256, 512, 128, 28),
@@ -258,12 +265,12 @@ def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | N
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
-            module.eval()(x)
+            with leaving_caught():
+                module.eval()(x)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
-        text = str(error).strip().partition("\n")[0]
-        return f"{type(error).__name__}: {text[:160]}"
+        return told(error)[:200]
     finally:
         for part, training in modes:
             part.training = training

@@ -27,7 +27,7 @@ from convsqueeze.models.verifying import exact_parameters, verified
 from convsqueeze.models.whole import Compared, Track, WholeReport, untracked
 from convsqueeze.module import SqueezedConv
 from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.surgery import apply
+from convsqueeze.surgery import applied
 
 OLDEST_OPSET = 18
 """What torch's exporter writes by itself."""
@@ -106,10 +106,11 @@ def export_whole(
     if checkpoint is not None:
         _check_source(checkpoint, recipe, key, path)
         load_checkpoint(model.eval(), checkpoint, key=key)
-    squeezed = apply(model, path, key=key).eval()
+    squeezed, plan = applied(model, held)
+    squeezed.eval()
     whole, both = None, None
     if checkpoint is not None:
-        exact = exact_parameters(model, recipe)
+        exact = exact_parameters(model, plan)
         options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
         whole, both = verified(model, squeezed, inputs, exact, **options)
         whole.raise_if_failed()

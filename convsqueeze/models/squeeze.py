@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
 from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict
 from convsqueeze.copying import Sandbox, copied
@@ -16,7 +17,7 @@ from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
-from convsqueeze.models.inputs import Inputs, first_layer, guess_inputs, inputs_of
+from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of, placed
 from convsqueeze.models.running import runnable
 from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import WholeReport
@@ -89,10 +90,11 @@ def squeeze(
     """
     _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
+    _check_has_modules(model)
     with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
         sandbox = Sandbox(model)
         inputs, notes = _inputs(model, example_inputs, sandbox)
-        notes += tuple(_squeezed_notes(model))
+        notes = (*_mode_notes(model), *notes, *_squeezed_notes(model))
         if minimize == "latency" and latency is None:
             from convsqueeze.latency import measuring
 
@@ -144,6 +146,14 @@ def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, 
     return inputs_of(positional(model, examples)), ()
 
 
+def _mode_notes(model: nn.Module) -> Iterator[str]:
+    if model.training:
+        yield (
+            "the model is in training mode, in which norms are not constant and dropout is not "
+            "off, so they were left alone. Call model.eval() first"
+        )
+
+
 def _squeezed_notes(model: nn.Module) -> Iterator[str]:
     names = [n or "the model" for n, m in model.named_modules() if isinstance(m, SqueezedConv)]
     if names:
@@ -173,7 +183,7 @@ def scan_model(
     prefix, infos = _stored(model)
     sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, _beside(model, inputs), prefix, sandbox)
+        graph = traced(model, placed(model, inputs), prefix, sandbox)
     except TracingError:
         runnable(sandbox, inputs.first)
         raise
@@ -217,15 +227,19 @@ def _check_values(model: nn.Module) -> None:
             )
 
 
-def _beside(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
-    """Arguments on the model's device and in its dtype, examples in any of its dtypes as given."""
-    tensors = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
-    layer = first_layer(model)
-    telling = [] if layer is None else [p for p in layer[1].parameters() if p.is_floating_point()]
-    first = (*telling, *tensors, torch.zeros(()))[0]
-    given = inputs.first(first.dtype, kept={one.dtype for one in tensors})
-    placed: tuple[Any, ...] = tree_map_only(Tensor, lambda x: x.to(first.device), given)
-    return placed
+def _check_has_modules(model: nn.Module) -> None:
+    """Raises ModelInputError for what torch.export makes of a model: layers that are no modules."""
+    if not isinstance(model, GraphModule):
+        return
+    calls = [node.target for node in model.graph.nodes if node.op == "call_function"]
+    modules = [node.target for node in model.graph.nodes if node.op == "call_module"]
+    has_layers = any(True for name in modules for _ in model.get_submodule(name).parameters())
+    if not has_layers and any(isinstance(target, OpOverload) for target in calls):
+        raise ModelInputError(
+            f"{type(model).__name__}: is what torch.export makes of a model: its layers are calls "
+            "of operators and no modules, so none can be replaced. Squeeze the model that it was "
+            "made of, then export that."
+        )
 
 
 def scan_plan(found: Scan, checkpoint: Checkpoint, source: str, growth: Growth) -> Plan | None:

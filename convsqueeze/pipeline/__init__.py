@@ -2,7 +2,7 @@
 state dict in memory.
 """
 
-from convsqueeze.pipeline.files import MergedFile, in_turn, merge_file, verify_files
+from convsqueeze.pipeline.files import MergedFile, compose, merge_file, verify_files
 from convsqueeze.pipeline.merging import MergeReport, Result, squeeze_checkpoint
 from convsqueeze.pipeline.reviewing import ReviewedFile, review_file
 from convsqueeze.pipeline.state_dicts import merge_state_dict
@@ -12,7 +12,7 @@ __all__ = [
     "MergedFile",
     "Result",
     "ReviewedFile",
-    "in_turn",
+    "compose",
     "merge_file",
     "merge_state_dict",
     "review_file",

@@ -5,40 +5,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convsqueeze.checkpoint import (
-    PICKLED_SUFFIXES,
-    Checkpoint,
-    Late,
-    Spool,
+    ScratchFile,
     bytes_to_write,
     check_destination,
     default_destination,
     open_checkpoint,
-    suffix_of,
+    open_like,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.hashing import Hashing
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.pipeline.merging import MergeReport, Planner, Result, planned, squeeze_checkpoint
-from convsqueeze.pipeline.tracking import Track, hashed, in_bytes, untracked
+from convsqueeze.pipeline.tracking import Track, byte_progress, untracked
 from convsqueeze.plan import Growth
 from convsqueeze.recipe import read_recipe
 from convsqueeze.verify import Report, Settings, verify_checkpoints
 
-Beside = Callable[[Result, NewFiles], None]
-"""What else is done with a verified result before it stands in its place; may raise."""
+PostVerify = Callable[[Result, NewFiles], None]
+"""Called with a verified result and the files that will appear together; may raise."""
 
 
-def in_turn(*jobs: Beside | None) -> Beside:
-    """Every job, one after the other."""
+def compose(*hooks: PostVerify | None) -> PostVerify:
+    """One hook that calls every given one, in order."""
 
-    def do(result: Result, files: NewFiles) -> None:
-        for job in jobs:
-            if job is not None:
-                job(result, files)
+    def call(result: Result, files: NewFiles) -> None:
+        for hook in hooks:
+            if hook is not None:
+                hook(result, files)
 
-    return do
+    return call
 
 
 @dataclass(frozen=True)
@@ -64,17 +60,17 @@ def merge_file(
     dry_run: bool = False,
     overwrite: bool = False,
     largest_shard: int | None = None,
-    beside: Beside = lambda result, files: None,
+    post_verify: PostVerify = lambda result, files: None,
     track: Track = untracked,
     device: Device = "cpu",
     keep_exact: bool = False,
 ) -> MergedFile:
     """Merge the file at `path` as `manifest` (or the file it is in) says and write the result.
 
-    `largest_shard` are the bytes of values that a shard of an output in shards may hold. `beside`
-    may write more files of the verified result, which then appear with it or, where it raises, not
-    at all; with `keep_exact` that has the values before they were rounded. The `device` (cpu, cuda
-    or cuda:N) merges and verifies.
+    `largest_shard` are the bytes of values that a shard of an output in shards may hold.
+    `post_verify` may write more files of the verified result: all appear together or, where it
+    raises, none. With `keep_exact` it is given the values before they were rounded. The `device`
+    (cpu, cuda or cuda:N) merges and verifies.
     Raises ConvsqueezeError of the kind that tells what was wrong.
     """
     place = device_named(device)
@@ -88,7 +84,9 @@ def merge_file(
         return MergedFile(
             plan, None, plan.notes, path, None, checkpoint.nbytes, 0, device=str(place)
         )
-    with Hashing(checkpoint) as hashing, NewFiles(overwrite=overwrite) as files:
+    digest = checkpoint.files_hash()
+    hash_progress = byte_progress(f"hashing {path.name}", checkpoint.nbytes, track)
+    with NewFiles(overwrite=overwrite) as files:
         result = squeeze_checkpoint(
             plan,
             checkpoint,
@@ -96,27 +94,34 @@ def merge_file(
             growth=growth,
             widen=widen,
             settings=settings or Settings(),
-            keep=Spool(files, output).keep,
-            sha256=lambda: hashing.result(hashed(checkpoint, track)),
+            keep=ScratchFile(files, output).keep,
+            sha256=lambda: digest.hexdigest(hash_progress),
             track=track,
             device=place,
             keep_exact=keep_exact,
         )
-        beside(result, files)
+        post_verify(result, files)
         total = bytes_to_write(checkpoint, result.edits)
         track(f"writing {output.name}", 0, total, unit="bytes")
+        write_progress = byte_progress(f"writing {output.name}", total, track)
+
+        def progress(nbytes: int) -> None:
+            """The source is hashed while the system puts what was copied on the disk."""
+            digest.step(nbytes)
+            write_progress(nbytes)
+
         notes = write_checkpoint(
             checkpoint,
             output,
             result.edits,
-            Late(result.draft.to_json(), lambda: result.recipe.to_json()),
+            result.recipe_text,
             overwrite=overwrite,
             files=files,
             largest_shard=largest_shard,
-            advance=in_bytes(f"writing {output.name}", total, track),
+            progress=progress,
         )
     track(f"reporting on {output.name}, which is complete", 0, 0)
-    written = _open_like(checkpoint, output).nbytes
+    written = open_like(checkpoint, output).nbytes
     notes = (*plan.notes, *result.notes, *notes)
     return MergedFile(
         plan,
@@ -150,34 +155,28 @@ def verify_files(
     place = device_named(device)
     track(f"opening {original.name}", 0, 0)
     before = open_checkpoint(original, key=key)
-    after = _open_like(before, squeezed)
+    after = open_like(before, squeezed)
     recipe = read_recipe(after.recipe, str(squeezed))
     done = 0
 
-    def advance(name: str) -> None:
+    def next_layer(name: str) -> None:
         nonlocal done
         track(f"verifying {name}", done, len(recipe.layers))
         done += 1
 
     kept = sum(info.nbytes for name, info in before.tensors.items() if name in after.tensors)
-    with Hashing(before) as hashing:
-        report = verify_checkpoints(
-            before,
-            after,
-            recipe,
-            settings or Settings(),
-            manifest=manifest,
-            sha256=lambda: hashing.result(hashed(before, track)),
-            track=advance,
-            advance=in_bytes(f"comparing {squeezed.name}", kept, track),
-            device=place,
-        )
+    hash_progress = byte_progress(f"hashing {original.name}", before.nbytes, track)
+    report = verify_checkpoints(
+        before,
+        after,
+        recipe,
+        settings or Settings(),
+        manifest=manifest,
+        sha256=lambda: before.sha256(hash_progress),
+        track=next_layer,
+        advance=byte_progress(f"comparing {squeezed.name}", kept, track),
+        device=place,
+    )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()
     return report
-
-
-def _open_like(original: Checkpoint, squeezed: Path) -> Checkpoint:
-    """The squeezed file, with the original's wrapper where its format has one."""
-    wrapper = original.wrapper if suffix_of(squeezed) in PICKLED_SUFFIXES else ""
-    return open_checkpoint(squeezed, key=wrapper or None)

@@ -8,18 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convsqueeze.checkpoint import (
-    Checkpoint,
-    Edit,
-    New,
-)
+from convsqueeze.checkpoint import Checkpoint, DeferredText, Edit, New
 from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
-from convsqueeze.recipe import NOT_YET, Recipe, RecipeLayer
+from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
@@ -60,13 +56,15 @@ class MergeReport:
 class Result:
     """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
 
-    `exact` are, by layer, the values in float64 that were rounded, if they were to be kept. The
-    recipe is a draft until the hash of the source, which `sha256` gives, is filled in.
+    `exact` are, by layer, the values in float64 that were rounded, if they were to be kept.
+    `layers` are the entries of the recipe that `recipe_with` makes of the hash of the source, which
+    `sha256` gives.
     """
 
     plan: Plan
     edits: tuple[Edit, ...]
-    draft: Recipe
+    layers: tuple[RecipeLayer, ...]
+    recipe_with: Callable[[str], Recipe]
     sha256: Callable[[], str]
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
@@ -75,12 +73,18 @@ class Result:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return self.draft.of_source(self.sha256())
+        return self.recipe_with(self.sha256())
+
+    @property
+    def recipe_text(self) -> DeferredText:
+        """The recipe as JSON, which is as long with any other hash of the source."""
+        draft = self.recipe_with("0" * 64)
+        return DeferredText(draft.to_json(), lambda: self.recipe.to_json())
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
         tensors = {name: new for edit in self.edits for name, new in edit.tensors().items()}
-        return {layer.name: module_of(layer, tensors) for layer in self.draft.layers}
+        return {layer.name: module_of(layer, tensors) for layer in self.layers}
 
 
 def squeeze_checkpoint(
@@ -133,9 +137,23 @@ def squeeze_checkpoint(
     if settings is not None:
         report = Report(tuple(reports), settings=settings, device=str(device))
         report.raise_if_failed()
-    draft = recipe_of(plan, checkpoint, border=border, growth=growth, layers=layers, sha256=NOT_YET)
-    given = checkpoint.sha256 if sha256 is None else sha256
-    return Result(plan, tuple(edits), draft, given, report, widened, tuple(notes), exact)
+
+    def recipe_with(source_sha256: str) -> Recipe:
+        return recipe_of(
+            plan, checkpoint, border=border, growth=growth, layers=layers, sha256=source_sha256
+        )
+
+    return Result(
+        plan=plan,
+        edits=tuple(edits),
+        layers=tuple(layers),
+        recipe_with=recipe_with,
+        sha256=checkpoint.sha256 if sha256 is None else sha256,
+        verification=report,
+        widened=widened,
+        notes=tuple(notes),
+        exact=exact,
+    )
 
 
 def _verified(

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from convsqueeze.checkpoint import Checkpoint
-
 
 class Track(Protocol):
     """Told what is being done, how much is done and of how many (0: unknown), layers or bytes."""
@@ -16,19 +14,13 @@ def untracked(what: str, done: int, total: int, *, unit: str = "") -> None:
     pass
 
 
-def hashed(checkpoint: Checkpoint, track: Track) -> Callable[[int], None]:
-    """Tells how far the hash of a checkpoint's files is."""
-    what, total = f"hashing {checkpoint.path.name}", checkpoint.nbytes
-    return lambda done: track(what, done, total, unit="bytes")
-
-
-def in_bytes(what: str, total: int, track: Track) -> Callable[[int], None]:
-    """Tells how far something is that goes byte by byte."""
+def byte_progress(what: str, total: int, track: Track) -> Callable[[int], None]:
+    """To be called with the number of bytes done since the last call."""
     done = 0
 
-    def advance(nbytes: int) -> None:
+    def progress(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         track(what, done, total, unit="bytes")
 
-    return advance
+    return progress

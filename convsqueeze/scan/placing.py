@@ -10,9 +10,9 @@ from typing import TypeVar
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.graph import (
     Added,
-    Call,
     Graph,
     LayerOp,
+    ModuleCall,
     Modules,
     Placement,
     additions,
@@ -50,6 +50,8 @@ class Placing:
     def left_in_code(self, tree: Tree[LayerOp]) -> str:
         """The first layer of a part that no module does alone, and where it stands."""
         for op in leaves(tree):
+            if self.unit(op) is None and op.place == op.label:
+                return f"the code of {op.label} does more than this layer"
             if self.unit(op) is None:
                 where = f"in {op.place}" if op.place else "of the model"
                 return f"the {op.label} stands in the code {where}"
@@ -67,7 +69,7 @@ class Placing:
                 return call.name
         return None
 
-    def _calls_around(self, tree: Tree[LayerOp]) -> list[Call]:
+    def _calls_around(self, tree: Tree[LayerOp]) -> list[ModuleCall]:
         """Calls, innermost first, that may be these layers and nothing else, as far as is seen
         without looking at every node: long chains have many parts.
         """

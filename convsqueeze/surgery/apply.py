@@ -1,13 +1,13 @@
 """Squeezed layers put into a copy of the user's own model."""
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
+from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.graph import Placement, Replaced
@@ -18,6 +18,7 @@ from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
 from convsqueeze.surgery.modules import encloses, placement_in, submodule
+from convsqueeze.surgery.shapes import InputShapes
 
 
 class Zero(nn.Module):
@@ -41,35 +42,17 @@ class Zero(nn.Module):
         return x.new_zeros(shape)
 
 
-def apply(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    key: str | None = None,
-    example: Tensor | None = None,
-) -> nn.Module:
-    """A copy of `model` with the squeezed layers of a file in place and all its tensors loaded.
+def applied(
+    model: nn.Module, checkpoint: Checkpoint, arguments: Sequence[Any] | None = None
+) -> tuple[nn.Module, Plan]:
+    """A copy of `model` with a checkpoint's squeezed layers and all its tensors, and the plan by
+    which they were made.
 
     The module named `into` becomes the squeezed layer; the other merged modules become
-    `nn.Identity` (in another branch of a sum: `Zero`). `key` chooses the state dict in a wrapped
-    file. The given model is left as it is. With an `example` input both models are run on it in
-    float64 and eval mode (the given one with the weights it has) and must agree: the only check
-    that sees an activation between two layers, or an order that is not the model's.
-
-    Raises ModelMismatchError with every reason where the model's layers are not those of the
-    recipe, its own code would still do a part of the merge, or the outputs differ; CheckpointError
-    for the file.
-    """
-    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key))
-    if example is not None:
-        _check_example(model, squeezed, example, {merge.dtype for merge in plan.merges})
-    return squeezed
-
-
-def applied(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, Plan]:
-    """A copy of `model` with a checkpoint's squeezed layers, and the plan by which they were made.
-
-    Raises as `apply` does.
+    `nn.Identity` (in another branch of a sum: `Zero`). `arguments` are ones that the model takes,
+    if any are known. Raises ModelMismatchError with every reason where the model's layers are not
+    those of the recipe, or its own code would still do a part of the merge; CheckpointError for the
+    checkpoint.
     """
     recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
     own = from_state_dict(model.state_dict())
@@ -81,7 +64,9 @@ def applied(model: nn.Module, checkpoint: Checkpoint) -> tuple[nn.Module, Plan]:
         return module_of(layer, stored_tensors(layer, checkpoint))
 
     differences = recipe_differences(plan, recipe, str(checkpoint.path))
-    squeezed = with_layers(model, own, plan.merges, layer_of, [*differences])
+    squeezed = with_layers(
+        model, own, plan.merges, layer_of, arguments=arguments, problems=[*differences]
+    )
     _load(squeezed, own.prefix, checkpoint)
     return squeezed, plan
 
@@ -91,21 +76,25 @@ def with_layers(
     own: Checkpoint,
     merges: Sequence[Merge],
     layer_of: Callable[[Merge], SqueezedConv],
+    *,
+    arguments: Sequence[Any] | None = None,
     problems: Sequence[str] = (),
 ) -> nn.Module:
     """A copy of `model`, whose tensors are `own`, with what `layer_of` gives for each merge
     in its place.
 
     A merge has the place that was found in the model's code; where that was not followed, its
-    modules are looked at, and run where their type does not tell what they compute. Raises
-    ModelMismatchError with the `problems` that are known already and whatever stands against it.
+    modules are looked at, and run where their type does not tell what they compute: on images of
+    the sizes that they are given when the model runs on `arguments`, where they take no others.
+    Raises ModelMismatchError with the `problems` that are known already and whatever stands against
+    it.
     """
-    against = [*problems]
+    against, shapes = [*problems], InputShapes(model, arguments)
     places: list[Placement[ResolvedLayer] | None] = []
     for merge in merges:
-        places.append(merge.placement or placement_in(model, own, merge))
+        places.append(merge.placement or placement_in(model, own, merge, shapes))
         if merge.placement is None:
-            against += module_problems(model, own, merge, places[-1])
+            against += module_problems(model, own, merge, places[-1], shapes)
     if against:
         raise ModelMismatchError(against)
     squeezed = copied(model)
@@ -113,35 +102,6 @@ def with_layers(
         new = _in_the_place_of(squeezed, own, merge, layer_of(merge))
         _replace(squeezed, own.prefix, merge, place, new)
     return squeezed
-
-
-EXAMPLE_TOLERANCE = 1e-3
-"""Of the largest output: far above float32's rounding, far below a lost activation."""
-EXAMPLE_ROUNDINGS = 8
-"""Where that is more: how many roundings to the coarsest dtype of merged weights may add up."""
-
-
-def _check_example(
-    model: nn.Module, squeezed: nn.Module, example: Tensor, dtypes: Iterable[torch.dtype]
-) -> None:
-    """Raises ModelMismatchError where two models differ on an input by more than rounding the
-    merged weights to their `dtypes`.
-    """
-    coarsest = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
-    tolerance = max(EXAMPLE_TOLERANCE, EXAMPLE_ROUNDINGS * coarsest)
-    x = example.detach().cpu().double()
-    with torch.no_grad():
-        before, after = (copied(m).cpu().double().eval()(x) for m in (model, squeezed))
-    largest = float(before.abs().max())
-    difference = float((after - before).abs().max()) if after.shape == before.shape else torch.inf
-    if not difference <= tolerance * largest:
-        raise ModelMismatchError(
-            [
-                f"the squeezed model differs by {difference:.3g} on the example, whose largest "
-                f"output is {largest:.3g}. Something stands between merged layers, or the model "
-                "runs them in another order, or it does not hold the weights that were merged."
-            ]
-        )
 
 
 def plan_of(own: Checkpoint, recipe: Recipe) -> Plan:

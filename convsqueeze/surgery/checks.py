@@ -1,6 +1,7 @@
 """What in a model stands against a merge: other layers than the recipe's, or more than they do."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,13 +15,20 @@ from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds import layers
 from convsqueeze.kinds.registry import COMPARED
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.surgery.modules import computes, encloses, submodule
+from convsqueeze.surgery.modules import NotRunError, computes, encloses, submodule
+from convsqueeze.surgery.shapes import InputShapes
 
 
 def module_problems(
-    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+    model: nn.Module,
+    own: Checkpoint,
+    merge: Merge,
+    place: Placement[ResolvedLayer] | None,
+    shapes: InputShapes,
 ) -> Iterator[str]:
-    """What in the model stands against one merge at its place; `own` are the model's tensors."""
+    """What in the model stands against one merge at its place; `own` are the model's tensors,
+    `shapes` what its modules are given.
+    """
     named = [
         (leaf, submodule(model, own.prefix + leaf.layer.name))
         for leaf in merge.layers
@@ -38,14 +46,18 @@ def module_problems(
         )
     elif encloses(merge):
         yield from _hooks_lost(target, merge)
-        yield from _lost(target, own, merge)
+        yield from _lost(target, own, merge, shapes)
     else:
-        yield from _parts_problems(model, own, merge, place)
+        yield from _parts_problems(model, own, merge, place, shapes)
 
 
-def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
+def _lost(target: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes) -> Iterator[str]:
     """A module that holds all the merged layers must do nothing beside them."""
-    if computes(target, own, merge.tree):
+    try:
+        if computes(target, own, merge.tree, partial(shapes.of, own.prefix + merge.into)):
+            return
+    except NotRunError as error:
+        yield _not_run(merge.into, error)
         return
     others = ", ".join(_other_children(target, merge))
     holds = f" It holds {others} too." if others else ""
@@ -56,17 +68,31 @@ def _lost(target: nn.Module, own: Checkpoint, merge: Merge) -> Iterator[str]:
     )
 
 
-def _own_forward(module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer) -> Iterator[str]:
+def _own_forward(
+    module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer, shapes: InputShapes
+) -> Iterator[str]:
     """A subclass of a torch layer, or a layer with a forward of its own, may do more than that
     layer: it is run to see.
     """
     if module is None or (type(module) in COMPARED and "forward" not in vars(module)):
         return
-    if not computes(module, own, leaf):
-        yield (
-            f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
-            f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it out."
-        )
+    try:
+        name = own.prefix + str(leaf.layer.name)
+        if not computes(module, own, leaf, partial(shapes.of, name)):
+            yield (
+                f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
+                f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it "
+                "out."
+            )
+    except NotRunError as error:
+        yield _not_run(leaf.label, error)
+
+
+def _not_run(name: str, error: NotRunError) -> str:
+    return (
+        f"{name}: its own code raises {error}, so it is not seen whether it computes the merged "
+        "layers and nothing else. Give an example input that the model takes (example=)."
+    )
 
 
 def _other_children(target: nn.Module, merge: Merge) -> Iterator[str]:
@@ -169,7 +195,11 @@ def _axes_of(module: nn.modules.conv._ConvNd) -> tuple[Axis, ...]:
 
 
 def _parts_problems(
-    model: nn.Module, own: Checkpoint, merge: Merge, place: Placement[ResolvedLayer] | None
+    model: nn.Module,
+    own: Checkpoint,
+    merge: Merge,
+    place: Placement[ResolvedLayer] | None,
+    shapes: InputShapes,
 ) -> Iterator[str]:
     """Parts of the merge that the model's own code would go on doing, and modules that do something
     else than the layer that they are named after.
@@ -183,7 +213,7 @@ def _parts_problems(
     for leaf in merge.layers:
         name = leaf.layer.name
         if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):
-            yield from _own_forward(submodule(model, own.prefix + name), own, leaf)
+            yield from _own_forward(submodule(model, own.prefix + name), own, leaf, shapes)
 
 
 def _left_in_code(merge: Merge) -> Iterator[str]:

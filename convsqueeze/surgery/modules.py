@@ -1,6 +1,8 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,23 @@ from convsqueeze.copying import copied
 from convsqueeze.graph import Modules, Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
+from convsqueeze.surgery.shapes import InputShapes
+from convsqueeze.tracing.raised import leaving_caught, told
 from convsqueeze.verify.reference import Run, reference
 
 
 def placement_in(
-    model: nn.Module, own: Checkpoint, merge: Merge
+    model: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes
 ) -> Placement[ResolvedLayer] | None:
-    """Where a merge goes in a model, by the names of its layers; `own` are the model's tensors."""
+    """Where a merge goes in a model, by the names of its layers; `own` are the model's tensors,
+    `shapes` what its modules are given.
+    """
     if encloses(merge):
         return Placement(merge.into, ())
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
         if isinstance(tree, Chain | Sum) or tree.layer.name is None:
-            return _enclosing(model, own, tree, merge)
+            return _enclosing(model, own, tree, merge, shapes)
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
@@ -46,7 +52,11 @@ def _is_within(merge: Merge) -> bool:
 
 
 def _enclosing(
-    model: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer], merge: Merge
+    model: nn.Module,
+    own: Checkpoint,
+    tree: Tree[ResolvedLayer],
+    merge: Merge,
+    shapes: InputShapes,
 ) -> str | None:
     """The smallest module that does just what these layers do, and whose tensors all go with a
     merge, if one that holds them does.
@@ -56,8 +66,9 @@ def _enclosing(
         stays = any(key.startswith(f"{name}.") and key not in merge.consumed for key in own.tensors)
         if module is None or stays or any(map(has_hooks, module.modules())):
             return None
-        if computes(module, own, tree):
-            return name
+        with suppress(NotRunError):
+            if computes(module, own, tree, partial(shapes.of, own.prefix + name)):
+                return name
     return None
 
 
@@ -103,31 +114,53 @@ LARGE = 2.0**20
 """Where inputs are this large no bias keeps what comes out above zero, or below."""
 
 
-def computes(module: nn.Module, own: Checkpoint, tree: Tree[ResolvedLayer]) -> bool:
+class NotRunError(Exception):
+    """A module whose own code raises, in a phrase."""
+
+
+def computes(
+    module: nn.Module,
+    own: Checkpoint,
+    tree: Tree[ResolvedLayer],
+    given: Callable[[], Sequence[int] | None] = lambda: None,
+) -> bool:
     """Whether a module computes what the layers do, on random images and in float64: small and
-    large ones, each with its negative, as activations may pass what has one sign.
+    large values, each with its negative, as activations may pass what has one sign.
+
+    The images are small ones of two sizes, for what rounds its output size another way; where the
+    module takes none of them, they have the shape that is `given` to it in the model. Raises
+    NotRunError where it takes neither.
     """
     shapes = geometry_tree(tree)
     rank = len(merged(shapes).axes)
-    smallest = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
+    channels = merged(shapes).in_channels
+    small = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
     run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
-    generator = torch.Generator().manual_seed(0)
-    for more in (0, 1):  # two sizes, for what rounds its output size another way
-        shape = (1, merged(shapes).in_channels, *(size + more for size in smallest))
-        x = torch.randn(shape, generator=generator, dtype=torch.float64)
-        both = torch.cat([x, -x])
-        if not all(_agree(run, expected, factor * both) for factor in (1.0, LARGE)):
+    sizes = [(1, channels, *(size + more for size in small)) for more in (0, 1)]
+    try:
+        return all(_agree(run, expected, size) for size in sizes)
+    except NotRunError:
+        shape = given()
+        if shape is None or len(shape) != rank + 2 or shape[1] != channels:
+            raise
+    return _agree(run, expected, shape)
+
+
+def _agree(module: nn.Module, expected: Run, shape: Sequence[int]) -> bool:
+    """On images of one shape. Raises NotRunError."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    image = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    for factor in (1.0, -1.0, LARGE, -LARGE):
+        with torch.no_grad():
+            wanted = expected(factor * image)
+            try:
+                with leaving_caught():
+                    found = module(factor * image)
+            except Exception as error:
+                size = "x".join(map(str, shape))
+                raise NotRunError(f"{told(error)}, on an input of {size}") from error
+        if not isinstance(found, Tensor) or found.shape != wanted.shape:
+            return False
+        if not (found - wanted).abs().max() <= 1e-9 * wanted.abs().max():
             return False
     return True
-
-
-def _agree(module: nn.Module, expected: Run, x: Tensor) -> bool:
-    with torch.no_grad():
-        wanted = expected(x)
-        try:
-            found = module(x)
-        except (RuntimeError, TypeError, ValueError):
-            return False
-    if not isinstance(found, Tensor) or found.shape != wanted.shape:
-        return False
-    return bool((found - wanted).abs().max() <= 1e-9 * wanted.abs().max())

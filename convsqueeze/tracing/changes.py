@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
-from convsqueeze.graph import Reason
+from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.stored import caller_of
 
 Named = Callable[[Node], Sequence[Node]]

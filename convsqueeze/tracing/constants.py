@@ -82,13 +82,14 @@ def _makes_tensor(node: Node) -> bool:
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:
-    """The value's sizes, those of the example where they are open; None if it is no tensor."""
+    """The value's sizes, those of the example where they are open; None if it is no tensor, or has
+    a size that depends on values.
+    """
     value = node.meta.get("val")
-    return tuple(map(_size, value.shape)) if isinstance(value, Tensor) else None
-
-
-def _size(size: int | torch.SymInt) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    if not isinstance(value, Tensor):
+        return None
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    return None if None in sizes else tuple(map(int, sizes))
 
 
 def is_static(node: Node) -> bool:

@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import Reason, SizeRead
+from convsqueeze.graph import SizeRead
 from convsqueeze.kinds.identity import PASSING
+from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import is_own_code, told
+from convsqueeze.tracing.raised import is_own_code, leaving_caught, told
 from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
@@ -72,11 +73,13 @@ def _programs(
     """The program as the code is written, and without mutation; the sizes that code asks for."""
     shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
-        with marked(model), SizesAsked(model) as asked:
+        with marked(model), SizesAsked(model) as asked, leaving_caught():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
         _forget_uncalled(program, asked.called)
-        return program, program.run_decompositions({}), asked.found
+        functional = program.run_decompositions({})
+        _put_views_back(program, functional)
+        return program, functional, asked.found
 
 
 def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
@@ -87,6 +90,28 @@ def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
         stack = node.meta.get("nn_module_stack") or {}
         kept = {key: one for key, one in stack.items() if not one[0] or one[0] in called}
         node.meta["nn_module_stack"] = kept
+
+
+def _put_views_back(program: ExportedProgram, functional: ExportedProgram) -> None:
+    """Without mutation, a view of what was changed in place is made anew where it is read, inside
+    the module that reads it: it belongs to the code that made it first.
+    """
+    first = {node.name: node for node in program.graph.nodes}
+    made_as: dict[Node, Node] = {}
+    for node in functional.graph.nodes:
+        source = node.meta.get("from_node") or [node]
+        made = first.get(source[-1].name)
+        base = made_as.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+        if made and base and _is_view(node) and base not in made.all_input_nodes:
+            made = next((one for one in base.users if one is not made and _is_view(one)), made)
+            node.meta["nn_module_stack"] = made.meta.get("nn_module_stack")
+        if made:
+            made_as[node] = made
+
+
+def _is_view(node: Node) -> bool:
+    views = any(not argument.is_write for _, argument in _aliased(node))
+    return node.op == "call_function" and (views or operator_of(node) == "getitem")
 
 
 def _with_what_stays(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convsqueeze.graph import Call, Graph, LayerOp, Op, SizeRead
+from convsqueeze.graph import Graph, LayerOp, ModuleCall, Op, SizeRead
 
 FIELDS = ("name", "weight", "bias")
 """Fields of a layer that hold names."""
@@ -35,7 +35,7 @@ def without_prefix(graph: Graph, prefix: str) -> Graph:
 
 def _bare_op(op: Op, prefix: str) -> Op:
     calls = tuple(
-        Call(call.id, call.name.removeprefix(prefix), call.type)
+        ModuleCall(call.id, call.name.removeprefix(prefix), call.type)
         for call in op.calls
         if f"{call.name}." != prefix
     )

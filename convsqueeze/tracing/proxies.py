@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import TracingError
-from convsqueeze.tracing.raised import told
+from convsqueeze.tracing.raised import leaving_caught, told
 from convsqueeze.tracing.watched import marked
 
 IN_PLACE = tuple(
@@ -43,7 +43,7 @@ def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = 
         raise TypeError("the model has a forward of its own, beside that of its class")
     made = (sandbox or Sandbox(model)).module()
     reads = _Reads(made)
-    with torch.no_grad(), marked(made), reads:
+    with torch.no_grad(), marked(made), reads, leaving_caught():
         graph = _Tracer(inputs).trace(made)
     return Recorded(GraphModule(made, graph), frozenset(reads.names))
 

@@ -2,6 +2,8 @@
 
 import linecache
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
@@ -12,25 +14,55 @@ OWN = Path(__file__).parent.parent
 PYTHON = Path(sysconfig.get_path("stdlib"))
 
 
-def told(error: Exception) -> str:
-    """Kind and first line of what torch, or the model's own code, raised, and the line of that code
-    which it did not get past.
+class LeftError(Exception):
+    """The model's own code raised what is no Exception, as `sys.exit` does."""
+
+
+@contextmanager
+def leaving_caught() -> Iterator[None]:
+    """What the model's own code raises inside is an Exception: LeftError where it was none. What a
+    signal raises goes on.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    place = _place(error)
-    at = f" at {place}" if place else ""
-    return f"{type(error).__name__}{at}: {lines[0] if lines else 'no more is said'}"
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise LeftError(str(error)).with_traceback(error.__traceback__) from error
 
 
-def _place(error: Exception) -> str | None:
-    """The innermost line of the model's own code: `net.py:12 (if x.sum() > 0:)`."""
-    found = None
-    for frame, number in walk_tb(error.__traceback__):
-        path = Path(frame.f_code.co_filename)
-        if is_own_code(path):
-            line = linecache.getline(str(path), number).strip()
-            found = f"{path.name}:{number}" + (f" ({line})" if line else "")
-    return found
+def is_signal(error: BaseException) -> bool:
+    """Whether it asks the run to stop, and is not raised by the model's own code."""
+    is_own = type(error).__module__.partition(".")[0] not in ("builtins", __package__.split(".")[0])
+    return not isinstance(error, Exception | SystemExit) and not is_own
+
+
+def told(error: BaseException) -> str:
+    """Kind and first line of what torch, or the model's own code, raised, and the line of that code
+    which it did not get past: `TypeError at net.py:12 (if x.sum() > 0:): bool was needed`.
+    """
+    raised = error.__cause__ if isinstance(error, LeftError) and error.__cause__ else error
+    kind, place = type(raised).__name__, own_line(error)
+    if place is not None:
+        path, number = place
+        line = linecache.getline(str(path), number).strip()
+        kind += f" at {path.name}:{number}" + (f" ({line})" if line else "")
+    lines = [line.strip() for line in str(raised).splitlines() if line.strip()]
+    return f"{kind}: {lines[0] if lines else 'no more is said'}"
+
+
+def own_line(error: BaseException) -> tuple[Path, int] | None:
+    """File and number of the innermost line of the model's own code, that of an installed package
+    only where there is no other.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return Path(error.filename), error.lineno or 1
+    frames = ((Path(f.f_code.co_filename), number) for f, number in walk_tb(error.__traceback__))
+    own = [(path, number) for path, number in frames if is_own_code(path)]
+    near = [one for one in own if "site-packages" not in one[0].parts]
+    return (near or own)[-1] if own else None
 
 
 def is_own_code(path: Path) -> bool:

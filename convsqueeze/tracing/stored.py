@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.fx import Node
 
-from convsqueeze.graph import Call
+from convsqueeze.graph import ModuleCall
 from convsqueeze.sharing import ties
 from convsqueeze.tracing.constants import operator_of
 
 
-def calls_of(node: Node) -> tuple[Call, ...]:
+def calls_of(node: Node) -> tuple[ModuleCall, ...]:
     """The module calls that a node runs in, outermost first, without the model's own."""
     stack = node.meta.get("nn_module_stack") or {}
     found = []
     for key, (name, kind) in stack.items():
         if name and "nn_module_stack" not in name:
             kind = kind if isinstance(kind, str) else kind.__name__
-            found.append(Call(key, name, kind.rpartition(".")[2]))
+            found.append(ModuleCall(key, name, kind.rpartition(".")[2]))
     return tuple(found)
 
 

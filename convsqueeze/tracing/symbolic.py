@@ -17,12 +17,13 @@ from torch.fx import Node
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import Graph, Op, Reason, layer_ops
+from convsqueeze.graph import Graph, Op, layer_ops
 from convsqueeze.kinds.scale import is_number, scaling_by, shares
 from convsqueeze.kinds.semantics import (
     Adding,
     Identity,
     Linear,
+    Reason,
     Semantics,
     no_layer,
 )

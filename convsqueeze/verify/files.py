@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
-from convsqueeze.checkpoint import Checkpoint, differences_beside, kept_difference
-from convsqueeze.checkpoint.disk import Advance, unwatched
+from convsqueeze.checkpoint import Checkpoint, differences_around, kept_difference
+from convsqueeze.checkpoint.disk import Progress, no_progress
 from convsqueeze.device import CPU, computing_on, loading_to
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
@@ -211,7 +211,7 @@ def verify_checkpoints(
     manifest: Manifest | None = None,
     sha256: Callable[[], str] | None = None,
     track: Track = lambda name: None,
-    advance: Advance = unwatched,
+    advance: Progress = no_progress,
     device: torch.device = CPU,
 ) -> Report:
     """A squeezed checkpoint against its original, by the recipe's manifest or the one given.
@@ -243,7 +243,7 @@ def verify_checkpoints(
     untouched = [name for name in _kept(plan, original) if name in squeezed.tensors]
     for name in untouched:
         problems += _changed(name, original, squeezed, advance)
-    problems += differences_beside(original, squeezed)
+    problems += differences_around(original, squeezed)
     planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
     layers = {
         layer.name: layer
@@ -284,7 +284,7 @@ def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> It
 
 
 def _changed(
-    name: str, original: Checkpoint, squeezed: Checkpoint, advance: Advance
+    name: str, original: Checkpoint, squeezed: Checkpoint, advance: Progress
 ) -> Iterator[str]:
     """A tensor that no merge touches must keep dtype, shape and every bit."""
     difference = kept_difference(name, original, squeezed, advance)

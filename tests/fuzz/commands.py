@@ -12,8 +12,8 @@ from rich.console import Console
 from safetensors import safe_open
 
 from convsqueeze.checkpoint import Checkpoint, open_checkpoint
-from convsqueeze.cli.data import inspect_data, merge_data, report_data
-from convsqueeze.cli.inspection import print_inspection
+from convsqueeze.cli.data import merge_data, report_data
+from convsqueeze.cli.inspection import inspect_data, print_inspection
 from convsqueeze.cli.output import print_json
 from convsqueeze.cli.tables import print_merge, print_verify
 from convsqueeze.errors import CheckpointError, ConvsqueezeError, ReportedTogether

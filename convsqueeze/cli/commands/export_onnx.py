@@ -5,15 +5,8 @@ from typing import Annotated
 
 import typer
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    Debug,
-    InputShapes,
-    Key,
-    ModelCode,
-    Overwrite,
-)
 
 
 def export_onnx(
@@ -25,55 +18,68 @@ def export_onnx(
         list[str] | None, typer.Option("--layer", help="Only this layer; may be given again.")
     ] = None,
     opset: Annotated[int | None, typer.Option("--opset", help="ONNX operator set.")] = None,
-    model: ModelCode = None,
+    model: options.ModelCode = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", help="With --model: what was squeezed, to check against."),
     ] = None,
-    shapes: InputShapes = None,
-    key: Key = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    shapes: options.InputShapes = None,
+    key: options.Key = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Write the squeezed layers as one ONNX model, or the whole model that has them, checked
     against torch first.
     """
-    if model is not None:
-        if layer:
-            raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
-        from convsqueeze.cli.whole_model import export_whole_model
-
-        export_whole_model(
-            squeezed,
-            output,
-            model,
-            checkpoint=checkpoint,
-            shapes=shapes or [],
-            opset=opset,
-            key=key,
-            overwrite=overwrite,
-            as_json=as_json,
-        )
-        return
-    if checkpoint is not None or shapes:
+    if model is None and (checkpoint is not None or shapes):
         raise typer.BadParameter("--checkpoint and --input are for a whole model: give --model.")
+    if model is not None and layer:
+        raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
     with importing():
+        from convsqueeze.cli.layout import print_notes
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_export
-        from convsqueeze.export import default_onnx_destination, export
+        from convsqueeze.cli.tables import print_export, print_whole_export
+        from convsqueeze.export import check_onnx_destination, default_onnx_destination, export
+
+        if model is not None:
+            from convsqueeze.models import code_of
+            from convsqueeze.models.onnx import check_exporter, export_whole
     console, errors = consoles(as_json)
+    destination = output or default_onnx_destination(squeezed)
     with DelayedProgress(errors, quiet=False) as track:
-        track(f"exporting {squeezed.name}", 0, 0)
-        result = export(
-            squeezed,
-            output or default_onnx_destination(squeezed),
-            names=layer or None,
-            opset=opset,
-            key=key,
-            overwrite=overwrite,
-        )
+        if model is None:
+            track(f"exporting {squeezed.name}", 0, 0)
+            result = export(
+                squeezed,
+                destination,
+                names=layer or None,
+                key=key,
+                opset=opset,
+                overwrite=overwrite,
+            )
+        else:
+            # what can be refused is refused before the user's code runs
+            check_onnx_destination(destination, overwrite=overwrite, source=squeezed)
+            check_exporter(opset)
+            own = code_of(model, shapes or [], track)
+            print_notes(errors, own.notes)
+            whole = export_whole(
+                own.model,
+                squeezed,
+                destination,
+                own.inputs,
+                checkpoint=checkpoint,
+                key=key,
+                opset=opset,
+                overwrite=overwrite,
+                track=track,
+                sandbox=own.sandbox,
+            )
     if as_json:
-        print_json(result.to_data())
-    print_export(console, result)
+        print_json(result.to_data() if model is None else whole.to_data())
+    if model is None:
+        print_export(console, result)
+    else:
+        print_whole_export(console, whole)

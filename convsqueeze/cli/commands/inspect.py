@@ -5,25 +5,20 @@ from typing import Annotated
 
 import typer
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    Debug,
-    Key,
-)
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="Any checkpoint.")],
-    key: Key = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    key: options.Key = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the layers of a checkpoint: what a manifest is written from."""
     with importing():
         from convsqueeze.checkpoint import open_checkpoint
-        from convsqueeze.cli.data import inspect_data
-        from convsqueeze.cli.inspection import print_inspection
+        from convsqueeze.cli.inspection import inspect_data, print_inspection
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.inspection import found_layers
     checkpoint = open_checkpoint(file, key=key)

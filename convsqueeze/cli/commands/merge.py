@@ -5,32 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    BorderPolicy,
-    Debug,
-    Device,
-    GrowthChoice,
-    GrowthPolicy,
-    InputShapes,
-    Key,
-    Model,
-    ModelCode,
-    Overwrite,
-    Seed,
-    ShardSize,
-    Trials,
-)
 
 
 def merge(
-    model: Model,
+    model: options.Model,
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Manifest: which layers to merge.")
     ] = None,
-    code: ModelCode = None,
-    shapes: InputShapes = None,
+    code: options.ModelCode = None,
+    shapes: options.InputShapes = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Default: <stem>.squeezed<suffix> beside MODEL."),
@@ -38,21 +23,21 @@ def merge(
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
     ] = None,
-    border: BorderPolicy = None,
-    growth: GrowthPolicy = GrowthChoice.refuse,
+    border: options.BorderPolicy = None,
+    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
     widen: Annotated[
         bool, typer.Option("--widen", help="Store a tensor wider whose dtype cannot hold it.")
     ] = False,
-    max_shard_size: ShardSize = None,
-    key: Key = None,
+    max_shard_size: options.ShardSize = None,
+    key: options.Key = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only, write nothing.")] = False,
-    overwrite: Overwrite = False,
-    trials: Trials = 3,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    as_json: AsJson = False,
+    overwrite: options.Overwrite = False,
+    trials: options.Trials = 3,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
-    debug: Debug = False,
+    debug: options.Debug = False,
 ) -> None:
     """Merge layers of a checkpoint, verify the result and write it: those of a manifest, or those
     that a scan of the model's own code finds.
@@ -67,24 +52,41 @@ def merge(
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_export, print_merge, print_whole
-        from convsqueeze.pipeline import in_turn, merge_file
+        from convsqueeze.pipeline import compose, merge_file
         from convsqueeze.verify import Settings
 
         if code is not None:
-            from convsqueeze.cli.scanning import planner_from_code, whole_job
-            from convsqueeze.models import code_of
-        onnx_job = whole = None
+            from convsqueeze.models import WholeJob, code_of, planner_from_code
         if onnx is not None:
-            from convsqueeze.cli.onnx_job import OnnxJob
+            from convsqueeze.export import CheckedModel, check_onnx_destination, checked_onnx
 
-            onnx_job = OnnxJob(onnx, overwrite=overwrite, seed=seed)
+            check_onnx_destination(onnx, overwrite=overwrite)
     console, errors = consoles(as_json)
     policies: Any = {"border": border.value if border else None, "growth": growth.value}
     manifest: Any = pairs
+    onnx_place: Any = onnx
+    notes: tuple[str, ...] = ()
+    whole: WholeJob | None = None
+    checked: list[CheckedModel] = []
+
+    def check_onnx(result: Any, files: Any) -> None:
+        """The ONNX model of a verified result, held against torch and written with it."""
+        checked.append(
+            checked_onnx(
+                result.modules(),
+                onnx_place,
+                recipe_json=result.recipe.to_json(),
+                overwrite=overwrite,
+                seed=seed,
+            )
+        )
+        checked[0].stage(files)
+
     with DelayedProgress(errors, quiet=quiet) as track:
         if code is not None:
             own = code_of(code, shapes or [], track, model, key)
-            whole = whole_job(own, seed, track)
+            notes = own.notes
+            whole = WholeJob(own, seed=seed, track=track)
             if pairs is None:
                 manifest = planner_from_code(own, code, track, **policies)
         done = merge_file(
@@ -98,21 +100,20 @@ def merge(
             dry_run=dry_run,
             overwrite=overwrite,
             largest_shard=max_shard_size,
-            beside=in_turn(whole, onnx_job),
+            post_verify=compose(whole, check_onnx if onnx else None),
             track=track,
             device=device,
             keep_exact=whole is not None,
         )
-        exported = onnx_job.result() if onnx_job else None
-        seen = whole.report if whole else None
+    exported = checked[0].result() if checked else None
+    seen = whole.report if whole else None
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
         whole_data = {"whole_model": seen.to_data()} if seen else {}
         print_json({**merge_data(done), **whole_data, **onnx_data})
     if not quiet:
         print_merge(console, done)
-        if code is not None:
-            print_notes(console, own.notes)
+        print_notes(console, notes)
         if seen:
             print_whole(console, seen)
         if exported:

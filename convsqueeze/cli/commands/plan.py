@@ -1,42 +1,30 @@
 """`plan`: what merging would do, and what would be better."""
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    BorderPolicy,
-    Debug,
-    GrowthChoice,
-    GrowthPolicy,
-    Key,
-    Minimize,
-    MinimizeChoice,
-    Model,
-    Pairs,
-    Runtime,
-    RuntimeChoice,
-)
 
 
 def plan(
-    model: Model,
-    pairs: Pairs,
-    minimize: Minimize = MinimizeChoice.weights,
-    border: BorderPolicy = None,
-    growth: GrowthPolicy = GrowthChoice.refuse,
-    runtime: Runtime = RuntimeChoice.onnxruntime,
-    key: Key = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    model: options.Model,
+    pairs: options.Pairs,
+    minimize: options.Minimize = options.MinimizeChoice.weights,
+    border: options.BorderPolicy = None,
+    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
+    runtime: options.Runtime = options.RuntimeChoice.onnxruntime,
+    key: options.Key = None,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Tell what merging would do, and which partition of the layers is better; writes nothing."""
     with importing():
+        from convsqueeze.cli.data import review_data
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.reviews import print_review, review_data
+        from convsqueeze.cli.tables import print_review
         from convsqueeze.pipeline import review_file
 
         latency = None
-        if minimize is MinimizeChoice.latency:
+        if minimize is options.MinimizeChoice.latency:
             from convsqueeze.latency import measuring
 
             latency = measuring(runtime.value)

@@ -5,21 +5,8 @@ from typing import Annotated
 
 import typer
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    BorderPolicy,
-    Debug,
-    GrowthChoice,
-    GrowthPolicy,
-    InputShapes,
-    Key,
-    Minimize,
-    MinimizeChoice,
-    Overwrite,
-    Runtime,
-    RuntimeChoice,
-)
 
 
 def scan(
@@ -34,37 +21,39 @@ def scan(
         Path | None,
         typer.Option("--checkpoint", help="The model's weights: names must fit."),
     ] = None,
-    shapes: InputShapes = None,
+    shapes: options.InputShapes = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The manifest; default: standard output.")
     ] = None,
-    minimize: Minimize = MinimizeChoice.weights,
-    border: BorderPolicy = None,
-    growth: GrowthPolicy = GrowthChoice.refuse,
-    runtime: Runtime = RuntimeChoice.onnxruntime,
-    key: Key = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    minimize: options.Minimize = options.MinimizeChoice.weights,
+    border: options.BorderPolicy = None,
+    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
+    runtime: options.Runtime = options.RuntimeChoice.onnxruntime,
+    key: options.Key = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Find the layers of a model that can be merged, from its own code, and write the manifest."""
     with importing():
-        from convsqueeze.cli.layout import print_notes
+        from convsqueeze.checkpoint.disk import check_place
+        from convsqueeze.checkpoint.new_files import NewFiles
+        from convsqueeze.cli.data import scan_data
+        from convsqueeze.cli.layout import print_dim, print_files, print_notes
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.scanning import (
-            check_output,
-            latency_of,
-            print_scan,
-            scan_data,
-            write_scan,
-        )
+        from convsqueeze.cli.tables import print_entries
         from convsqueeze.models import code_of, scan_model
-        from convsqueeze.scan.writing import scan_yaml
+        from convsqueeze.scan.writing import left_lines, scan_yaml
 
-        latency = latency_of(minimize, runtime)
+        latency = None
+        if minimize is options.MinimizeChoice.latency:
+            from convsqueeze.latency import measuring
+
+            latency = measuring(runtime.value)
     console, errors = consoles(as_json or output is None)
-    check_output(output, checkpoint, overwrite=overwrite)
+    if output is not None:
+        check_place(output, overwrite=overwrite, inputs=[checkpoint] if checkpoint else [])
     with DelayedProgress(errors, quiet=False) as track:
         own = code_of(code, shapes or [], track, checkpoint, key)
         track(f"scanning {code}", 0, 0)
@@ -75,13 +64,23 @@ def scan(
             border=border.value if border else "exact",
             growth=growth.value,
             latency=latency,
+            sandbox=own.sandbox,
         )
     print_notes(errors, own.notes)
-    if output is not None:
-        write_scan(found, code, output, overwrite=overwrite)
+    if output is not None and found.document is not None:
+        with NewFiles(overwrite=overwrite) as files:
+            files.add(output, lambda file: file.write(scan_yaml(found, code).encode()))
+            files.commit()
     if as_json:
         print_json(scan_data(found, code, own.notes))
     elif output is None:
         typer.echo(scan_yaml(found, code), nl=False)
     else:
-        print_scan(console, found, code, output)
+        if found.entries:
+            print_entries(console, code, found.entries)
+        print_dim(console, left_lines(found.left))
+        print_notes(console, found.notes)
+        if found.document is None:
+            console.print("Nothing to merge, nothing written.")
+        else:
+            print_files(console, [output])

@@ -5,16 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from convsqueeze.cli import options
 from convsqueeze.cli.importing import importing
-from convsqueeze.cli.options import (
-    AsJson,
-    Debug,
-    Device,
-    Key,
-    Overwrite,
-    Seed,
-    Trials,
-)
 
 
 def verify(
@@ -26,9 +18,9 @@ def verify(
     onnx: Annotated[
         Path | None, typer.Option("--onnx", help="Also run the layers of this ONNX file.")
     ] = None,
-    key: Key = None,
-    trials: Trials = 3,
-    seed: Seed = 0,
+    key: options.Key = None,
+    trials: options.Trials = 3,
+    seed: options.Seed = 0,
     exhaustive: Annotated[
         bool,
         typer.Option("--exhaustive", help="Impulses at every position: proves equality."),
@@ -37,29 +29,32 @@ def verify(
         Path | None,
         typer.Option("--plot", help="Draw where layers differ: .png .pdf .svg (matplotlib)."),
     ] = None,
-    device: Device = "cpu",
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    device: options.Device = "cpu",
+    overwrite: options.Overwrite = False,
+    as_json: options.AsJson = False,
+    debug: options.Debug = False,
 ) -> None:
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
     inputs = [path for path in (original, squeezed, pairs, onnx) if path is not None]
     with importing():
-        from convsqueeze.cli.data import plot_data, report_data
+        from convsqueeze.cli.data import report_data
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_plot, print_verify
+        from convsqueeze.errors import VerificationError
         from convsqueeze.manifest import load_manifest
         from convsqueeze.pipeline import verify_files
         from convsqueeze.verify import Settings
 
         if onnx is not None:
-            from convsqueeze.cli.onnx_job import with_onnx
+            from convsqueeze.export import check_onnx_file
+            from convsqueeze.module import load_layers
         if plot is not None:
             from convsqueeze.plot import check_plot, write_plot
 
             check_plot(plot, overwrite=overwrite, inputs=inputs)
     console, errors = consoles(as_json)
+    more_data: dict[str, Any] = {"onnx": []} if onnx else {}
     with DelayedProgress(errors, quiet=False) as track:
         report = verify_files(
             original,
@@ -70,15 +65,17 @@ def verify(
             track=track,
             device=device,
         )
-        seen: list[dict[str, Any]] = []
         if onnx is not None and report.ok:
-            report, seen = with_onnx(report, onnx, squeezed, key, seed)
+            try:
+                seen = check_onnx_file(onnx, load_layers(squeezed, key=key), seed=seed)
+                more_data["onnx"] = [one.to_data() for one in seen]
+            except VerificationError as error:
+                report = report.with_problems(error.problems)
     print_verify(console, report)
-    drawn = None
     if plot is not None:
         drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
         print_plot(console, drawn)
+        more_data["plot"] = None if drawn.output is None else str(drawn.output)
     if as_json:
-        onnx_data = {"onnx": seen} if onnx else {}
-        print_json({**report_data(report), **onnx_data, **(plot_data(drawn) if drawn else {})})
+        print_json({**report_data(report), **more_data})
     report.raise_if_failed()
