@@ -11,7 +11,7 @@ from itertools import groupby, product
 from math import ceil, sqrt
 from pathlib import Path
 from textwrap import shorten, wrap
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,6 @@ from convsqueeze.plan.wording import rows_told
 from convsqueeze.verify import DifferenceMap, Report
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
 MOST_PANELS = 48
@@ -83,16 +82,9 @@ def write_plot(
     if not report.maps:
         return Plot(None, (), (f"nothing to draw: {_why_nothing(report)}",))
     content = rendered(report, place.suffix.lower())
-
-    def write(file: BinaryIO) -> None:
-        file.write(content)
-
-    def ready() -> None:
-        check_place(place, overwrite=overwrite, inputs=inputs)
-
     with NewFiles(overwrite=overwrite) as files:
-        files.add(place, write)
-        files.commit(ready)
+        files.add(place, lambda file: file.write(content))
+        files.commit(lambda: check_place(place, overwrite=overwrite, inputs=inputs))
     names = tuple(one.name for one in panels(report))
     return Plot(place, names, tuple(_not_drawn(report)))
 
@@ -169,11 +161,7 @@ def figure_of(report: Report) -> "Figure":
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     places = figure.subfigures(rows, columns, squeeze=False).flat
     for place, one, heading in zip(places, maps, headings, strict=False):
-        axes = place.subplots()
-        if one.difference.ndim >= 2:
-            _draw_image(place, axes, one)
-        else:
-            _draw_line(axes, one)
+        _draw(place, one)
         place.suptitle(
             heading + "\n" * (most - heading.count("\n")),  # so that all panels are of one size
             x=0.04,
@@ -208,7 +196,10 @@ def _heading(one: DifferenceMap, problem: str | None) -> str:
     told = [shown(one.name), f"from {', '.join(map(shown, one.sources))}"]
     told.append(f"kernel {one.kernel}, input {size}")
     if one.difference.ndim == 3:
-        told.append(_projection(one)[1])
+        count, clear = one.difference.shape[0], len(_clear_slices(one))
+        others = ": the others may differ everywhere" if clear < count else ""
+        of = f"{clear} of {count}" if others else f"all {count}"
+        told.append(f"largest over {of} slices of the first axis{others}")
     if problem is not None:
         told.append(f"FAILED: {problem}")
     else:
@@ -222,54 +213,51 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(wrap(text, width))
 
 
-def _projection(one: DifferenceMap) -> tuple[list[int], str]:
+def _clear_slices(one: DifferenceMap) -> list[int]:
     """The slices of a volume that are looked through: those that the border does not spoil whole,
     which would hide every other; all of them where it spoils all.
     """
-    count = one.difference.shape[0]
-    clear = [index for index in range(count) if index not in one.predicted[0]]
-    if not clear or len(clear) == count:
-        return list(range(count)), f"largest over all {count} slices of the first axis"
-    told = f"largest over {len(clear)} of {count} slices of the first axis"
-    return clear, f"{told}: the others may differ everywhere"
+    every = range(one.difference.shape[0])
+    return [index for index in every if index not in one.predicted[0]] or list(every)
 
 
-def _percent(values: Tensor, differs: Tensor) -> "np.ma.MaskedArray[Any, Any]":
-    """Shares in percent; masked where the difference is no more than rounding."""
-    return np.ma.masked_array((100 * values).numpy(), mask=~differs.numpy())
+def _as_image(one: DifferenceMap) -> tuple[Tensor, Tensor]:
+    """Shares, and where they are more than rounding, both (rows, columns).
+
+    One axis is a single row, a number a single pixel, and a volume the largest along its first
+    axis.
+    """
+    share, differs = one.share, one.differs
+    if share.ndim == 3:
+        through = _clear_slices(one)
+        differs = differs[through]
+        share, differs = (share[through] * differs).amax(0), differs.any(0)
+    columns = share.shape[-1] if share.ndim else 1
+    return share.reshape(-1, columns), differs.reshape(-1, columns)
 
 
-def _scale_end(percent: "np.ma.MaskedArray[Any, Any]") -> float:
-    """The largest number that is one; 1 where there is none."""
-    finite = percent.compressed()[np.isfinite(percent.compressed())]
-    return float(finite.max(initial=0.0)) or 1.0
-
-
-def _draw_image(figure: "SubFigure", axes: "Axes", one: DifferenceMap) -> None:
-    """Two axes as an image; of three, the largest along the first."""
+def _draw(figure: "SubFigure", one: DifferenceMap) -> None:
+    """Percent of the largest output in colours, grey where the difference is only rounding."""
     import matplotlib
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import MaxNLocator
 
-    share, differs = one.share, one.differs
-    if share.ndim == 3:
-        through, _ = _projection(one)
-        differs = differs[through]
-        share, differs = (share[through] * differs).amax(0), differs.any(0)
-    percent = _percent(share, differs)
-    end = _scale_end(percent)
+    axes = figure.subplots()
+    share, differs = _as_image(one)
+    percent = np.ma.masked_array((100 * share).numpy(), mask=~differs.numpy())
+    finite = percent.compressed()[np.isfinite(percent.compressed())]
     # not from the pale end, which could be taken for grey
     colors = matplotlib.colormaps["magma_r"](np.linspace(0.2, 1.0, 256))
     image = axes.imshow(
         percent,
         cmap=ListedColormap(colors).with_extremes(bad=EXACT, over=NO_NUMBER),
         vmin=0.0,
-        vmax=end,
+        vmax=float(finite.max(initial=0.0)) or 1.0,
         interpolation="nearest",
         aspect="equal" if max(share.shape) <= 3 * min(share.shape) else "auto",
     )
-    rows, columns = one.predicted[-2:]
+    rows, columns = (frozenset[int](), frozenset[int](), *one.predicted)[-2:]
     height, width = share.shape
     for down, across in product(_runs(height, rows), _runs(width, columns)):
         corner = (across[0] - 0.5, down[0] - 0.5)
@@ -278,6 +266,8 @@ def _draw_image(figure: "SubFigure", axes: "Axes", one: DifferenceMap) -> None:
     axes.tick_params(labelsize=7)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
+    if share.shape[0] == 1:
+        axes.set_yticks([])
     if percent.count():
         bar = figure.colorbar(image, ax=axes, shrink=0.8)
         bar.ax.tick_params(labelsize=7)
@@ -290,27 +280,3 @@ def _runs(count: int, spoiled: frozenset[int]) -> list[tuple[int, int]]:
     grouped = groupby(enumerate(clear), key=lambda pair: pair[1] - pair[0])
     runs = [[index for _, index in run] for _, run in grouped]
     return [(run[0], run[-1]) for run in runs]
-
-
-def _draw_line(axes: "Axes", one: DifferenceMap) -> None:
-    """One axis, or a single number, as stems."""
-    from matplotlib.ticker import MaxNLocator
-
-    percent = _percent(one.share.reshape(-1), one.differs.reshape(-1))
-    end = _scale_end(percent)
-    places = np.arange(len(percent))
-    finite = np.isfinite(percent.filled(0.0))
-    within, over = percent.mask, ~percent.mask & ~finite
-    told = ~percent.mask & finite
-    axes.plot(places[within], np.zeros(within.sum()), ".", color="0.6", ms=3)
-    axes.vlines(places[told], 0.0, percent[told], color="#b5367a", lw=1.2)
-    axes.plot(places[told], percent[told], "o", color="#b5367a", ms=3)
-    axes.vlines(places[over], 0.0, 1.1 * end, color=NO_NUMBER, lw=1.2)
-    for first, last in _runs(len(percent), one.predicted[0] if one.predicted else frozenset()):
-        axes.axvspan(first - 0.5, last + 0.5, fill=False, ec=FRAME, lw=0.9, ls="--")
-    axes.set_xlim(-1.0, len(percent))
-    axes.set_ylim(-0.05 * end, 1.1 * end)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.tick_params(labelsize=7)
-    axes.set_xlabel("output sample", fontsize=7)
-    axes.set_ylabel(PERCENT, fontsize=7)

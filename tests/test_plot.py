@@ -278,16 +278,17 @@ def test_a_volume_is_looked_through_where_the_border_does_not_hide_it(tmp_path: 
     assert "largest over 19 of 21 slices of the first axis" in headings(report)[0]
 
 
-def test_a_line_shows_stems_where_it_differs(three: Files) -> None:
+def test_one_axis_is_a_row_of_pixels(three: Files) -> None:
     report = three.report()
     line = report.maps[1]
-    (axes,) = figure_of(report).subfigs[1].axes
-    grey, dots, *_ = axes.lines
-    assert list(dots.get_xdata()) == [0, 63]
-    assert np.allclose(dots.get_ydata(), 100 * line.share[[0, 63]].numpy())
-    assert list(grey.get_xdata()) == list(range(1, 63))
-    (span,) = axes.patches
-    assert span.get_bbox().intervalx.tolist() == [0.5, 62.5]
+    image = drawn_image(report, panel=1)
+    assert image.shape == (1, 64)
+    assert np.flatnonzero(~image.mask).tolist() == [0, 63]
+    assert np.allclose(image[0, [0, 63]], 100 * line.share[[0, 63]].numpy())
+    axes = figure_of(report).subfigs[1].axes[0]
+    (frame,) = axes.patches
+    assert frame.get_bbox().extents.tolist() == [0.5, -0.5, 62.5, 0.5]
+    assert list(axes.get_yticks()) == []
 
 
 def test_headings_name_the_layers(tmp_path: Path) -> None:

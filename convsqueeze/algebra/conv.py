@@ -67,6 +67,7 @@ class Conv:
 
     @property
     def geometry(self) -> Geometry:
+        """Channels, axes and groups, without the values."""
         return Geometry(
             in_channels=self.weight.shape[1] * self.groups,
             out_channels=self.weight.shape[0],
@@ -76,7 +77,11 @@ class Conv:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The operator on `x` of shape (batch, in_channels, *size), in the dtype of `x`."""
+        """The operator on `x`, (batch, in_channels, *size), in the dtype of `x`.
+
+        Gives (batch, out_channels, *output_size). Without axes the channels come last, as for
+        `torch.nn.Linear`. An input that does not fit is an error of torch's own.
+        """
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return apply_operator(x, self.weight.to(x.dtype), bias, self.axes, self.groups)
 
@@ -92,6 +97,7 @@ class Conv:
         return Conv(weight, sum(biases) if biases else None, geometry.axes, geometry.groups)  # type: ignore[arg-type]
 
     def __mul__(self, factor: float) -> "Conv":
+        """The operator times a number, `(s * a)(x) == s * a(x)`, in float64."""
         bias = None if self.bias is None else self.bias.double() * factor
         return replace(self, weight=self.weight.double() * factor, bias=bias)
 

@@ -77,6 +77,7 @@ class Axis:
 
     @property
     def pads(self) -> bool:
+        """Whether samples are added on either side."""
         return self.before > 0 or self.after > 0
 
     @property

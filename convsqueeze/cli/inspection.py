@@ -9,6 +9,7 @@ from rich.text import Text
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.cli.layout import new_table
+from convsqueeze.cli.output import picked
 from convsqueeze.formatting import format_size
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.names import shown
@@ -18,20 +19,14 @@ from convsqueeze.recipe import Recipe, read_recipe
 def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, Any]:
     """The layers of a checkpoint, for --json."""
     return {
-        "file": str(checkpoint.path),
-        "format": checkpoint.format,
-        "wrapper": checkpoint.wrapper,
-        "prefix": checkpoint.prefix,
+        "file": checkpoint.path,
         "metadata": dict(checkpoint.metadata),
-        "recipe": checkpoint.recipe,
+        **picked(checkpoint, "format wrapper prefix recipe"),
         "layers": [
             {
-                "name": layer.name,
-                "kind": layer.kind,
-                "detail": layer.detail,
-                "weights": layer.weights,
+                **picked(layer, "name kind detail weights"),
                 "tensors": {
-                    role: {"shape": list(info.shape), "dtype": dtype_name(info.dtype)}
+                    role: {"shape": info.shape, "dtype": dtype_name(info.dtype)}
                     for role, info in layer.tensors.items()
                 },
             }

@@ -61,7 +61,11 @@ def average_pool(
     stride: PerAxis | None = None,
     padding: Padding = 0,
 ) -> Conv:
-    """`torch.nn.AvgPool` with padding counted and sizes rounded down, torch's defaults."""
+    """`torch.nn.AvgPool` with padding counted and sizes rounded down, torch's defaults.
+
+    Raises GeometryError for settings of another count than `kernel_size`, a padding of more than
+    half of it, and a pool over more than 65,536 samples.
+    """
     rank = len(kernel_size)
     strides = tuple(kernel_size) if stride is None else per_axis(stride, rank, "stride")
     pairs = growing_pairs(padding, rank)

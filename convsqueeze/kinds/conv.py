@@ -83,7 +83,10 @@ def convolution(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Conv:
-    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; `weight` (out, in / groups, *kernel_size)."""
+    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`; `weight` (out, in / groups, *kernel_size).
+
+    `bias` is (out,). Raises GeometryError where shapes, groups or settings do not fit each other.
+    """
     rank = spatial_rank(weight)
     kernel_size = tuple(weight.shape[2:])
     strides, dilations = per_axis(stride, rank, "stride"), per_axis(dilation, rank, "dilation")

@@ -70,6 +70,8 @@ def transposed(
 ) -> Conv:
     """`torch.nn.ConvTranspose1d`, 2d or 3d; `weight` (in, out / groups, *kernel_size).
 
+    `bias` is (out,). Raises GeometryError where shapes, groups or settings do not fit each other.
+
     Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), relationship
     14: upsample by the stride, then convolve with the reversed kernel and padding `d*(k-1) - p`.
     """

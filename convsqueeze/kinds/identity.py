@@ -38,7 +38,7 @@ class IdentityLayer(Layer):
 
 
 def identity(channels: int, *, rank: int) -> Conv:
-    """The operator that changes nothing."""
+    """The operator that changes nothing. Raises GeometryError for no channels."""
     return pad(channels, padding=0, rank=rank)
 
 

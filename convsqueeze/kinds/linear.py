@@ -45,7 +45,10 @@ class LinearLayer(WithTensors):
 
 
 def linear(weight: Tensor, bias: Tensor | None = None, *, rank: int = 0) -> Conv:
-    """`torch.nn.Linear`, `weight` (out, in), on the channels of a signal with `rank` axes."""
+    """`torch.nn.Linear`, `weight` (out, in), on the channels of a signal with `rank` axes.
+
+    `bias` is (out,). Raises GeometryError for a weight or a bias of another shape.
+    """
     if weight.ndim != 2:
         raise GeometryError(f"a linear weight has 2 dimensions, this has {tuple(weight.shape)}")
     return Conv(weight[(..., *(None,) * rank)], as_vector(bias), (Axis(),) * rank)

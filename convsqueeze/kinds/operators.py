@@ -74,6 +74,9 @@ def as_vector(values: Tensor | None) -> Tensor | None:
 
 
 def diagonal(weight: Tensor, bias: Tensor | None = None, *, rank: int) -> Conv:
-    """One factor (and summand) for each channel; `weight` and `bias` hold one number a channel."""
+    """One factor, and with a `bias` one summand, for each channel: both (channels,).
+
+    Axes of size one beside do not matter. Raises GeometryError for a bias of another count.
+    """
     flat = weight.reshape(-1, 1, *(1,) * rank)
     return Conv(flat, None if bias is None else bias.flatten(), (Axis(),) * rank, flat.shape[0])

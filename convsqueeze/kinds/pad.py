@@ -37,7 +37,11 @@ class PadLayer(Layer):
 
 
 def pad(channels: int, *, padding: Padding, rank: int, padding_mode: str = "zeros") -> Conv:
-    """`torch.nn.functional.pad`: padding and nothing else; negative amounts crop."""
+    """`torch.nn.functional.pad`: padding and nothing else; negative amounts crop.
+
+    Raises GeometryError for padding of another count than `rank`, an unknown mode, and circular
+    padding that also crops.
+    """
     pairs = padding_pairs(padding, rank)
     if padding_mode == "circular" and any(min(pair) < 0 < max(pair) for pair in pairs):
         raise GeometryError(

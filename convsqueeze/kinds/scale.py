@@ -88,8 +88,10 @@ def scale(
     shift: float = 0.0,
     rank: int,
 ) -> Conv:
-    """`factor * weight * x + bias + shift`, as in LayerScale; `weight` and `bias` one number or
-    `channels`, whatever axes of size one they have beside. A shift of zero alone is no bias.
+    """`factor * weight * x + bias + shift`, as in LayerScale.
+
+    `weight` and `bias` are (channels,) or one number, whatever axes of size one they have beside. A
+    shift of zero alone is no bias.
 
     Raises GeometryError where they hold another count.
     """

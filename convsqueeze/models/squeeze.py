@@ -63,6 +63,7 @@ class SqueezeReport:
 
     @property
     def weights_after(self) -> int:
+        """Numbers in what they became."""
         return self.merged.weights_after if self.merged else 0
 
     @property

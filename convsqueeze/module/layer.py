@@ -82,6 +82,11 @@ class SqueezedConv(nn.Module):
         return reduce(torch.promote_types, (tensor.dtype for tensor in self.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, *size) to (batch, out_channels, *output_size).
+
+        Channels come last for a linear layer. Raises GeometryError for a size whose border is not
+        corrected.
+        """
         if not self.layer.widened:
             return self._applied(x, self.weight, self.bias)
         wide = torch.promote_types(self.dtype, x.dtype)
@@ -110,7 +115,9 @@ class SqueezedConv(nn.Module):
         return self
 
     def border_tensors(self) -> dict[str, Tensor]:
-        """The correction tensors, by the names of `Corrections.shapes`."""
+        """The correction tensors, by the names of `Corrections.shapes`: weights
+        (out_channels, in_channels / groups, *grid), biases (out_channels, *grid).
+        """
         return {} if self.border is None else dict(self.border.named_parameters())
 
     def converted(
@@ -124,6 +131,10 @@ class SqueezedConv(nn.Module):
 
         Without one for the biases they are left out. With `signs` off border terms are added where
         they are subtracted, as a bound needs it. Free of gradients.
+
+        Weights are (out_channels, in_channels / groups, *kernel_size) or as torch's transposed
+        layers have them, biases (out_channels,), border tensors as in `border_tensors`. Raises
+        GeometryError where a function gives another shape, or no floating-point numbers.
         """
         border = {}
         for name, tensor in self.border_tensors().items():
@@ -135,6 +146,7 @@ class SqueezedConv(nn.Module):
         return module.requires_grad_(False)
 
     def extra_repr(self) -> str:
+        """The layer's geometry, for `repr`."""
         layer = self.layer
         return (
             f"{layer.kind}, weight={tuple(self.weight.shape)}, stride={layer.stride}, "

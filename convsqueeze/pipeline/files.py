@@ -71,7 +71,11 @@ def merge_file(
     `post_verify` may write more files of the verified result: all appear together or, where it
     raises, none. With `keep_exact` it is given the values before they were rounded. The `device`
     (cpu, cuda or cuda:N) merges and verifies.
-    Raises ConvsqueezeError of the kind that tells what was wrong.
+
+    Raises CheckpointError for the file, ManifestError and PlanError with every problem of the
+    manifest, TensorDataError for values that no exact merge can be made of, VerificationError where
+    the layers differ, OutputError for the place of an output, and DeviceError where the device does
+    not compute.
     """
     place = device_named(device)
     track(f"opening {path.name}", 0, 0)

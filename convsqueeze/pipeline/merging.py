@@ -52,10 +52,12 @@ class MergeReport:
 
     @property
     def weights_before(self) -> int:
+        """Numbers stored in the layers that are merged."""
         return self.plan.weights_before
 
     @property
     def weights_after(self) -> int:
+        """Numbers stored in what they became."""
         return self.plan.weights_after
 
 

@@ -30,9 +30,11 @@ def merge_state_dict(
 
     `manifest` is a Manifest, plain data, or the path of a YAML file. `border` and `growth` override
     what it says; `widen` as for `squeeze_checkpoint`. The `device` (cpu, cuda or cuda:N) merges and
-    verifies; merged tensors are given on the CPU, wherever the state dict's are. Raises PlanError
-    with every refusal, ManifestError, TensorDataError, DeviceError where the device does not
-    compute, and VerificationError unless `verify` is False.
+    verifies; merged tensors are given on the CPU, wherever the state dict's are.
+
+    Raises CheckpointError for what is no state dict, ManifestError and PlanError with every problem
+    of the manifest, TensorDataError for values that no exact merge can be made of, DeviceError
+    where the device does not compute, and VerificationError unless `verify` is False.
     """
     place = device_named(device)
     if isinstance(manifest, str):
