@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from convsqueeze.errors import CheckpointError, ModelCodeError, ModelMismatchError
-from convsqueeze.models import load_model, with_checkpoint
+from convsqueeze.models import load_checkpoint, load_model
 
 CODE = """
 import sys
@@ -129,12 +129,11 @@ def test_a_missing_import_of_the_code_is_its_own(code: Path) -> None:
 
 
 def test_sample_network_with_its_weights() -> None:
-    model = load_model(f"{SAMPLES}/sesr/network.py:SESR")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    loaded = with_checkpoint(model, SESR)
+    loaded = load_model(f"{SAMPLES}/sesr/network.py:SESR")
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    load_checkpoint(loaded, SESR)
     stored = torch.load(SESR)
     stored = stored.get("state_dict", stored)
-    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert not all(v.equal(before[name]) for name, v in loaded.state_dict().items())
     if set(stored) == set(before):
         assert all(v.equal(stored[name]) for name, v in loaded.state_dict().items())
@@ -150,8 +149,8 @@ def _model() -> nn.Sequential:
 def test_wrappers_and_prefixes_do_not_matter(tmp_path: Path, wrapped: bool, prefix: str) -> None:
     state = {prefix + name: value for name, value in _model().state_dict().items()}
     torch.save({"params_ema": state, "epoch": 3} if wrapped else state, tmp_path / "m.pt")
-    fresh = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    loaded = with_checkpoint(fresh, tmp_path / "m.pt", "params_ema" if wrapped else None)
+    loaded = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    load_checkpoint(loaded, tmp_path / "m.pt", "params_ema" if wrapped else None)
     for name, value in _model().state_dict().items():
         assert loaded.state_dict()[name].equal(value)
 
@@ -163,7 +162,7 @@ def test_all_misfits_are_told_with_their_names(tmp_path: Path) -> None:
     state["1.weight"] = state["1.weight"].double()
     save_file(state, tmp_path / "m.safetensors")
     with pytest.raises(ModelMismatchError) as refusal:
-        with_checkpoint(_model(), tmp_path / "m.safetensors")
+        load_checkpoint(_model(), tmp_path / "m.safetensors")
     told = str(refusal.value)
     assert "has no 0.weight, which the model has. Did you mean 0.wait?" in told
     assert "has 0.wait, which the model has not." in told
@@ -181,7 +180,8 @@ def test_one_of_two_tied_tensors_is_enough(tmp_path: Path) -> None:
     model = tied()
     state = {name: value for name, value in model.state_dict().items() if name != "1.weight"}
     save_file(state, tmp_path / "m.safetensors")
-    loaded = with_checkpoint(tied(), tmp_path / "m.safetensors")
+    loaded = tied()
+    load_checkpoint(loaded, tmp_path / "m.safetensors")
     assert loaded[0].weight is loaded[1].weight
     assert loaded[1].weight.equal(model[0].weight)
 
@@ -189,13 +189,13 @@ def test_one_of_two_tied_tensors_is_enough(tmp_path: Path) -> None:
 def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
     state = {n: v for n, v in _model().state_dict().items() if "num_batches" not in n}
     save_file(state, tmp_path / "m.safetensors")
-    with_checkpoint(_model(), tmp_path / "m.safetensors")
+    load_checkpoint(_model(), tmp_path / "m.safetensors")
 
 
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_text("no")
     with pytest.raises(CheckpointError):
-        with_checkpoint(_model(), tmp_path / "m.pt")
+        load_checkpoint(_model(), tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -8,7 +8,7 @@ only where it is asked for.
 
 from convsqueeze.models.applying import apply
 from convsqueeze.models.code import Code, code_of
-from convsqueeze.models.factory import load_model, with_checkpoint
+from convsqueeze.models.factory import load_checkpoint, load_model
 from convsqueeze.models.inputs import (
     Guess,
     Inputs,
@@ -37,6 +37,7 @@ __all__ = [
     "exact_parameters",
     "guess_inputs",
     "inputs_of",
+    "load_checkpoint",
     "load_model",
     "parsed_inputs",
     "planner_from_code",
@@ -44,5 +45,4 @@ __all__ = [
     "scan_plan",
     "squeeze",
     "verify_whole",
-    "with_checkpoint",
 ]

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
-from convsqueeze.copying import copied
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
 from convsqueeze.names import nearest, shown
 from convsqueeze.tracing.raised import is_signal, user_code_line
@@ -148,15 +147,6 @@ def _running(place: str, doing: str) -> Iterator[None]:
             f"{place}: {doing} fails{at}: {type(error).__name__}: {message}. This is the model's "
             "own code; --debug shows all of its traceback."
         ) from error
-
-
-def with_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> nn.Module:
-    """A copy of `model` with all tensors of a checkpoint file in place; the model stays as it is.
-    Raises as `load_checkpoint` does.
-    """
-    loaded = copied(model)
-    load_checkpoint(loaded, path, key)
-    return loaded
 
 
 def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> None:

@@ -111,12 +111,12 @@ def export_whole(
     sandbox = sandbox or Sandbox(model)
     squeezed, plan = applied(model, held, sandbox=sandbox)
     squeezed.eval()
-    whole, both = None, None
+    both = None
     if checkpoint is not None:
         exact = exact_parameters(model, plan)
         options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
-        whole, both = verified(model, squeezed, inputs, exact, **options)
-        whole.raise_if_failed()
+        both = verified(model, squeezed, inputs, exact=exact, **options)
+        both.report.raise_if_failed()
     is_exact = all(layer.border != "interior" for layer in recipe.layers)
     check = onnx_check(squeezed, inputs, seed, both if is_exact else None)
     track("exporting the whole model", 0, 0)
@@ -130,6 +130,7 @@ def export_whole(
     written = CheckedModel(made, destination, opset, reports, overwrite, seed).write()
     against = "original" if both is not None and is_exact else "squeezed model"
     notes = () if checkpoint is not None else (_ONLY_SQUEEZED,)
+    whole = both.report if both is not None else None
     return WholeExport(written, checked, whole, f"the {against} in torch", notes)
 
 

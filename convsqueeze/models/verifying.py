@@ -10,17 +10,13 @@ from torch import Tensor, nn
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.precision import half_ulp, round_once
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.copying import Sandbox
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.report import WholeReport
-from convsqueeze.models.whole import TRIALS, Compared, compared
+from convsqueeze.models.whole import Compared, compared
 from convsqueeze.module import SqueezedConv
 from convsqueeze.pipeline.merging import Result
-from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Merge, Plan
-from convsqueeze.recipe import Recipe
 from convsqueeze.squeezing import exact_values
-from convsqueeze.surgery import plan_of
 from convsqueeze.verify import Worst
 
 SLACK = 2.0**-44
@@ -28,63 +24,42 @@ SLACK = 2.0**-44
 
 
 def verify_whole(
-    original: nn.Module,
-    squeezed: nn.Module,
-    inputs: Inputs,
-    *,
-    plan: Plan | Recipe | None = None,
-    exact: Mapping[str, Tensor] | None = None,
-    trials: int = TRIALS,
-    seed: int = 0,
-    track: Track = untracked,
-    sandbox: Sandbox | None = None,
+    original: nn.Module, squeezed: nn.Module, inputs: Inputs, **options: Any
 ) -> WholeReport:
-    """Whether a squeezed model computes what its original does, on random inputs.
-
-    `exact` are the values of merged parameters before they were rounded, as `exact_parameters`
-    gives them; without, they are computed if there is the `plan` that was made for the original's
-    state dict, or the recipe of the squeezed file. Then every stored number must be its value
-    rounded, and the models must agree within the noise of float64. Without either, storing merged
-    weights is granted what it was seen to cost. Where a layer was merged with `border: interior` a
-    difference is measured and told, and not held against it. `sandbox` is that of the original.
-
-    Raises ModelInputError where the original does not run on these inputs or is random,
-    ModelMismatchError where its layers are not the recipe's.
-    """
-    if exact is None:
-        exact = {} if plan is None else exact_parameters(original, plan)
-    report, _ = verified(original, squeezed, inputs, exact, trials, seed, track, sandbox)
-    return report
+    """What `verified` shows, with its options."""
+    return verified(original, squeezed, inputs, **options).report
 
 
 def verified(
     original: nn.Module,
     squeezed: nn.Module,
     inputs: Inputs,
-    exact: Mapping[str, Tensor],
-    trials: int = TRIALS,
-    seed: int = 0,
-    track: Track = untracked,
-    sandbox: Sandbox | None = None,
-) -> tuple[WholeReport, Compared | None]:
-    """The report of `verify_whole`, and the models as they ran, unless stored numbers are wrong."""
-    wrong = next(_wrong_numbers(squeezed, exact), None)
-    if wrong is not None:
-        report = WholeReport(str(inputs), 0, seed, "float64", Worst(), 0.0, problem=wrong)
-        return report, None
-    options: dict[str, Any] = {"exact": exact, "trials": trials, "seed": seed, "track": track}
-    both = compared(original, squeezed, inputs, sandbox=sandbox, **options)
-    return _excused(both.report, original, squeezed), both
+    *,
+    exact: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> Compared:
+    """Whether a squeezed model computes what its original does, on random inputs.
+
+    `exact` are the values of merged parameters before they were rounded, as `exact_parameters` and
+    `merged_parameters` give them: every stored number must be its value rounded, and with these
+    values the models must agree within the noise of float64. Without them, storing merged weights
+    is granted what it was seen to cost. Where a layer was merged with `border: interior` a
+    difference is measured and told, and not held against it. `options` are those of `compared`.
+
+    Raises ModelInputError where the original does not run on these inputs or is random.
+    """
+    both = compared(original, squeezed, inputs, exact=exact, **options)
+    report = both.report
+    if wrong := next(_wrong_numbers(squeezed, exact or {}), None):
+        report = replace(report, problem=wrong, first=None)
+    return replace(both, report=_excused(report, original, squeezed))
 
 
-def exact_parameters(original: nn.Module, plan: Plan | Recipe) -> dict[str, Tensor]:
+def exact_parameters(original: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """What the merges of a plan store before it is rounded, by parameter of the squeezed model, in
-    float64 and the layout in which it is stored. Raises ModelMismatchError for the recipe of other
-    layers.
+    float64 and the layout in which it is stored.
     """
     own = from_state_dict(original.state_dict())
-    if isinstance(plan, Recipe):
-        plan = plan_of(own, plan)
     found: dict[str, Tensor] = {}
     for merge in plan.merges:
         found |= by_parameter(merge, exact_values(merge, own.load, None), own.prefix)

@@ -58,16 +58,10 @@ class Compared:
 
 
 def compare_models(
-    before: nn.Module,
-    after: nn.Module,
-    inputs: Inputs,
-    *,
-    exact: Mapping[str, Tensor] | None = None,
-    trials: int = TRIALS,
-    seed: int = 0,
+    before: nn.Module, after: nn.Module, inputs: Inputs, **options: Any
 ) -> WholeReport:
-    """What `compared` shows of two models."""
-    return compared(before, after, inputs, exact=exact, trials=trials, seed=seed).report
+    """What `compared` shows, with its options."""
+    return compared(before, after, inputs, **options).report
 
 
 def compared(
