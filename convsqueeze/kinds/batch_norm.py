@@ -76,12 +76,6 @@ class BatchNormLayer(Layer):
         subtracted, divisor = -sizes["running_mean"], tensors["running_var"]
         return self, {**sizes, "running_mean": subtracted, "running_var": divisor}
 
-    def factor_and_shift(self, tensors: Tensors) -> tuple[Tensor, Tensor]:
-        factor = (tensors["running_var"].flatten() + self.eps).rsqrt()
-        if "weight" in tensors:
-            factor = factor * tensors["weight"].abs().flatten()
-        return factor, tensors["running_mean"].abs().flatten() * factor
-
 
 def batch_norm(
     running_mean: Tensor,

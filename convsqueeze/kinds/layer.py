@@ -103,12 +103,6 @@ class Layer(Strict):
         """The layer of absolute values, which gives the sums of magnitudes of |x|, for `run`."""
         return self, {role: tensor.abs() for role, tensor in tensors.items()}
 
-    def factor_and_shift(self, tensors: Tensors) -> tuple[Tensor | float, Tensor | float]:
-        """What a kind that keeps channels apart multiplies by and adds beside a bias, at most, in
-        absolute value: one number for all channels, or (channels,).
-        """
-        return 1.0, 0.0
-
 
 def one_of(*keys: str) -> ConfigDict:
     """A class whose JSON Schema needs one of these keys, as its validator does."""

@@ -62,10 +62,6 @@ class ScaleLayer(WithTensors):
         numbers = {"factor": abs(self.factor), "shift": abs(self.shift)}
         return self.model_copy(update=numbers), sizes
 
-    def factor_and_shift(self, tensors: Tensors) -> tuple[Tensor | float, float]:
-        weight = tensors["weight"].abs().flatten() if "weight" in tensors else 1.0
-        return abs(self.factor) * weight, abs(self.shift)
-
 
 def scale(
     weight: Tensor | None = None,
