@@ -27,7 +27,7 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
 from convsqueeze.recipe import RecipeLayer
 from convsqueeze.squeezing import recipe_of, squeeze
-from convsqueeze.verify.probes import sizes
+from convsqueeze.verify.probes import exhaustive_sizes, plain_sizes
 from convsqueeze.verify.reference import reference, term_count
 
 
@@ -241,7 +241,8 @@ def test_the_model_computes_what_the_original_layers_compute(case: Case) -> None
     original = reference(merge.tree, checkpoint.load)
     magnitude = reference(merge.tree, checkpoint.load, magnitude=True)
     generator = torch.Generator().manual_seed(2)
-    tried = (sizes(merge.geometry_tree, None) * 3)[:3]
+    tree = merge.geometry_tree
+    tried = ([*exhaustive_sizes(tree, None), *plain_sizes(tree)] * 3)[:3]
     for batch, size in enumerate(tried, start=1):
         shape = (batch, merge.geometry.in_channels, *size)
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(computed)
