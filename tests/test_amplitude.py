@@ -50,7 +50,7 @@ def magnitudes(merge: Merge, tensors: dict[str, Tensor]) -> Tensor:
         key: t if key.endswith(("running_var", "bias", "running_mean")) else t.double().abs()
         for key, t in tensors.items()
     }
-    return exact_values(merge, sizes.__getitem__, None)["weight"]
+    return exact_values(merge, sizes.__getitem__)["weight"]
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -17,7 +17,7 @@ from squeezed_files import moved_by_ulps
 from torch import Tensor
 
 from convsqueeze import merge_file
-from convsqueeze.algebra import Conv, chains
+from convsqueeze.algebra import Conv
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.checkpoint import from_state_dict
@@ -292,13 +292,13 @@ def test_wrong_composition_shows_on_random_images(
     monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[[Tensor], Tensor], known: bool
 ) -> None:
     """Also where each stored number is what that composition gives, rounded."""
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def faulty(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def faulty(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         return replace(whole, weight=wrong(whole.weight.clone()))
 
-    monkeypatch.setattr(chains, "composed", faulty)
+    monkeypatch.setattr(Conv, "__matmul__", faulty)
     one = merged(name, drawn(name, torch.float32))
     assert_told(one.report(known=known), "differs by", "random input of")
 
@@ -321,13 +321,13 @@ def test_wrong_border_terms_show_on_random_images(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bias_that_is_not_carried(monkeypatch: pytest.MonkeyPatch) -> None:
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def faulty(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def faulty(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         return replace(whole, bias=None if whole.bias is None else whole.bias * (1 + 1e-6))
 
-    monkeypatch.setattr(chains, "composed", faulty)
+    monkeypatch.setattr(Conv, "__matmul__", faulty)
     for name in ("plain", "linear", "many groups"):
         one = merged(name, drawn(name, torch.float32))
         assert_told(one.report(), "random input of")
@@ -367,14 +367,14 @@ def test_another_order_of_adding_up_is_no_fault(
 ) -> None:
     """A merge on another machine may add up the same products otherwise."""
     one = made(name, dtype)
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def reversed_(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def reversed_(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         noise = torch.rand(whole.weight.shape, generator=torch.Generator().manual_seed(2)) - 0.5
         return replace(whole, weight=whole.weight * (1 + 8 * 2.0**-53 * noise.double()))
 
-    monkeypatch.setattr(chains, "composed", reversed_)
+    monkeypatch.setattr(Conv, "__matmul__", reversed_)
     other = merged(name, drawn(name, DTYPES[dtype]))
     monkeypatch.undo()
     assert not torch.equal(other.exact["weight"], one.exact["weight"])
@@ -421,13 +421,13 @@ def test_impulses_and_zeros_alone_find_a_fault_of_every_weight(
 
 def test_the_images_are_needed_for_the_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers and impulses in some channels do not see what is wrong in others, as both may be."""
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def faulty(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def faulty(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         return replace(whole, weight=one_weight(whole.weight.clone()))
 
-    monkeypatch.setattr(chains, "composed", faulty)
+    monkeypatch.setattr(Conv, "__matmul__", faulty)
     one = merged("plain", drawn("plain", torch.float32))
     images = anew._Look.of_images
     monkeypatch.setattr(anew._Look, "of_images", lambda *a: replace(images(*a), inputs=iter(())))

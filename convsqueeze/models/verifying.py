@@ -66,7 +66,7 @@ def exact_parameters(original: nn.Module, plan: Plan) -> dict[str, Tensor]:
     own = from_state_dict(original.state_dict())
     found = {}
     for merge in plan.merges:
-        for name, value in exact_values(merge, own.load, None).items():
+        for name, value in exact_values(merge, own.load).items():
             if name == "weight" and merge.geometry.is_transposed:
                 value = transposed_layout(value, merge.geometry.groups)
             found[f"{own.prefix}{merge.into}.{name}"] = value

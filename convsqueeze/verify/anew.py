@@ -78,7 +78,7 @@ def checked_anew(
     try:
         values = exact
         if values is None:
-            values = exact_values(merge, load, module.weight.dtype, module.weight.device)
+            values = exact_values(merge, load, module.weight.device)
     except (TensorDataError, GeometryError) as error:
         return replace(report, problem=f"cannot be merged anew: {str(error).rstrip('.')}")
     problem = misfit(merge, module, values)
