@@ -1,8 +1,7 @@
 """Merging and verifying on another device, which here is pretended: see `pretended_cuda`."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convsqueeze import merge_file, merge_state_dict
-from convsqueeze.algebra import conv, products
+from convsqueeze.algebra import products
 from convsqueeze.algebra.groups import cells, joined
 from convsqueeze.device import CPU, computing_on, device_named, summing_directly
 from convsqueeze.errors import DeviceError, VerificationError
@@ -40,20 +39,6 @@ from convsqueeze.pipeline import verify_files
 from convsqueeze.verify import Settings, comparison
 
 Case = tuple[Tensors, dict[str, Any]]
-
-
-@contextmanager
-def direct_sums() -> Iterator[None]:
-    """On the CPU too every kernel is the sum of products, tap by tap, that any device computes."""
-
-    def summed(second: Tensor, first: Tensor, merges: Any) -> Tensor:
-        return products._tap_by_tap(second, first, products._Sizes.of(second, first, merges))
-
-    with (
-        mock.patch.object(conv, "summed_products", summed),
-        mock.patch.object(conv, "way_for", return_value=None),
-    ):
-        yield
 
 
 def merged(case: Case, **options: Any) -> tuple[Any, Any]:
@@ -157,8 +142,7 @@ def test_the_pretended_device_keeps_its_values_to_itself() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_same_bits_and_same_report(name: str, dtype: str) -> None:
     case = small(name, DTYPES[dtype])
-    with direct_sums():
-        wanted, known = merged(case)
+    wanted, known = merged(case)
     with pretended_cuda() as ran:
         found, report = merged(case, device="cuda")
     assert_same_bits(found, wanted)
@@ -174,8 +158,7 @@ def test_same_bits_and_same_report(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_same_bits_of_large_layers(name: str) -> None:
     case = large_case(name, torch.float32)
-    with direct_sums():
-        wanted, known = merged(case)
+    wanted, known = merged(case)
     with pretended_cuda() as ran:
         found, report = merged(case, device="cuda:0")
     assert_same_bits(found, wanted)
@@ -191,7 +174,7 @@ def test_large_layers_are_verified_across_devices(name: str, tmp_path: Path) -> 
     torch.save(tensors, path)
     outputs = [tmp_path / "here.pt", tmp_path / "there.pt"]
     read = manifest_from_data(manifest)
-    with pretended_cuda():
+    with pretended_cuda(backwards=True):
         merge_file(path, read, outputs[1], growth="allow", device="cuda")
     merge_file(path, read, outputs[0], growth="allow")
     assert verify_files(path, outputs[1]).failures == ()
@@ -215,8 +198,7 @@ def test_sums_in_another_order_are_within_the_bound(
     read, outputs = manifest_from_data(manifest), [tmp_path / "here.pt", tmp_path / "there.pt"]
     with pretended_cuda(backwards=True):
         merge_file(path, read, outputs[1], growth="allow", device="cuda")
-    with direct_sums():
-        merge_file(path, read, outputs[0], growth="allow")
+    merge_file(path, read, outputs[0], growth="allow")
     with pretended_cuda(backwards=True):
         for output in outputs:
             assert verify_files(path, output, device="cuda").failures == ()
@@ -236,8 +218,7 @@ def test_the_samples_give_the_same_files(
     model: Path, pairs: Path, border: Any, tmp_path: Path
 ) -> None:
     here, there = (tmp_path / f"{name}{model.suffix}" for name in ("here", "there"))
-    with direct_sums():
-        merge_file(model, pairs, here, border=border)
+    merge_file(model, pairs, here, border=border)
     with pretended_cuda():
         done = merge_file(model, pairs, there, border=border, device="cuda")
     assert here.read_bytes() == there.read_bytes()
@@ -249,8 +230,7 @@ def test_widened_tensors_are_the_same() -> None:
     tensors = {name: torch.full(shape, 250.0).half() for name, shape in shapes.items()}
     pairs = [{"first": {"name": "a"}, "second": {"name": "b"}}]
     case = tensors, {"version": 1, "pairs": pairs}
-    with direct_sums():
-        wanted, known = merged(case, widen=True)
+    wanted, known = merged(case, widen=True)
     with pretended_cuda():
         found, report = merged(case, widen=True, device="cuda")
     assert_same_bits(found, wanted)
@@ -400,13 +380,13 @@ def test_a_merge_that_goes_wrong_on_the_device_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that computes one product wrongly, by a unit of float32."""
-    right = products._tap_by_tap
+    right = products._pair_by_pair
 
-    def wrong(second: Tensor, first: Tensor, sizes: Any) -> Tensor:
-        raw = right(second, first, sizes)
-        if isinstance(raw, OnCuda):
-            raw.inner.view(-1)[7] *= 1 + 2**-23
-        return raw
+    def wrong(*operands: Tensor) -> Tensor:
+        sums = right(*operands)
+        if isinstance(sums, OnCuda):
+            sums.inner[0, 0, 0, 7] *= 1 + 2**-23
+        return sums
 
     monkeypatch.setattr(products, "_tap_by_tap", wrong)
     output = tmp_path / "out.pt"
@@ -481,7 +461,7 @@ def test_memory_that_is_full(stage: str, tmp_path: Path, monkeypatch: pytest.Mon
     merging = ("merge", original, "--pairs", pairs, "-o", squeezed, "--border", "interior")
     verifying = ("verify", original, squeezed)
     place, run = {
-        "merging": ("convsqueeze.algebra.products._tap_by_tap", merging),
+        "merging": ("convsqueeze.algebra.products._pair_by_pair", merging),
         "verifying": ("convsqueeze.module.layer.apply_operator", merging),
         "moving": ("convsqueeze.verify.files.module_of", verifying),
         "drawing": (

@@ -17,7 +17,7 @@ from squeezed_files import moved_by_ulps
 from torch import Tensor
 
 from convsqueeze import merge_file
-from convsqueeze.algebra import Conv, chains
+from convsqueeze.algebra import Conv
 from convsqueeze.algebra.border.values import border_terms
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.checkpoint import from_state_dict
@@ -295,15 +295,15 @@ def test_wrong_composition_shows_on_random_images(
 
 def plant(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Tensor], Tensor]) -> None:
     """Into every composed kernel but those that bounds are made of, of one input channel."""
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def faulty(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def faulty(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         if whole.weight.shape[1] < 3:
             return whole
         return replace(whole, weight=wrong(whole.weight.clone()))
 
-    monkeypatch.setattr(chains, "composed", faulty)
+    monkeypatch.setattr(Conv, "__matmul__", faulty)
 
 
 def test_wrong_border_terms_show_on_random_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,13 +324,13 @@ def test_wrong_border_terms_show_on_random_images(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bias_that_is_not_carried(monkeypatch: pytest.MonkeyPatch) -> None:
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def faulty(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def faulty(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         return replace(whole, bias=None if whole.bias is None else whole.bias * (1 + 1e-6))
 
-    monkeypatch.setattr(chains, "composed", faulty)
+    monkeypatch.setattr(Conv, "__matmul__", faulty)
     for name in ("plain", "linear", "many groups"):
         one = merged(name, drawn(name, torch.float32))
         assert_told(one.report(), " input of ")
@@ -388,14 +388,14 @@ def test_another_order_of_adding_up_is_no_fault(
 ) -> None:
     """A merge on another machine may add up the same products otherwise."""
     one = made(name, dtype)
-    compose = chains.composed
+    compose = Conv.__matmul__
 
-    def reversed_(outer: Conv, inner: Conv, **how: Any) -> Conv:
-        whole = compose(outer, inner, **how)
+    def reversed_(outer: Conv, inner: Conv) -> Conv:
+        whole = compose(outer, inner)
         noise = torch.rand(whole.weight.shape, generator=torch.Generator().manual_seed(2)) - 0.5
         return replace(whole, weight=whole.weight * (1 + 8 * 2.0**-53 * noise.double()))
 
-    monkeypatch.setattr(chains, "composed", reversed_)
+    monkeypatch.setattr(Conv, "__matmul__", reversed_)
     other = merged(name, drawn(name, DTYPES[dtype]))
     monkeypatch.undo()
     assert not torch.equal(other.exact["weight"], one.exact["weight"])

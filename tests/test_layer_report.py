@@ -311,7 +311,7 @@ def test_worst_places_are_those_of_the_largest_share() -> None:
     report = check_layer(merge, module, load, trials=3, seed=0)
     difference, bound, _ = of_random(merge, comparison(merge, module, load), drawn(made, 3, 0))
     weight = module.weight.detach()
-    halves = ((weight - exact_values(merge, load, None)["weight"]).abs() / half_ulp(weight)).max()
+    halves = ((weight - exact_values(merge, load)["weight"]).abs() / half_ulp(weight)).max()
     assert report.worst.share >= max(float((difference / bound).max()), float(halves)) > 0.3
     assert report.largest.error >= float(difference.max()) > 0
     assert " input of " in report.largest.place
@@ -372,7 +372,7 @@ def test_an_output_that_is_no_number() -> None:
     """Though every number is one: they are too large together."""
     merge, module, load = plain(torch.float64)
     zeros = {name: load(name) * 0 for leaf in merge.layers for name in leaf.keys}
-    values = exact_values(merge, load, None)
+    values = exact_values(merge, load)
     with torch.no_grad():
         for name, value in values.items():
             value.fill_(1e308)
@@ -412,7 +412,7 @@ def test_a_layer_that_does_not_run() -> None:
     merge, _, load = chain({}, {}, a=(4, 2, 3), b=(4, 4, 1))
     other = chain({"groups": 2}, {"groups": 2}, a=(4, 2, 3), b=(4, 2, 1))[1]
     size = plain_sizes(merge.geometry_tree)[0][0]
-    other = SqueezedConv(other.layer, exact_values(merge, load, None)["weight"].float())
+    other = SqueezedConv(other.layer, exact_values(merge, load)["weight"].float())
     report = check_layer(merge, other, load, trials=1, seed=0)
     assert report.problem is not None
     assert report.problem.startswith(f"the squeezed layer does not run on {size}: ")

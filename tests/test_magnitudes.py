@@ -98,7 +98,7 @@ def test_a_number_moves_no_more_than_its_products_do(name: str) -> None:
         key: t * (1 + share * (torch.randint(2, t.shape, generator=generator) * 2.0 - 1).double())
         for key, t in tensors.items()
     }
-    before, after = (exact_values(merge, one.__getitem__, None) for one in (tensors, moved))
+    before, after = (exact_values(merge, one.__getitem__) for one in (tensors, moved))
     found = magnitudes(merge, tensors.__getitem__, CPU)
     assert found.keys() == before.keys()
     for key, sizes in found.items():
@@ -120,7 +120,7 @@ def test_a_norm_subtracts_no_less_than_its_mean() -> None:
     chain = [{"name": "a"}, {"name": "n", "type": "batch_norm", "eps": 0.0}]
     manifest = manifest_from_data({"version": 1, "pairs": [{"chain": chain}]})
     (merge,) = make_plan(manifest, from_state_dict(tensors)).merges
-    assert exact_values(merge, tensors.__getitem__, None)["bias"].tolist() == [0.0, 1.0]
+    assert exact_values(merge, tensors.__getitem__)["bias"].tolist() == [0.0, 1.0]
     found = magnitudes(merge, tensors.__getitem__, CPU)
     assert found["bias"].tolist() == [6e6, 3.0]
 
@@ -129,7 +129,7 @@ def test_what_is_left_of_large_sums_is_as_uncertain_as_they_are() -> None:
     checkpoint = open_checkpoint(FIXTURES / "bound301.safetensors")
     manifest = load_manifest(FIXTURES / "bound301.yaml")
     (merge,) = make_plan(manifest, checkpoint, border="corrected", growth="allow").merges
-    values = exact_values(merge, checkpoint.load, None)
+    values = exact_values(merge, checkpoint.load)
     found = magnitudes(merge, checkpoint.load, CPU)
     ratios = [float((found[key] / value.abs()).max()) for key, value in values.items()]
     assert max(ratios) > 1e3
@@ -167,7 +167,7 @@ def pointwise(
 def test_a_channel_that_is_hardly_there_is_enlarged_and_one_that_cancels_is_not() -> None:
     """What cancels is known no better than the products are, however large it is made."""
     merge, tensors = pointwise([[1.0, 2.0**-40, 1.0], [1.0, 2.0**-40, -1.0]], [[1.0, 1.0]])
-    assert float(exact_values(merge, tensors.__getitem__, None)["weight"][0, 2]) == 0.0
+    assert float(exact_values(merge, tensors.__getitem__)["weight"][0, 2]) == 0.0
     scales = input_scales(merge, tensors.__getitem__, CPU)
     assert scales[[0, 2]].tolist() == [1.0, 1.0]
     assert 2.0**39 < float(scales[1]) < 2.0**41

@@ -52,8 +52,8 @@ def test_some_groups_give_what_they_give_among_all(name: str) -> None:
     expected = reference(one.merge.tree, one.load)(x)[:, list(some.channels)]
     for run in (reference(some.part.tree, some.load(one.load)), run_of(some.module(module))):
         torch.testing.assert_close(run(part), expected, rtol=1e-11, atol=1e-11)
-    values = stored_layout(one.merge, exact_values(one.merge, one.load, None))
-    own = stored_layout(some.part, exact_values(some.part, some.load(one.load), None))
+    values = stored_layout(one.merge, exact_values(one.merge, one.load))
+    own = stored_layout(some.part, exact_values(some.part, some.load(one.load)))
     for key, value in some.values(values).items():
         torch.testing.assert_close(value, own[key], rtol=1e-12, atol=1e-12)
 

@@ -87,7 +87,7 @@ def exact_parameters(original: nn.Module, plan: Plan | Recipe) -> dict[str, Tens
         plan = plan_of(own, plan)
     found: dict[str, Tensor] = {}
     for merge in plan.merges:
-        found |= by_parameter(merge, exact_values(merge, own.load, None), own.prefix)
+        found |= by_parameter(merge, exact_values(merge, own.load), own.prefix)
     return found
 
 

@@ -76,7 +76,7 @@ def check_layer(
     try:
         if exact is None:
             recomputed = Recomputed(merge, load, device)
-            exact = exact_values(merge, load, module.weight.dtype, device)
+            exact = exact_values(merge, load, device)
     except (TensorDataError, GeometryError) as error:
         return replace(report, problem=f"cannot be merged anew: {str(error).rstrip('.')}")
     values = stored_layout(merge, exact)

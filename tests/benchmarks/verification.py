@@ -123,7 +123,7 @@ def _prepared(case: Case) -> dict[str, Callable[[], Any]]:
     return {
         "merge": lambda: squeeze_one(merge, load),
         "merge's check": lambda: check(squeezed.exact),
-        "values": lambda: exact_values(merge, load, merge.dtype),
+        "values": lambda: exact_values(merge, load),
         "verify's check": lambda: check(None),
     }
 

@@ -81,7 +81,7 @@ def test_the_regions_are_those_written_by_hand(block: Block) -> None:
         other = found[tensors]
         assert other.geometry == merge.geometry
         assert other.weights_after == merge.weights_after
-        values, others = (exact_values(one, own.load, None) for one in (merge, other))
+        values, others = (exact_values(one, own.load) for one in (merge, other))
         assert values.keys() == others.keys()
         for name, value in values.items():
             torch.testing.assert_close(others[name], value, rtol=1e-12, atol=1e-12)
