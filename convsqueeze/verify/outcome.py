@@ -172,13 +172,8 @@ def _border_mask(merge: Merge, size: Size, output: torch.Size) -> Tensor:
             rows = sorted(wrong_rows(merge.geometry_tree, axis, given))
         else:
             own = merge.geometry.axes[axis]
-            last = own.upsample * (given - 1)
-            starts = [own.stride * index for index in range(count)]
-            rows = [
-                index
-                for index, start in enumerate(starts)
-                if start + own.taps[0] < 0 or start + own.taps[-1] > last
-            ]
+            low, high = -own.taps[0], own.upsample * (given - 1) - own.taps[-1]
+            rows = [row for row in range(count) if not low <= own.stride * row <= high]
         mask.index_fill_(axis, torch.tensor(rows, dtype=torch.long), True)
     return mask
 
