@@ -20,6 +20,7 @@ def merge_data(done: "MergedFile") -> dict[str, Any]:
     """What `merge` did."""
     return {
         "source": str(done.source),
+        "state_dict": done.wrapper,
         "output": None if done.output is None else str(done.output),
         "bytes_before": done.bytes_before,
         "bytes_after": done.bytes_after if done.output else None,

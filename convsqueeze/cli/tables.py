@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
 def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
     reports = {one.name: one for one in done.verification.layers} if done.verification else {}
-    table = new_table(done.source.name, "layer", "kernel", "weights", "MACs", "border")
+    table = new_table(done.title, "layer", "kernel", "weights", "MACs", "border")
     if reports:
         table.add_column("largest error\n/ bound", justify="right")
     for merge in done.plan.merges:
