@@ -1,9 +1,11 @@
 """Where in a saved object the state dict lies.
 
 Training scripts save it bare, or under one of a few keys beside epoch counters and optimizer
-state. A path is a tuple of keys; its dotted form is what a user reads and types.
+state, and often twice: as it was trained and averaged over time. A path is a tuple of keys; its
+dotted form is what a user reads and types.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +25,9 @@ KNOWN = (
     "net",
     "generator",
 )
+AVERAGED = {"ema", "swa", "average", "averaged", "averaging", "avg", "polyak", "teacher"}
+"""Words in a key that say of weights that they are an average of others, in lower case."""
+WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 DEPTH = 4
 """How deep a state dict is looked for; a saved object may contain itself."""
 
@@ -33,10 +38,12 @@ def find_state_dict(path: Path, saved: object, key: str | None) -> KeyPath:
         return _asked(path, saved, key)
     for candidates in _ranked(saved):
         if len(candidates) > 1:
-            choices = [dotted(candidate) for candidate in candidates]
+            names = ", ".join(shown(dotted(place)) for place in candidates)
+            averaged = next((place for place in candidates if _averaged(place)), None)
+            example = shown(dotted(averaged or candidates[0]))
             raise CheckpointError(
-                f"{path}: holds {len(choices)} state dicts ({', '.join(choices)}), one was needed. "
-                f"Choose with --key, for example --key {choices[0]}."
+                f"{path}: holds {len(candidates)} state dicts ({names}), one was needed. Choose "
+                f"with --key, for example --key {example}{', the average' if averaged else ''}."
             )
         if candidates:
             return candidates[0]
@@ -47,11 +54,22 @@ def find_state_dict(path: Path, saved: object, key: str | None) -> KeyPath:
 
 
 def _ranked(saved: object) -> Iterator[list[KeyPath]]:
-    """Known keys come before the top level: it may hold a stray tensor, such as the best score."""
-    yield list(_known(saved, ()))
+    """Known keys come before the top level: it may hold a stray tensor, such as the best score.
+
+    An average is never passed over for the weights that it is of, nor they for it.
+    """
+    known = list(_known(saved, ()))
+    below = [place for place in _mappings(saved) if _has_tensors(at(saved, place), least_rank=1)]
+    if any(map(_averaged, below)):
+        known += [place for place in below if place not in known]
+    yield known
     yield [()] if _has_tensors(saved, least_rank=1) else []
-    yield [place for place in _mappings(saved) if _has_tensors(at(saved, place), least_rank=1)]
+    yield below
     yield [()] if _has_tensors(saved, least_rank=0) else []
+
+
+def _averaged(place: KeyPath) -> bool:
+    return any(word.lower() in AVERAGED for key in place for word in WORD.findall(key))
 
 
 def _known(value: object, place: KeyPath) -> Iterator[KeyPath]:

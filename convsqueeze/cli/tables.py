@@ -53,7 +53,7 @@ KEYWORDS = {"verified": "bold green", "not verified": "bold red", "border": "yel
 
 def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
-    print_table(console, merge_table(done.source.name, done.plan, done.verification))
+    print_table(console, merge_table(done.title, done.plan, done.verification))
     if table := forms_table(done.plan.merges):
         print_table(console, table)
     print_notes(console, done.notes)
