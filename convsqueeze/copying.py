@@ -49,17 +49,30 @@ class Sandbox:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._copy: nn.Module | None = None
+        self._wide: nn.Module | None = None
         self._held: list[Any] = []
+        self._wide_held: list[Any] = []
 
     def module(self) -> nn.Module:
         """A copy as the model is. Its tensors share the memory of the model's, so only code that
         computes without values may run on it. Raises ModelCodeError as `copied` does.
         """
-        if self._copy is None or not _is_same(self._held, list(_held(self._copy))):
-            shared = {id(tensor): _alias(tensor) for tensor in _shareable(self.model)}
-            self._copy = _copied(self.model, shared)
-            self._held = list(_held(self._copy))
+        tensors = _shareable(self.model)
+        if self._copy is None or not _is_same(self._held, [*tensors, *_held(self._copy)]):
+            self._copy = _copied(self.model, {id(tensor): _alias(tensor) for tensor in tensors})
+            self._held = [*tensors, *_held(self._copy)]
         return self._copy
+
+    def in_float64(self) -> nn.Module:
+        """A copy in float64 and eval mode on the CPU, with memory of its own, to be run: the same
+        one again, while nothing is left in it. Raises ModelCodeError as `copied` does.
+        """
+        versions = [tensor._version for tensor in _shareable(self.model)]
+        if self._wide is None or not _is_same(self._wide_held, [*versions, *_held(self._wide)]):
+            module = self.given_away().cpu().eval().requires_grad_(False)
+            self._wide = module._apply(lambda tensor: as_wide(tensor, torch.float64))
+            self._wide_held = [*versions, *_held(self._wide)]
+        return self._wide
 
     def given_away(self) -> nn.Module:
         """A copy with memory of its own, for any use. Raises ModelCodeError as `copied` does."""
@@ -69,6 +82,15 @@ class Sandbox:
         for tensor in _shareable(module):
             tensor.data = tensor.data.clone()
         return module
+
+
+def as_wide(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A float in `dtype` (None: its own), a complex number with both of its parts in it."""
+    if dtype is None:
+        return tensor
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _shareable(model: nn.Module) -> list[Tensor]:

@@ -91,6 +91,25 @@ def test_a_copy_shares_memory_until_it_is_given_away() -> None:
     assert sandbox.module() is not made
 
 
+def test_the_copy_in_float64_is_one_while_nothing_changes() -> None:
+    model = Keeping().train()
+    sandbox = Sandbox(model)
+    wide = sandbox.in_float64()
+    assert wide.one.weight.dtype == torch.float64
+    assert not wide.training
+    assert model.training
+    wide(torch.ones(1, 3, 2, 2).double())
+    assert sandbox.in_float64() is wide
+    wide.table["sizes"].append(1)
+    again = sandbox.in_float64()
+    assert again is not wide
+    with torch.no_grad():
+        model.one.weight += 1
+    assert sandbox.in_float64().one.weight.equal(model.one.weight.double())
+    model.one.weight = nn.Parameter(torch.zeros(16, 3, 1, 1))
+    assert not sandbox.module().one.weight.any()
+
+
 @pytest.mark.parametrize("kept", [name for name in KEPT if name not in ("hook", "mode")])
 @pytest.mark.filterwarnings("ignore:The tensor attribute")
 def test_what_code_keeps_is_neither_in_the_model_nor_in_its_way(kept: str) -> None:

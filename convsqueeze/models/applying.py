@@ -43,20 +43,21 @@ def apply(
     where the model does not take the example; CheckpointError for the file.
     """
     arguments = None if example is None else positional(model, example, "example")
-    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key), arguments)
+    sandbox = Sandbox(model)
+    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key), arguments, sandbox)
     if arguments is not None:
         coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)
-        _check_example(model, squeezed, arguments, max(TOLERANCE, ROUNDINGS * coarsest))
+        _check_example(sandbox, squeezed, arguments, max(TOLERANCE, ROUNDINGS * coarsest))
     return squeezed
 
 
 def _check_example(
-    model: nn.Module, squeezed: nn.Module, arguments: tuple[Any, ...], tolerance: float
+    sandbox: Sandbox, squeezed: nn.Module, arguments: tuple[Any, ...], tolerance: float
 ) -> None:
     """Raises ModelMismatchError where an output of two models differs by more than `tolerance` of
     its largest value.
     """
-    one = runnable(Sandbox(model), lambda dtype: inputs_of(arguments).first(dtype), "example")
+    one = runnable(sandbox, lambda dtype: inputs_of(arguments).first(dtype), "example")
     before = named_tensors(one.output)
     after = Running(copied(squeezed), one.running.dtype).run(one.arguments)
     for place, difference in distances(before, after).items():

@@ -63,6 +63,7 @@ class WholeJob:
         squeezed = with_layers(
             *(model, own, plan.merges, lambda merge: layers[merge.into]),
             arguments=example_arguments(model, inputs),
+            sandbox=self._code.sandbox,
         )
         self.report = verify_whole(
             *(model, squeezed, inputs),

@@ -108,7 +108,8 @@ def export_whole(
     if checkpoint is not None:
         _check_source(checkpoint, recipe, key, path)
         load_checkpoint(model.eval(), checkpoint, key=key)
-    squeezed, plan = applied(model, held)
+    sandbox = sandbox or Sandbox(model)
+    squeezed, plan = applied(model, held, sandbox=sandbox)
     squeezed.eval()
     whole, both = None, None
     if checkpoint is not None:

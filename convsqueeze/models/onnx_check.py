@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import dtype_name
+from convsqueeze.copying import as_wide
 from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.runtime import RUNTIME_ERRORS, first_line, in_float32, session_of
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.outputs import NamedTensors
-from convsqueeze.models.running import Running, Steps, as_wide, distances, largest_value, nearest
+from convsqueeze.models.running import Running, Steps, distances, largest_value, nearest
 from convsqueeze.models.whole import FACTOR
 from convsqueeze.verify import Worst
 

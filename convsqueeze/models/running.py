@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import half_ulp
-from convsqueeze.copying import Sandbox
+from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import NamedTensors, given_tensors, named_tensors
@@ -241,15 +241,6 @@ class Narrowed(TorchDispatchMode):
         return result
 
 
-def as_wide(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A float in `dtype` (None: its own), a complex number with both of its parts in it."""
-    if dtype is None:
-        return tensor
-    if tensor.is_complex():
-        return tensor.to(dtype.to_complex())
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
 def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
 
@@ -281,7 +272,9 @@ def runnable(
     """
     raised: list[Exception] = []
     for dtype in (torch.float64, torch.float32, None):
-        running, arguments = Running(sandbox.given_away(), dtype), arguments_in(dtype)
+        is_wide = dtype == torch.float64
+        module = sandbox.in_float64() if is_wide else sandbox.given_away()
+        running, arguments = Running(module, dtype), arguments_in(dtype)
         try:
             with Narrowed() as seen:
                 output = running.output(arguments)

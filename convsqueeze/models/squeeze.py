@@ -125,6 +125,9 @@ def squeeze(
             plan = scan_plan(found, own, "scan", growth) if own else None
             if own is None or plan is None:
                 return copied(model), SqueezeReport(found, notes=notes)
+            for name, tensor in model.state_dict().items():
+                if isinstance(tensor, Tensor) and tensor.is_meta:
+                    own.load(name.removeprefix(own.prefix))  # which raises
             check_memory(plan)
             result = squeeze_checkpoint(
                 plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
-from convsqueeze.copying import copied
+from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import ModelMismatchError, PlanError
 from convsqueeze.graph import Placement, Replaced
 from convsqueeze.manifest import manifest_from_data
@@ -18,7 +18,7 @@ from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import module_problems
 from convsqueeze.surgery.modules import encloses, placement_in, submodule
-from convsqueeze.surgery.shapes import InputShapes
+from convsqueeze.surgery.trials import Trials
 
 
 class Zero(nn.Module):
@@ -43,16 +43,19 @@ class Zero(nn.Module):
 
 
 def applied(
-    model: nn.Module, checkpoint: Checkpoint, arguments: Sequence[Any] | None = None
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    arguments: Sequence[Any] | None = None,
+    sandbox: Sandbox | None = None,
 ) -> tuple[nn.Module, Plan]:
     """A copy of `model` with a checkpoint's squeezed layers and all its tensors, and the plan by
     which they were made.
 
     The module named `into` becomes the squeezed layer; the other merged modules become
     `nn.Identity` (in another branch of a sum: `Zero`). `arguments` are ones that the model takes,
-    if any are known. Raises ModelMismatchError with every reason where the model's layers are not
-    those of the recipe, or its own code would still do a part of the merge; CheckpointError for the
-    checkpoint.
+    if any are known, `sandbox` is that of the model. Raises ModelMismatchError with every reason
+    where the model's layers are not those of the recipe, or its own code would still do a part of
+    the merge; CheckpointError for the checkpoint.
     """
     recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
     own = from_state_dict(model.state_dict())
@@ -65,7 +68,10 @@ def applied(
 
     differences = recipe_differences(plan, recipe, str(checkpoint.path))
     squeezed = with_layers(
-        model, own, plan.merges, layer_of, arguments=arguments, problems=[*differences]
+        *(model, own, plan.merges, layer_of),
+        arguments=arguments,
+        sandbox=sandbox,
+        problems=[*differences],
     )
     _load(squeezed, own.prefix, checkpoint)
     return squeezed, plan
@@ -78,6 +84,7 @@ def with_layers(
     layer_of: Callable[[Merge], SqueezedConv],
     *,
     arguments: Sequence[Any] | None = None,
+    sandbox: Sandbox | None = None,
     problems: Sequence[str] = (),
 ) -> nn.Module:
     """A copy of `model`, whose tensors are `own`, with what `layer_of` gives for each merge
@@ -89,12 +96,12 @@ def with_layers(
     Raises ModelMismatchError with the `problems` that are known already and whatever stands against
     it.
     """
-    against, shapes = [*problems], InputShapes(model, arguments)
+    against, trials = [*problems], Trials(sandbox or Sandbox(model), own, arguments)
     places: list[Placement[ResolvedLayer] | None] = []
     for merge in merges:
-        places.append(merge.placement or placement_in(model, own, merge, shapes))
+        places.append(merge.placement or placement_in(model, own, merge, trials))
         if merge.placement is None:
-            against += module_problems(model, own, merge, places[-1], shapes)
+            against += module_problems(model, own, merge, places[-1], trials)
     if against:
         raise ModelMismatchError(against)
     squeezed = copied(model)

@@ -1,7 +1,6 @@
 """What in a model stands against a merge: other layers than the recipe's, or more than they do."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import nn
@@ -15,8 +14,8 @@ from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds import layers
 from convsqueeze.kinds.registry import COMPARED
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.surgery.modules import NotRunError, computes, encloses, submodule
-from convsqueeze.surgery.shapes import InputShapes
+from convsqueeze.surgery.modules import encloses, submodule
+from convsqueeze.surgery.trials import NotRunError, Trials
 
 
 def module_problems(
@@ -24,10 +23,10 @@ def module_problems(
     own: Checkpoint,
     merge: Merge,
     place: Placement[ResolvedLayer] | None,
-    shapes: InputShapes,
+    trials: Trials,
 ) -> Iterator[str]:
     """What in the model stands against one merge at its place; `own` are the model's tensors,
-    `shapes` what its modules are given.
+    `trials` run its modules.
     """
     named = [
         (leaf, submodule(model, own.prefix + leaf.layer.name))
@@ -46,15 +45,15 @@ def module_problems(
         )
     elif encloses(merge):
         yield from _hooks_lost(target, merge)
-        yield from _lost(target, own, merge, shapes)
+        yield from _lost(target, merge, trials)
     else:
-        yield from _parts_problems(model, own, merge, place, shapes)
+        yield from _parts_problems(model, own, merge, place, trials)
 
 
-def _lost(target: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes) -> Iterator[str]:
+def _lost(target: nn.Module, merge: Merge, trials: Trials) -> Iterator[str]:
     """A module that holds all the merged layers must do nothing beside them."""
     try:
-        if computes(target, own, merge.tree, partial(shapes.of, own.prefix + merge.into)):
+        if trials.computes(merge.into, merge.tree):
             return
     except NotRunError as error:
         yield _not_run(merge.into, error)
@@ -69,7 +68,7 @@ def _lost(target: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes)
 
 
 def _own_forward(
-    module: nn.Module | None, own: Checkpoint, leaf: ResolvedLayer, shapes: InputShapes
+    module: nn.Module | None, name: str, leaf: ResolvedLayer, trials: Trials
 ) -> Iterator[str]:
     """A subclass of a torch layer, or a layer with a forward of its own, may do more than that
     layer: it is run to see.
@@ -77,8 +76,7 @@ def _own_forward(
     if module is None or (type(module) in COMPARED and "forward" not in vars(module)):
         return
     try:
-        name = own.prefix + str(leaf.layer.name)
-        if not computes(module, own, leaf, partial(shapes.of, name)):
+        if not trials.computes(name, leaf):
             yield (
                 f"{leaf.label}: is a {type(module).__name__} in the model, whose forward is not "
                 f"that of the {leaf.layer.type} in the recipe. Describe what it does, or leave it "
@@ -199,7 +197,7 @@ def _parts_problems(
     own: Checkpoint,
     merge: Merge,
     place: Placement[ResolvedLayer] | None,
-    shapes: InputShapes,
+    trials: Trials,
 ) -> Iterator[str]:
     """Parts of the merge that the model's own code would go on doing, and modules that do something
     else than the layer that they are named after.
@@ -213,7 +211,7 @@ def _parts_problems(
     for leaf in merge.layers:
         name = leaf.layer.name
         if name is not None and not any(f"{name}.".startswith(f"{one}.") for one in whole):
-            yield from _own_forward(submodule(model, own.prefix + name), own, leaf, shapes)
+            yield from _own_forward(submodule(model, own.prefix + name), name, leaf, trials)
 
 
 def _left_in_code(merge: Merge) -> Iterator[str]:

@@ -1,36 +1,30 @@
 """The modules of a model: which does what, by running it, and which has a merge's place."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convsqueeze.algebra.sizes import merged, reach, smallest_size
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.copying import copied
 from convsqueeze.graph import Modules, Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
-from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
-from convsqueeze.surgery.shapes import InputShapes
-from convsqueeze.tracing.raised import describe_error, exits_caught
-from convsqueeze.verify.reference import Run, reference
+from convsqueeze.plan import Merge, ResolvedLayer
+from convsqueeze.surgery.trials import NotRunError, Trials
 
 
 def placement_in(
-    model: nn.Module, own: Checkpoint, merge: Merge, shapes: InputShapes
+    model: nn.Module, own: Checkpoint, merge: Merge, trials: Trials
 ) -> Placement[ResolvedLayer] | None:
     """Where a merge goes in a model, by the names of its layers; `own` are the model's tensors,
-    `shapes` what its modules are given.
+    `trials` run its modules.
     """
     if encloses(merge):
         return Placement(merge.into, ())
 
     def unit(tree: Tree[ResolvedLayer]) -> str | None:
         if isinstance(tree, Chain | Sum) or tree.layer.name is None:
-            return _enclosing(model, own, tree, merge, shapes)
+            return _enclosing(model, own, tree, merge, trials)
         return tree.layer.name
 
     def is_skip(leaf: ResolvedLayer) -> bool:
@@ -56,7 +50,7 @@ def _enclosing(
     own: Checkpoint,
     tree: Tree[ResolvedLayer],
     merge: Merge,
-    shapes: InputShapes,
+    trials: Trials,
 ) -> str | None:
     """The smallest module that does just what these layers do, and whose tensors all go with a
     merge, if one that holds them does.
@@ -67,7 +61,7 @@ def _enclosing(
         if module is None or stays or any(map(has_hooks, module.modules())):
             return None
         with suppress(NotRunError):
-            if computes(module, own, tree, partial(shapes.of, own.prefix + name)):
+            if trials.computes(name, tree):
                 return name
     return None
 
@@ -108,59 +102,3 @@ def encloses(merge: Merge) -> bool:
         and all(name is None or f"{name}.".startswith(inside) for name in names)
         and any(name != merge.into for name in names)
     )
-
-
-LARGE = 2.0**20
-"""Where inputs are this large no bias keeps what comes out above zero, or below."""
-
-
-class NotRunError(Exception):
-    """A module whose own code raises, in a phrase."""
-
-
-def computes(
-    module: nn.Module,
-    own: Checkpoint,
-    tree: Tree[ResolvedLayer],
-    given: Callable[[], Sequence[int] | None] = lambda: None,
-) -> bool:
-    """Whether a module computes what the layers do, on random images and in float64: small and
-    large values, each with its negative, as activations may pass what has one sign.
-
-    The images are small ones of two sizes, for what rounds its output size another way; where the
-    module takes none of them, they have the shape that is `given` to it in the model. Raises
-    NotRunError where it takes neither.
-    """
-    shapes = geometry_tree(tree)
-    rank = len(merged(shapes).axes)
-    channels = merged(shapes).in_channels
-    small = [smallest_size(shapes, axis) + reach(shapes, axis) for axis in range(rank)]
-    run, expected = copied(module).cpu().double().eval(), reference(tree, own.load)
-    sizes = [(1, channels, *(size + more for size in small)) for more in (0, 1)]
-    try:
-        return all(_agree(run, expected, size) for size in sizes)
-    except NotRunError:
-        shape = given()
-        if shape is None or len(shape) != rank + 2 or shape[1] != channels:
-            raise
-    return _agree(run, expected, shape)
-
-
-def _agree(module: nn.Module, expected: Run, shape: Sequence[int]) -> bool:
-    """On images of one shape. Raises NotRunError."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    image = torch.randn(*shape, generator=generator, dtype=torch.float64)
-    for factor in (1.0, -1.0, LARGE, -LARGE):
-        with torch.no_grad():
-            wanted = expected(factor * image)
-            try:
-                with exits_caught():
-                    found = module(factor * image)
-            except Exception as error:
-                size = "x".join(map(str, shape))
-                raise NotRunError(f"{describe_error(error)}, on an input of {size}") from error
-        if not isinstance(found, Tensor) or found.shape != wanted.shape:
-            return False
-        if not (found - wanted).abs().max() <= 1e-9 * wanted.abs().max():
-            return False
-    return True

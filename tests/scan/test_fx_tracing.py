@@ -108,7 +108,7 @@ def test_a_hook_on_a_container_is_seen() -> None:
 
     block = nn.Sequential(nn.Conv2d(3, 8, 1))
     model = made(lambda: Code(forward, block=block, two=nn.Conv2d(8, 3, 1)))
-    (first, *_) = symbolically_traced(model, [X]).steps.values()
+    (first, *_) = symbolically_traced(model, [X]).ops.values()
     assert [call.name for call in first.calls] == ["block", "block.0"]
     assert merged_layers(by_fx(model, X)) == [("block.0", "two")]
     block.register_forward_hook(lambda module, args, result: None)

@@ -10,7 +10,7 @@ import convsqueeze
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import parse_manifest
 from convsqueeze.plan import make_plan
-from convsqueeze.surgery.modules import computes
+from convsqueeze.surgery.trials import computes
 from scan.code import Code, image, largest_share, made
 
 

@@ -84,7 +84,7 @@ def test_the_given_model_is_untouched() -> None:
         assert heard == ["model", "act", "backward"]
 
 
-@pytest.mark.parametrize("step", ["merge_state_dict", "verify_whole"])
+@pytest.mark.parametrize("step", ["squeeze_checkpoint", "verify_whole"])
 def test_the_given_model_is_untouched_where_squeezing_fails(
     step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,119 @@
+"""Modules of a model, run beside the layers that they are said to be."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from convsqueeze.algebra.sizes import merged, reach, smallest_size
+from convsqueeze.algebra.tree import Tree
+from convsqueeze.checkpoint import Checkpoint
+from convsqueeze.copying import Sandbox
+from convsqueeze.plan import ResolvedLayer, geometry_tree
+from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.verify.reference import Run, reference
+
+LARGE = 2.0**20
+"""Where inputs are this large no bias keeps what comes out above zero, or below."""
+
+
+class NotRunError(Exception):
+    """A module whose own code raises, in a phrase."""
+
+
+class Trials:
+    """Runs modules of a model, whose tensors are `own`: on small images, or of the shape that they
+    are given when the model runs on `arguments`, if it is known on which ones it does.
+    """
+
+    def __init__(
+        self, sandbox: Sandbox, own: Checkpoint, arguments: Sequence[Any] | None = None
+    ) -> None:
+        self._sandbox, self._own, self._arguments = sandbox, own, arguments
+
+    def computes(self, name: str, tree: Tree[ResolvedLayer]) -> bool:
+        """Whether the module of this name, without the prefix of the model, computes what the
+        layers do. Raises NotRunError.
+        """
+        name = self._own.prefix + name
+        module = self._sandbox.in_float64().get_submodule(name)
+        return computes(module, self._own, tree, partial(self._given_shape, name))
+
+    def _given_shape(self, name: str) -> tuple[int, ...] | None:
+        return self._given_shapes.get(name)
+
+    @cached_property
+    def _given_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the first tensor that each module is given; the model runs without values."""
+        found: dict[str, tuple[int, ...]] = {}
+        if self._arguments is None:
+            return found
+        model = Sandbox(self._sandbox.model).module().eval()
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                module.register_forward_pre_hook(_hearing(name, found))
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with suppress(Exception), fake, torch.no_grad(), exits_caught():
+            model(*self._arguments)  # what ran until it raised has been heard
+        return found
+
+
+def _hearing(name: str, found: dict[str, tuple[int, ...]]) -> Callable[[nn.Module, Any], None]:
+    def hear(module: nn.Module, given: Any) -> None:
+        shapes = (value.shape for value in tree_leaves(given) if isinstance(value, Tensor))
+        if shape := next(shapes, None):
+            found.setdefault(name, tuple(map(int, shape)))
+
+    return hear
+
+
+def computes(
+    module: nn.Module,
+    own: Checkpoint,
+    tree: Tree[ResolvedLayer],
+    given_shape: Callable[[], Sequence[int] | None] = lambda: None,
+) -> bool:
+    """Whether a module in float64 and eval mode computes what the layers do, on random images:
+    small and large values, each with its negative, as activations may pass what has one sign.
+
+    The images are small ones of two sizes, for what rounds its output size another way; where the
+    module takes none of them, they have the shape that the model gives it. Raises NotRunError where
+    it takes neither.
+    """
+    geometry = geometry_tree(tree)
+    channels, rank = merged(geometry).in_channels, len(merged(geometry).axes)
+    small = [smallest_size(geometry, axis) + reach(geometry, axis) for axis in range(rank)]
+    sizes = [(1, channels, *(size + more for size in small)) for more in (0, 1)]
+    expected = reference(tree, own.load)
+    try:
+        return all(_agree(module, expected, size) for size in sizes)
+    except NotRunError:
+        shape = given_shape()
+        if shape is None or len(shape) != rank + 2 or shape[1] != channels:
+            raise
+    return _agree(module, expected, shape)
+
+
+def _agree(module: nn.Module, expected: Run, shape: Sequence[int]) -> bool:
+    """On images of one shape. Raises NotRunError."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    image = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    for factor in (1.0, -1.0, LARGE, -LARGE):
+        with torch.no_grad():
+            wanted = expected(factor * image)
+            try:
+                with exits_caught():
+                    found = module(factor * image)
+            except Exception as error:
+                size = "x".join(map(str, shape))
+                raise NotRunError(f"{describe_error(error)}, on an input of {size}") from error
+        if not isinstance(found, Tensor) or found.shape != wanted.shape:
+            return False
+        if not (found - wanted).abs().max() <= 1e-9 * wanted.abs().max():
+            return False
+    return True
