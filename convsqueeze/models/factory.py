@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
 from convsqueeze.names import nearest, shown
-from convsqueeze.tracing.raised import is_signal
+from convsqueeze.tracing.raised import is_signal, own_line
 
 FORM = "package.module:factory or path/to/file.py:factory"
 _BESIDE = "convsqueeze_model_"
@@ -142,36 +141,13 @@ def _running(place: str, doing: str) -> Iterator[None]:
     except BaseException as error:
         if is_signal(error):
             raise
-        raise ModelCodeError(f"{place}: {doing} fails{_line(error)}: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    message = str(error).strip().partition("\n")[0].rstrip(".")
-    kind = type(error).__name__
-    return (
-        f"{kind}: {message or 'no message'}. This is the model's own code; --debug shows all of "
-        "its traceback."
-    )
-
-
-def _line(error: BaseException) -> str:
-    """` at file:line`, the innermost line of code that is neither installed nor this program's."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" at {error.filename}:{error.lineno}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<") and frame.filename not in (__file__, inspect.__file__)
-        if Path(frame.filename).parent.name not in ("importlib",)
-    ]
-    own = [frame for frame in frames if not _is_installed(frame.filename)] or frames
-    return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-
-
-def _is_installed(file: str) -> bool:
-    """Whether a file belongs to an installed package or to Python itself."""
-    parts = Path(file).parts
-    return "site-packages" in parts or file.startswith(str(Path(inspect.__file__).parent))
+        line = own_line(error)
+        at = f" at {line[0]}:{line[1]}" if line else ""
+        message = str(error).strip().partition("\n")[0].rstrip(".") or "no message"
+        raise ModelCodeError(
+            f"{place}: {doing} fails{at}: {type(error).__name__}: {message}. This is the model's "
+            "own code; --debug shows all of its traceback."
+        ) from error
 
 
 def with_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> nn.Module:

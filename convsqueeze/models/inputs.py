@@ -23,16 +23,11 @@ from convsqueeze.errors import ModelInputError
 from convsqueeze.tracing.raised import leaving_caught, told
 
 DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    )
 }
 FORM = "1,3,224,224 or 1,77:int64"
 _SHAPE = re.compile(r"\d+(,\d+)*,?")

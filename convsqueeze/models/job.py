@@ -2,15 +2,12 @@
 written.
 """
 
-from torch import nn
-
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.copying import Sandbox
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border
 from convsqueeze.models.code import Code
-from convsqueeze.models.inputs import Inputs, placed
+from convsqueeze.models.inputs import placed
 from convsqueeze.models.squeeze import scan_model, scan_plan
 from convsqueeze.models.verifying import merged_parameters, verify_whole
 from convsqueeze.models.whole import Track, WholeReport, untracked
@@ -50,36 +47,27 @@ def planner_from_code(
 class WholeJob:
     """After verification: holds the whole model with the merged layers against the original."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs,
-        *,
-        seed: int = 0,
-        track: Track = untracked,
-        sandbox: Sandbox | None = None,
-    ) -> None:
-        """`model` has the weights that are merged; `sandbox` is its own."""
-        self._model, self._inputs, self._sandbox = model, inputs, sandbox
-        self._seed, self._track = seed, track
+    def __init__(self, code: Code, *, seed: int = 0, track: Track = untracked) -> None:
+        """`code` is that of the model with the weights that are merged."""
+        self._code, self._seed, self._track = code, seed, track
         self.report: WholeReport | None = None
 
     def __call__(self, result: Result, files: NewFiles) -> None:
         """Raises VerificationError where the models differ, ModelMismatchError where a merged layer
         has no place in the model.
         """
-        model = self._model
+        model, inputs = self._code.model, self._code.inputs
         own = from_state_dict(model.state_dict())
         layers, plan = result.modules(), result.plan
         squeezed = with_layers(
             *(model, own, plan.merges, lambda merge: layers[merge.into]),
-            arguments=placed(model, self._inputs),
+            arguments=placed(model, inputs),
         )
         self.report = verify_whole(
-            *(model, squeezed, self._inputs),
+            *(model, squeezed, inputs),
             exact=merged_parameters(result, own.prefix),
             seed=self._seed,
             track=self._track,
-            sandbox=self._sandbox,
+            sandbox=self._code.sandbox,
         )
         self.report.raise_if_failed()

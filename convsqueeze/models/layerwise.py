@@ -1,15 +1,15 @@
 """Where two models begin to differ: every module's output, in the order in which they run."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from convsqueeze.models.outputs import Named, named_tensors
-from convsqueeze.models.running import Running, Steps, largest_difference, largest_value
+from convsqueeze.models.running import Running, Steps, distances, largest_value
 from convsqueeze.module import SqueezedConv
 
 Call = tuple[str, int]
@@ -55,55 +55,51 @@ def first_difference(
     steps: Steps,
     factor: float,
 ) -> FirstDifference | None:
-    """Both models again, with every module's output of the first kept.
+    """Both models again, with every module's output kept. None where none of them differs.
 
     `unit` and `steps` are the roundings of all weights of the first and of merged ones of the
-    second model, whose effect on every output is measured; `factor` times that is granted. None
-    where no module's output differs.
+    second model, whose effect on every output is measured; `factor` times that is granted.
     """
-    wanted, order = _recorded(one, arguments)
+    wanted, found = _outputs(one, arguments), _outputs(two, arguments)
     noise = _moved(one, arguments, wanted, one.noise_steps(unit))
-    found: dict[Call, Named] = {}
-    squeezed_before: dict[Call, list[str]] = {}
-    squeezed: list[str] = []
-
-    def keep(call: Call, module: nn.Module, output: Named) -> None:
-        if isinstance(module, SqueezedConv):
-            squeezed.append(call[0])
-        found[call] = output
-        squeezed_before[call] = list(squeezed)
-
-    _listened(two, arguments, keep)
     rounding = _moved(two, arguments, found, steps) if steps else {}
     kinds = dict(one.module.named_modules())
-    inside = _inside_merges(order, two.module)
-    agreeing, last = 0, ("", 0)
-    for call in order:
+    inside = _inside_merges(list(wanted), two.module)
+    agreeing: list[Call] = []
+    for call, output in wanted.items():
         if call in inside or call not in found or not _comparable(call[0], one.module, two.module):
             continue
-        error = _difference(wanted[call], found[call])
-        largest = max(map(largest_value, wanted[call].values()), default=0.0)
+        error = _distance(output, found[call])
+        largest = max(map(largest_value, output.values()), default=0.0)
         bound = factor * (noise.get(call, 0.0) + rounding.get(call, 0.0)) + unit * largest
         if not error <= bound:
-            known = len(squeezed_before.get(last, [])) if agreeing else 0
             return FirstDifference(
-                call[0],
-                type(kinds[call[0]]).__name__,
-                call[1],
-                error,
-                bound,
-                agreeing,
-                last[0],
-                tuple(squeezed_before[call][known:]),
+                *(call[0], type(kinds[call[0]]).__name__, call[1], error, bound, len(agreeing)),
+                after=agreeing[-1][0] if agreeing else "",
+                suspects=_squeezed(two.module, list(found), call, agreeing),
             )
-        agreeing, last = agreeing + 1, call
+        agreeing.append(call)
     return None
 
 
-def _recorded(running: Running, arguments: Sequence[Any]) -> tuple[dict[Call, Named], list[Call]]:
-    kept: dict[Call, Named] = {}
-    _listened(running, arguments, lambda call, module, output: kept.update({call: output}))
-    return kept, list(kept)
+def _squeezed(
+    model: nn.Module, calls: Sequence[Call], last: Call, agreeing: Sequence[Call]
+) -> tuple[str, ...]:
+    """The squeezed layers that ran between the last call that agrees and another."""
+    start = calls.index(agreeing[-1]) + 1 if agreeing else 0
+    names = (name for name, _ in calls[start : calls.index(last) + 1])
+    return tuple(name for name in names if isinstance(model.get_submodule(name), SqueezedConv))
+
+
+def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, Named]:
+    """Every module's output, in the order in which they end."""
+    found: dict[Call, Named] = {}
+
+    def keep(call: Call, output: Named) -> None:
+        found[call] = {place: tensor.clone() for place, tensor in output.items()}
+
+    _listen(running, arguments, keep)
+    return found
 
 
 def _moved(
@@ -112,49 +108,36 @@ def _moved(
     """How far every module's output moves when parameters take a step."""
     found: dict[Call, float] = {}
 
-    def measure(call: Call, module: nn.Module, output: Named) -> None:
+    def measure(call: Call, output: Named) -> None:
         if call in base:
-            found[call] = _difference(base[call], output)
+            found[call] = _distance(base[call], output)
 
     with running.with_values(running.moved(steps, 0)):
-        _listened(running, arguments, measure)
+        _listen(running, arguments, measure)
     return found
 
 
-def _difference(one: Named, other: Named) -> float:
-    return max((largest_difference(one[place], other.get(place)) for place in one), default=0.0)
+def _distance(one: Named, other: Named) -> float:
+    return max(distances(one, other).values(), default=0.0)
 
 
-def _listened(
-    running: Running, arguments: Sequence[Any], hear: Callable[[Call, nn.Module, Named], None]
+def _listen(
+    running: Running, arguments: Sequence[Any], hear: Callable[[Call, Named], None]
 ) -> None:
     """Run once; `hear` is told of every module's output as it comes. An exception ends it early."""
-    with _hooks(running.module, hear):
-        try:
-            running.run(arguments)
-        except Exception:  # noqa: BLE001  the user's code; what ran until then has been heard
-            return
-
-
-@contextmanager
-def _hooks(model: nn.Module, hear: Callable[[Call, nn.Module, Named], None]) -> Iterator[None]:
     calls: Counter[str] = Counter()
 
     def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
-            call = (name, calls[name])
             calls[name] += 1
-            kept = {place: tensor.clone() for place, tensor in named_tensors(output).items()}
-            hear(call, module, kept)
+            hear((name, calls[name] - 1), named_tensors(output))
 
         return hook
 
-    handles = [m.register_forward_hook(hook_of(name)) for name, m in model.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, suppress(Exception):  # what ran until then has been heard
+        for name, module in running.module.named_modules():
+            hooks.callback(module.register_forward_hook(hook_of(name)).remove)
+        running.run(arguments)
 
 
 def _comparable(name: str, before: nn.Module, after: nn.Module) -> bool:

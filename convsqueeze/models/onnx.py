@@ -106,11 +106,11 @@ def export_whole(
     if checkpoint is not None:
         _check_source(checkpoint, recipe, key, path)
         load_checkpoint(model.eval(), checkpoint, key=key)
-    squeezed, _ = applied(model, held)
+    squeezed, plan = applied(model, held)
     squeezed.eval()
     whole, both = None, None
     if checkpoint is not None:
-        exact = exact_parameters(model, recipe)
+        exact = exact_parameters(model, plan)
         options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
         whole, both = verified(model, squeezed, inputs, exact, **options)
         whole.raise_if_failed()

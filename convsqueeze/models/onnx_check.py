@@ -9,7 +9,8 @@ unit; `FACTOR` of them are granted, and what storing merged weights was seen to 
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,8 @@ from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.runtime import RUNTIME_ERRORS, first_line, in_float32, session_of
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.running import (
-    Running,
-    Steps,
-    largest_difference,
-    largest_value,
-)
+from convsqueeze.models.outputs import Named
+from convsqueeze.models.running import Running, Steps, as_wide, distances, largest_value, nearest
 from convsqueeze.models.whole import FACTOR
 from convsqueeze.verify import Worst
 
@@ -63,12 +60,12 @@ class OnnxReport:
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What torch and onnxruntime gave for an input."""
+    """What torch and onnxruntime gave for an input, in the order in which the exporter gives it."""
 
     place: str
     arguments: tuple[Any, ...]
-    wanted: list[Tensor]
-    found: list[Tensor]
+    wanted: Named
+    found: Named
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,47 +89,42 @@ class OnnxCheck:
         with tempfile.TemporaryDirectory(prefix="convsqueeze-") as folder:
             runs = _Session(model, Path(folder))
             opened = tuple((value.name, _sizes(value)) for value in model.graph.input)
-            tried = {}
-            for shapes in _shapes_to_try(self.inputs, [sizes for _, sizes in opened]):
-                outcome = self._outcome(runs, shapes)
-                if outcome is not None:
-                    tried[shapes] = outcome
-        if not tried:
+            shapes = _shapes_to_try(self.inputs, [sizes for _, sizes in opened])
+            every = {one: self._outcome(runs, one) for one in shapes}
+        outcomes = {one: outcome for one, outcome in every.items() if outcome is not None}
+        if not outcomes:
             raise VerificationError(["the model in torch takes none of the inputs."])
-        worst = self._judged(list(tried.values()), runs.dtype)
-        largest = max(largest_value(y) for outcome in tried.values() for y in outcome.wanted)
+        worst = self._judged(list(outcomes.values()), runs.dtype)
+        largest = max(largest_value(y) for one in outcomes.values() for y in one.wanted.values())
         notes = self.notes + runs.notes + _fixed(opened)
-        return OnnxReport(opened, tuple(tried), dtype_name(runs.dtype), worst, largest, notes)
+        return OnnxReport(opened, tuple(outcomes), dtype_name(runs.dtype), worst, largest, notes)
 
     def _outcome(self, runs: "_Session", shapes: Shapes) -> _Outcome | None:
         """None where the reference does not take the shapes. Raises VerificationError for outputs
         of other shapes.
         """
         arguments = self.inputs.resized(shapes).drawn(self.seed, runs.dtype)
-        wanted = self._wanted(arguments)
-        if wanted is None:
+        if self.known is not None and _are_equal(arguments, self.known[0]):
+            wanted = _named(tree_leaves(self.known[1]))
+        else:
+            wanted = _outputs(self.reference, arguments)
+        if not wanted:
             return None
-        found = runs.run(arguments, shapes)
         place = f"input {' '.join('x'.join(map(str, one)) for one in shapes)}"
-        if [t.shape for t in wanted] != [t.shape for t in found]:
-            given = ", ".join(str(tuple(t.shape)) for t in found)
-            needed = ", ".join(str(tuple(t.shape)) for t in wanted)
+        found = _named(runs.run(arguments, place))
+        given, needed = ([tuple(y.shape) for y in one.values()] for one in (found, wanted))
+        if given != needed:
+            told, other = (", ".join(map(str, one)) for one in (given, needed))
             raise VerificationError(
-                [f"gives outputs of shapes {given} in onnxruntime, {needed} in torch, {place}."]
+                [f"gives outputs of shapes {told} in onnxruntime, {other} in torch, {place}."]
             )
         return _Outcome(place, arguments, wanted, found)
 
-    def _wanted(self, arguments: tuple[Any, ...]) -> list[Tensor] | None:
-        if self.known is not None and _are_equal(arguments, self.known[0]):
-            return _tensors(self.known[1])
-        return _leaves(self.reference, arguments)
-
     def _judged(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Worst:
         """The output nearest to its bound. Raises VerificationError where one is beyond it."""
-        eps = torch.finfo(dtype).eps
-        worst = _nearest(outcomes, {}, eps)
+        worst = _nearest(outcomes, {}, dtype)
         if not worst.share <= 1.0:
-            worst = _nearest(outcomes, self._moved(outcomes, dtype), eps)
+            worst = _nearest(outcomes, self._moved(outcomes, dtype), dtype)
         if not worst.share <= 1.0:
             raise VerificationError(
                 [
@@ -142,55 +134,56 @@ class OnnxCheck:
             )
         return worst
 
-    def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[int, float]:
+    def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[str, float]:
         """What rounding was seen to move each output by: computing in `dtype`, and storing."""
-        seen: dict[int, float] = {}
+        seen: dict[str, float] = {}
         for seed, outcome in enumerate(outcomes, self.seed):
-            base = _leaves(self.squeezed, outcome.arguments) or []
+            base = _outputs(self.squeezed, outcome.arguments)
             with self.squeezed.computing_in(dtype):
-                computed = _leaves(self.squeezed, outcome.arguments) or []
+                computed = _outputs(self.squeezed, outcome.arguments, dtype)
             with self.squeezed.with_values(self.squeezed.moved(self.steps, seed)):
-                stored = _leaves(self.squeezed, outcome.arguments) or []
-            for others in (computed, stored):
-                for index, pair in enumerate(zip(base, others, strict=False)):
-                    distance = largest_difference(*pair)
-                    if distance < torch.inf:
-                        seen[index] = max(seen.get(index, 0.0), distance)
+                stored = _outputs(self.squeezed, outcome.arguments)
+            for moved in (distances(base, computed), distances(base, stored)):
+                for place in (one for one in moved if moved[one] < torch.inf):
+                    seen[place] = max(seen.get(place, 0.0), moved[place])
         return seen
 
 
-def _nearest(outcomes: Sequence[_Outcome], moved: Mapping[int, float], eps: float) -> Worst:
+def _nearest(outcomes: Sequence[_Outcome], moved: Mapping[str, float], dtype: torch.dtype) -> Worst:
     """The output nearest to its bound. A few units in the last place are always granted."""
-    worst = Worst()
-    for outcome in outcomes:
-        for index, (one, other) in enumerate(zip(outcome.wanted, outcome.found, strict=True)):
-            bound = FACTOR * moved.get(index, 0.0)
-            if one.is_floating_point():
-                bound += FACTOR * eps * largest_value(one)
-            error = largest_difference(one, other)
-            share = 0.0 if error == 0 else error / bound if bound else torch.inf
-            if share >= worst.share:
-                worst = Worst(error, bound, share, f"output {index}, {outcome.place}")
+    worst, eps = Worst(), torch.finfo(dtype).eps
+    for one in outcomes:
+        granted = {p: eps * largest_value(y) * y.is_floating_point() for p, y in one.wanted.items()}
+        bounds = {place: FACTOR * (granted[place] + moved.get(place, 0.0)) for place in one.wanted}
+        _, found = nearest(one.wanted, one.found, bounds)
+        if found.share >= worst.share:
+            worst = replace(found, place=f"{found.place}, {one.place}")
     return worst
 
 
 def _are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     pairs = list(zip(tree_leaves(one), tree_leaves(other), strict=True))
-    return all(a.equal(b.to(a.dtype)) if isinstance(a, Tensor) else a == b for a, b in pairs)
+    return all(
+        a.shape == b.shape and a.equal(b.to(a.dtype)) if isinstance(a, Tensor) else a == b
+        for a, b in pairs
+    )
 
 
-def _leaves(running: Running, arguments: tuple[Any, ...]) -> list[Tensor] | None:
-    """The tensors of an output in the order in which the exporter gives them; None where the model
-    does not run.
+def _outputs(
+    running: Running, arguments: tuple[Any, ...], dtype: torch.dtype | None = None
+) -> Named:
+    """Those of a model that computes in `dtype`, by default its own; empty where it does not run,
+    as not every size is one that its code takes.
     """
-    try:
-        return _tensors(running.output(tree_map_only(Tensor, running.wide, arguments)))
-    except Exception:  # noqa: BLE001  the user's code; not every size is one that it takes
-        return None
+    with suppress(Exception):
+        given = tree_map_only(Tensor, lambda x: as_wide(x, dtype or running.dtype), arguments)
+        return _named(tree_leaves(running.output(given)))
+    return {}
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    return [one.detach() for one in tree_leaves(output) if isinstance(one, Tensor)]
+def _named(outputs: Sequence[Any]) -> Named:
+    tensors = (one.detach() for one in outputs if isinstance(one, Tensor))
+    return {f"output {index}": tensor for index, tensor in enumerate(tensors)}
 
 
 class _Session:
@@ -216,15 +209,14 @@ class _Session:
             self.dtype = torch.float32
             self._session = _opened(in_float32(model), folder)
 
-    def run(self, arguments: tuple[Any, ...], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def run(self, arguments: tuple[Any, ...], place: str) -> list[Tensor]:
         """Its outputs. Raises VerificationError where it fails."""
         tensors = [one.numpy() for one in arguments if isinstance(one, Tensor)]
         try:
             found = self._session.run(None, dict(zip(self.names, tensors, strict=True)))
         except (*RUNTIME_ERRORS, ValueError) as error:
-            told = " ".join("x".join(map(str, one)) for one in shapes)
             raise VerificationError(
-                [f"onnxruntime fails on an input of {told}: {first_line(error)}."]
+                [f"onnxruntime fails on an {place}: {first_line(error)}."]
             ) from error
         return [torch.from_numpy(one) for one in found]
 

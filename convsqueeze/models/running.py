@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +21,7 @@ from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import Named, given_tensors, named_tensors
 from convsqueeze.tracing.raised import leaving_caught, told
+from convsqueeze.verify import Worst
 
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
@@ -37,7 +39,7 @@ class Running:
         self.dtype = dtype
         module.cpu()
         if dtype is not None:
-            module._apply(lambda tensor: _as_wide(tensor, dtype))
+            module._apply(lambda tensor: as_wide(tensor, dtype))
         self.module = module.eval().requires_grad_(False)
 
     @property
@@ -45,10 +47,6 @@ class Running:
         """The coarsest dtype of its parameters."""
         dtypes = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
         return max(dtypes or [self.dtype or torch.float32], key=_eps)
-
-    def wide(self, tensor: Tensor) -> Tensor:
-        """An argument in the dtype of the model, if it is one of floats."""
-        return tensor if self.dtype is None else _as_wide(tensor, self.dtype)
 
     def output(self, arguments: Sequence[Any], seed: int = 0) -> Any:
         """What it gives; `seed` is for a model that draws random numbers itself."""
@@ -112,7 +110,7 @@ class Running:
     def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
         """All tensors in another dtype meanwhile."""
         tensors = (*self.module.parameters(), *self.module.buffers())
-        with _replaced({tensor: _as_wide(tensor.data, dtype) for tensor in tensors}):
+        with _replaced({tensor: as_wide(tensor.data, dtype) for tensor in tensors}):
             yield
 
     def moved(self, steps: Steps, seed: int) -> dict[str, Tensor]:
@@ -201,6 +199,22 @@ def differences(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(alike, 0.0, found)
 
 
+def nearest(wanted: Named, found: Named, bounds: Mapping[str, float]) -> tuple[str, Worst]:
+    """The output nearest to its bound, or the furthest beyond one, and what it differs by."""
+    every = {place: _worst(wanted[place], found[place], bounds[place], place) for place in wanted}
+    return max(every.items(), key=lambda one: one[1].share)
+
+
+def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
+    if wanted.numel() == 0:
+        return Worst(place=place)
+    error = differences(wanted, found)
+    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
+    largest = float(error[index])
+    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
+    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")
+
+
 class Narrowed(TorchDispatchMode):
     """Sees the coarsest dtype that an operation makes of wider values: a model's own casts."""
 
@@ -225,8 +239,10 @@ class Narrowed(TorchDispatchMode):
         return result
 
 
-def _as_wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float in `dtype`, a complex number with both of its parts in it."""
+def as_wide(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A float in `dtype` (None: its own), a complex number with both of its parts in it."""
+    if dtype is None:
+        return tensor
     if tensor.is_complex():
         return tensor.to(dtype.to_complex())
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

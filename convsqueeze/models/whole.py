@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +26,9 @@ from convsqueeze.models.running import (
     ROUNDINGS,
     Runnable,
     Running,
-    differences,
     distances,
     largest_value,
+    nearest,
     rounding_steps,
     runnable,
     spread,
@@ -247,12 +246,12 @@ class _Comparison:
         """The report with what the second model gives, with `rounded` weights or exact ones."""
         if problem := _other_form(wanted, found):
             return replace(report, problem=problem, first=self._first(given, rounded=rounded))
-        place, worst = self._worst(wanted, found, rounded=rounded)
+        place, worst = self._nearest(wanted, found, rounded=rounded)
         while worst.share > 1.0 and self.times_measured < MEASURED:
             self._measure(given, wanted)
             if rounded and not self.exact:
                 self._measure_rounding(given, found)
-            place, worst = self._worst(wanted, found, rounded=rounded)
+            place, worst = self._nearest(wanted, found, rounded=rounded)
         report = replace(report, largest=max(report.largest, *map(largest_value, wanted.values())))
         if rounded:
             report = replace(report, worst=_nearer(report.worst, worst))
@@ -267,18 +266,17 @@ class _Comparison:
         )
         return replace(report, problem=told, first=self._first(given, rounded=rounded))
 
-    def _worst(self, wanted: Named, found: Named, *, rounded: bool) -> tuple[str, Worst]:
+    def _nearest(self, wanted: Named, found: Named, *, rounded: bool) -> tuple[str, Worst]:
         """The output nearest to its bound."""
-        all_places = {}
+        bounds = {}
         for place, tensor in wanted.items():
             measured = self.noise.get(place, 0.0)
             if rounded:
                 measured += self.rounding.get(place, 0.0)
             if not tensor.is_floating_point() or not isfinite(measured):
                 measured = 0.0
-            bound = FACTOR * measured + self.unit * largest_value(tensor)
-            all_places[place] = _worst(tensor, found[place], bound, place)
-        return max(all_places.items(), key=lambda one: one[1].share)
+            bounds[place] = FACTOR * measured + self.unit * largest_value(tensor)
+        return nearest(wanted, found, bounds)
 
     def _measure(self, given: tuple[Any, ...], wanted: Named) -> None:
         """Adds to what the noise of float64 was seen to do. The first time the model starts from
@@ -371,14 +369,3 @@ def _other_form(wanted: Named, found: Named) -> str | None:
             shapes = f"shape {tuple(found[place].shape)}, {tuple(tensor.shape)} was needed"
             return f"gives {place} of {shapes}"
     return None
-
-
-def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
-    """The largest difference of one output."""
-    if wanted.numel() == 0:
-        return Worst(place=place)
-    error = differences(wanted, found)
-    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
-    largest = float(error[index])
-    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
-    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")

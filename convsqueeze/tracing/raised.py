@@ -39,26 +39,30 @@ def is_signal(error: BaseException) -> bool:
     return not isinstance(error, Exception | SystemExit) and not is_own
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """Kind and first line of what torch, or the model's own code, raised, and the line of that code
-    which it did not get past.
+    which it did not get past: `TypeError at net.py:12 (if x.sum() > 0:): bool was needed`.
     """
     raised = error.__cause__ if isinstance(error, LeftError) and error.__cause__ else error
+    kind, place = type(raised).__name__, own_line(error)
+    if place is not None:
+        path, number = place
+        line = linecache.getline(str(path), number).strip()
+        kind += f" at {path.name}:{number}" + (f" ({line})" if line else "")
     lines = [line.strip() for line in str(raised).splitlines() if line.strip()]
-    place = _place(error)
-    at = f" at {place}" if place else ""
-    return f"{type(raised).__name__}{at}: {lines[0] if lines else 'no more is said'}"
+    return f"{kind}: {lines[0] if lines else 'no more is said'}"
 
 
-def _place(error: Exception) -> str | None:
-    """The innermost line of the model's own code: `net.py:12 (if x.sum() > 0:)`."""
-    found = None
-    for frame, number in walk_tb(error.__traceback__):
-        path = Path(frame.f_code.co_filename)
-        if is_own_code(path):
-            line = linecache.getline(str(path), number).strip()
-            found = f"{path.name}:{number}" + (f" ({line})" if line else "")
-    return found
+def own_line(error: BaseException) -> tuple[Path, int] | None:
+    """File and number of the innermost line of the model's own code, that of an installed package
+    only where there is no other.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return Path(error.filename), error.lineno or 1
+    frames = ((Path(f.f_code.co_filename), number) for f, number in walk_tb(error.__traceback__))
+    own = [(path, number) for path, number in frames if is_own_code(path)]
+    near = [one for one in own if "site-packages" not in one[0].parts]
+    return (near or own)[-1] if own else None
 
 
 def is_own_code(path: Path) -> bool:

@@ -86,7 +86,7 @@ def merge(
         if code is not None:
             own = code_of(code, shapes or [], track, model, key)
             notes = own.notes
-            whole = WholeJob(own.model, own.inputs, seed=seed, track=track, sandbox=own.sandbox)
+            whole = WholeJob(own, seed=seed, track=track)
             if pairs is None:
                 manifest = planner_from_code(own, code, track, **policies)
         done = merge_file(
