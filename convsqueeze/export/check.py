@@ -25,7 +25,8 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.ends import ends_of, smallest_size, told_sizes
 from convsqueeze.export.graph import parameters
-from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
+from convsqueeze.export.runtime import OnnxLayers
+from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import median
 from typing import Literal
 
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from onnx import ModelProto
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
+from convsqueeze.export.session import session_of
 from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, random_layers
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
@@ -138,11 +138,6 @@ def torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object
 
 def onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:
     """Runs a model of one input in onnxruntime on so many threads; gives what it gives."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = session_of(model, threads)
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)
