@@ -108,7 +108,7 @@ def test_a_guess_is_an_input_that_the_model_takes(
     model = build()
     guess = guess_inputs(model)
     assert str(guess.inputs) == shape
-    assert guess.told.startswith(f"input {shape}: guessed from")
+    assert guess.note.startswith(f"input {shape}: guessed from")
     with torch.no_grad():
         model(*guess.inputs.drawn(0))
 

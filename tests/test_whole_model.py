@@ -247,7 +247,7 @@ def test_calls_of_a_module_are_counted() -> None:
     first = compare_models(before, after, INPUTS).first
     assert first is not None
     assert (first.name, first.call, first.after) == ("conv", 1, "conv")
-    assert "call 2" in first.told()
+    assert "call 2" in first.describe()
 
 
 class Random(nn.Module):

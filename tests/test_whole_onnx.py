@@ -28,7 +28,8 @@ pytest.importorskip("onnxscript")
 
 from convsqueeze.models.exporting import exports
 from convsqueeze.models.onnx import check_exporter, export_whole, onnx_check
-from convsqueeze.models.whole import compared
+from convsqueeze.models.onnx_check import OnnxCheck
+from convsqueeze.models.whole import FACTOR, compared
 
 CODE = """
 import sys
@@ -437,3 +438,40 @@ def test_large_values_go_beside_the_model(
     logits, _ = outputs(output, torch.ones(1, 3, 9, 9))
     with torch.no_grad():
         assert near(logits, network().eval()(torch.ones(1, 3, 9, 9))["logits"])
+
+
+class Cancelling(nn.Module):
+    """Loses most digits of what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x))
+        return (y + 1e3) - 1e3
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_what_a_dtype_loses_is_measured_where_it_is_more_than_a_few_roundings(
+    original: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = Cancelling().eval()
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    squeezed = tmp_path / "m.squeezed.pt"
+    convsqueeze.merge_file(tmp_path / "m.pt", manifest_from_data(pair(**NAMED), "test"), squeezed)
+    source = tmp_path / "m.pt" if original else None
+
+    def exported_again() -> Any:
+        inputs, output = parsed_inputs(["1,2,9,9"]), tmp_path / "m.onnx"
+        made = copy.deepcopy(model)
+        return export_whole(made, squeezed, output, inputs, checkpoint=source, overwrite=True)
+
+    eps = torch.finfo(torch.float32).eps
+    checked = exported_again().checked
+    assert checked.worst.error > FACTOR * eps * checked.largest
+    assert checked.worst.bound > checked.worst.error
+    monkeypatch.setattr(OnnxCheck, "_moved", lambda *given: {})
+    with pytest.raises(VerificationError, match="onnxruntime and torch differ by"):
+        exported_again()

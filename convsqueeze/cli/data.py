@@ -135,13 +135,3 @@ def scan_data(found: "Scan", place: str, notes: Sequence[str]) -> dict[str, Any]
         ],
         "notes": [*notes, *found.notes],
     }
-
-
-def totals(merges: "Sequence[Merge]") -> tuple[int, int, int, int]:
-    """Weights before and after, multiplications before and after."""
-    return (
-        sum(merge.weights_before for merge in merges),
-        sum(merge.weights_after for merge in merges),
-        sum(merge.macs_before for merge in merges),
-        sum(merge.macs_after for merge in merges),
-    )

@@ -8,8 +8,9 @@ from rich.text import Text
 
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.cli.layout import format_size, new_table
+from convsqueeze.cli.layout import new_table
 from convsqueeze.cli.output import picked
+from convsqueeze.formatting import format_size
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.names import shown
 from convsqueeze.recipe import Recipe, read_recipe

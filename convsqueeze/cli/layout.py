@@ -1,4 +1,4 @@
-"""The frame of every table, and how numbers, files and notes are written."""
+"""The frame of every table, and how files and notes are written."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,11 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-NUMBERS = (
-    *("kernel", "weights", "MACs", "inputs"),
-    *("interior error\n/ bound", "border error", "largest error\n/ bound"),
-)
-"""Columns that are aligned on the right."""
+from convsqueeze import formatting
+from convsqueeze.formatting import NUMBERS
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -22,6 +19,17 @@ def new_table(title: str, *columns: str) -> Table:
         justify: Any = "right" if column in NUMBERS else "left"
         table.add_column(column, justify=justify, overflow="fold", min_width=6)
     return table
+
+
+def print_table(console: Console, table: formatting.Table) -> None:
+    """A table that is there as data."""
+    made = new_table(table.title, *table.columns)
+    made.caption = table.caption or None
+    for row in table.rows:
+        name, *lines = row.cells[0].split("\n")
+        style = "bold" if row.is_bold else ""
+        made.add_row(titled(name, lines), *row.cells[1:], style=style, end_section=row.ends_section)
+    console.print(made)
 
 
 def print_line(console: Console, markup: str, style: str | None = None) -> None:
@@ -50,35 +58,4 @@ def print_dim(console: Console, lines: Iterable[str]) -> None:
 def titled(name: str, lines: Sequence[str]) -> Text:
     """A cell: a name, and lines about it below."""
     cell = Text(name, style="bold")
-    return cell.append("\n" + "\n".join(lines), style="not bold dim")
-
-
-def format_ratio(error: float, bound: float) -> str:
-    """`2.63e-07` above `/ 4.96e-07`."""
-    return f"{error:.2e}\n/ {bound:.2e}"
-
-
-def format_change(before: int, after: int) -> str:
-    """`10,512` above `-> 416`."""
-    return f"{format_count(before)}\n-> {format_count(after)}"
-
-
-def format_count(number: int) -> str:
-    """`318,820`, or from a million on `1.3 G`."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}"
-    return f"{number:,}"
-
-
-def format_bytes(count: int) -> str:
-    """`62.95 kB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
-
-
-def format_size(size: Iterable[int]) -> str:
-    """`64x64`."""
-    return "x".join(map(str, size))
+    return cell.append("".join(f"\n{line}" for line in lines), style="not bold dim")

@@ -4,36 +4,38 @@
 """
 
 from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from convsqueeze.cli.data import totals
 from convsqueeze.cli.layout import (
+    new_table,
+    print_files,
+    print_line,
+    print_notes,
+    print_table,
+    titled,
+)
+from convsqueeze.formatting import (
     format_bytes,
     format_change,
     format_count,
     format_ratio,
     format_size,
-    new_table,
-    print_files,
-    print_line,
-    print_notes,
-    titled,
 )
 from convsqueeze.manifest import layer_labels, manifest_yaml
 from convsqueeze.names import shown
-from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
+from convsqueeze.plan.wording import kernel
+from convsqueeze.summary import forms_table, layers_are, merge_table, totals, verdict
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
     from convsqueeze.export import ExportResult
     from convsqueeze.models import WholeReport
     from convsqueeze.models.onnx import WholeExport
     from convsqueeze.pipeline import MergedFile, ReviewedFile
-    from convsqueeze.plan import Cost, Merge, Merged, Partition, Reviewed
+    from convsqueeze.plan import Cost, Merged, Partition, Reviewed
     from convsqueeze.plot import Plot
     from convsqueeze.scan import ScannedEntry
     from convsqueeze.verify import LayerReport, Report
@@ -46,26 +48,14 @@ LESS = {
 }
 
 
+KEYWORDS = {"verified": "bold green", "not verified": "bold red", "border": "yellow"}
+
+
 def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
-    reports = {one.name: one for one in done.verification.layers} if done.verification else {}
-    errors = ["largest error\n/ bound"] if reports else []
-    table = new_table(done.source.name, "layer", "kernel", "weights", "MACs", "border", *errors)
-    for merge in done.plan.merges:
-        cells = _merge_cells(merge)
-        if reports:
-            largest = reports[merge.into].largest
-            cells.append(format_ratio(largest.error, largest.bound))
-        table.add_row(*cells)
-    sizes = {format_size(merge.size) for merge in done.plan.merges if merge.size}
-    if sizes:
-        table.caption = f"MACs for an input of {', '.join(sorted(sizes))}"
-    table.add_section()
-    before, after, macs_before, macs_after = totals(done.plan.merges)
-    changes = format_change(before, after), format_change(macs_before, macs_after)
-    table.add_row("total", "", *changes, style="bold")
-    console.print(table)
-    _print_forms(console, done.plan.merges)
+    print_table(console, merge_table(done.source.name, done.plan, done.verification))
+    if table := forms_table(done.plan.merges):
+        print_table(console, table)
     print_notes(console, done.notes)
     if done.verification is not None:
         _print_verdict(console, done.verification)
@@ -78,49 +68,6 @@ def print_merge(console: Console, done: "MergedFile") -> None:
         f"{source} {format_bytes(done.bytes_before)} -> "
         f"[bold]{escape(str(done.output))}[/] {format_bytes(done.bytes_after)}",
     )
-
-
-def _merge_cells(merge: "Merge") -> list[Text | str]:
-    labels = [leaf.label for leaf in merge.layers if leaf.parameters]
-    stem = f"{merge.into}."
-    if not all(label.startswith(stem) for label in labels):
-        stem = common_stem([merge.into, *labels])
-    border: str = merge.border
-    if border == "interior":
-        border += f": {_wrong_rows(merge)} differ"
-    return [
-        titled(merge.into, [part_name(leaf, stem) for leaf in merge.layers]),
-        kernel(merge.geometry),
-        format_change(merge.weights_before, merge.weights_after),
-        format_change(merge.macs_before, merge.macs_after),
-        border,
-    ]
-
-
-def _wrong_rows(merge: "Merge") -> str:
-    return rows_told(merge.leaks, len(merge.geometry.axes))
-
-
-def _print_forms(console: Console, merges: "Sequence[Merge]") -> None:
-    """What exactness costs, where a plain convolution is not exact."""
-    leaking = [merge for merge in merges if merge.leaks]
-    if not leaking:
-        return
-    table = new_table("what exactness at the border costs", "layer", "form", "weights", "MACs", "")
-    for merge in leaking:
-        for form in merge.forms:
-            chosen = form is merge.form
-            table.add_row(
-                Text(merge.into if form is merge.forms[0] else "", style="bold"),
-                FORMS[form.name] + (" *" if chosen and form.name != "apart" else ""),
-                f"{form.weights:,}",
-                format_count(form.macs),
-                "exact" if form.exact else f"{_wrong_rows(merge)} differ",
-                style="bold" if chosen else "",
-            )
-        table.add_section()
-    table.caption = "* chosen by the border policy"
-    console.print(table)
 
 
 def print_verify(console: Console, report: "Report") -> None:
@@ -150,31 +97,9 @@ def _border_error(report: "LayerReport") -> str:
 
 
 def _print_verdict(console: Console, report: "Report") -> None:
-    if not report.ok:
-        console.print("[bold red]not verified[/]")
-        return
-    settings = report.settings
-    how = "random inputs and every single weight"
-    if settings is not None and settings.exhaustive:
-        how = "random inputs and impulses at every position"
-    accepted = [one for one in report.layers if one.policy == "interior"]
-    inside = " away from the border" if accepted else ""
-    device = "" if report.device == "cpu" else f", computed on {report.device}"
-    console.print(
-        f"[bold green]verified[/]: {_layers_are(report.layers)} equal within the rounding of the "
-        f"stored weights{inside} ({how}, seed {settings.seed if settings else 0}{device})"
-    )
-    for one in accepted:
-        share = one.border_error / one.border_range if one.border_range else 0.0
-        size = format_size(max(one.sizes, key=prod))
-        console.print(
-            f"[yellow]border[/]: {escape(one.name)} differs there by up to {one.border_error:.3g} "
-            f"({share:.0%} of the largest output there) on {size} samples"
-        )
-
-
-def _layers_are(layers: Sequence[object]) -> str:
-    return "1 layer is" if len(layers) == 1 else f"{len(layers)} layers are"
+    for keyword, text in verdict(report):
+        told = f": {escape(text)}" if report.ok else ""  # else it is told as an error
+        console.print(f"[{KEYWORDS[keyword]}]{keyword}[/]{told}")
 
 
 def print_plot(console: Console, plot: "Plot") -> None:
@@ -189,7 +114,7 @@ def print_export(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model, the verdict and the files."""
     _print_exported(console, result)
     console.print(
-        f"[bold green]checked[/]: {_layers_are(result.layers)} equal to torch within rounding "
+        f"[bold green]checked[/]: {layers_are(result.layers)} equal to torch within rounding "
         f"in onnxruntime (opset {result.opset}, seed {result.seed})"
     )
     print_files(console, result.files)
@@ -231,15 +156,7 @@ def print_whole(console: Console, report: "WholeReport") -> None:
     if not report.ok:
         console.print("[bold red]the whole model differs[/]")
         return
-    worst = report.before_rounding or report.worst
-    how = "" if report.before_rounding is None else ", merged weights before rounding"
-    print_line(
-        console,
-        f"[bold green]whole model[/]: same output before and after on {report.runs} random inputs "
-        f"of {escape(report.inputs)} (largest error {report.worst.error:.2e} of "
-        f"{report.largest:.3g}; in {report.dtype}{how}: {worst.error:.2e} / {worst.bound:.2e}, "
-        f"seed {report.seed})",
-    )
+    print_line(console, f"[bold green]whole model[/]: {escape(report.describe())}")
 
 
 def print_review(console: Console, found: "ReviewedFile") -> None:

@@ -18,9 +18,10 @@ from convsqueeze.models.inputs import (
     parsed_inputs,
 )
 from convsqueeze.models.job import WholeJob, planner_from_code
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.squeeze import SqueezeReport, scan_model, scan_plan, squeeze
 from convsqueeze.models.verifying import exact_parameters, verify_whole
-from convsqueeze.models.whole import WholeReport, compare_models
+from convsqueeze.models.whole import compare_models
 
 __all__ = [
     "Code",

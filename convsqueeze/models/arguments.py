@@ -43,7 +43,7 @@ def positional(
 
 
 def _in_order(signature: inspect.Signature, given: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """Named arguments in forward's order up to the last, with its defaults between them."""
+    """NamedTensors arguments in forward's order up to the last, with its defaults between them."""
     parameters = [
         one
         for one in signature.parameters.values()

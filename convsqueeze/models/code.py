@@ -9,7 +9,7 @@ from torch import nn
 from convsqueeze.copying import Sandbox
 from convsqueeze.models.factory import load_checkpoint, load_model
 from convsqueeze.models.inputs import Inputs, guess_inputs, parsed_inputs
-from convsqueeze.models.whole import Track
+from convsqueeze.pipeline.tracking import Track
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,4 +43,4 @@ def code_of(
     if given is not None:
         return Code(model, given, (), sandbox)
     guess = guess_inputs(model, sandbox)
-    return Code(model, guess.inputs, (guess.told,), sandbox)
+    return Code(model, guess.inputs, (guess.note,), sandbox)

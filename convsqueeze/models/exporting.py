@@ -19,7 +19,7 @@ from convsqueeze.errors import OutputError
 from convsqueeze.export.opsets import ir_version
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.standins import inlined, put_stand_ins
-from convsqueeze.tracing.raised import leaving_caught
+from convsqueeze.tracing.raised import exits_caught
 
 BATCH = 2
 """Of the inputs that are traced: a size of 1 would be taken for a constant."""
@@ -91,7 +91,7 @@ def _exported(
         else None
         for one in arguments
     )
-    with _quietly(), torch.no_grad(), leaving_caught():
+    with _quietly(), torch.no_grad(), exits_caught():
         traced = torch.export.export(
             model, arguments, dynamic_shapes=shapes if opened != 0 else None, strict=False
         )

@@ -20,7 +20,7 @@ from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.copying import copied
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
 from convsqueeze.names import nearest, shown
-from convsqueeze.tracing.raised import is_signal, own_line
+from convsqueeze.tracing.raised import is_signal, user_code_line
 
 FORM = "package.module:factory or path/to/file.py:factory"
 _BESIDE = "convsqueeze_model_"
@@ -141,7 +141,7 @@ def _running(place: str, doing: str) -> Iterator[None]:
     except BaseException as error:
         if is_signal(error):
             raise
-        line = own_line(error)
+        line = user_code_line(error)
         at = f" at {line[0]}:{line[1]}" if line else ""
         message = str(error).strip().partition("\n")[0].rstrip(".") or "no message"
         raise ModelCodeError(

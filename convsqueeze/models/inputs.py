@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
-from convsqueeze.tracing.raised import leaving_caught, told
+from convsqueeze.tracing.raised import describe_error, exits_caught
 
 DTYPES = {
     name: getattr(torch, name)
@@ -146,7 +146,7 @@ def inputs_of(examples: Any) -> Inputs:
     return Inputs(tree_map_only(Tensor, spec, given))
 
 
-def placed(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+def example_arguments(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     """Arguments on the model's device and in its dtype, examples in any of its dtypes as given."""
     tensors = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point()]
     layer = first_layer(model)
@@ -170,7 +170,7 @@ class Guess:
     """Inputs that a model takes, and a sentence that says what was guessed and from what."""
 
     inputs: Inputs
-    told: str
+    note: str
 
 
 def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> Guess:
@@ -265,12 +265,12 @@ def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | N
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
-            with leaving_caught():
+            with exits_caught():
                 module.eval()(x)
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
-        return told(error)[:200]
+        return describe_error(error)[:200]
     finally:
         for part, training in modes:
             part.training = training

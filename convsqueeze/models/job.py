@@ -7,12 +7,13 @@ from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Border
 from convsqueeze.models.code import Code
-from convsqueeze.models.inputs import placed
+from convsqueeze.models.inputs import example_arguments
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.squeeze import scan_model, scan_plan
 from convsqueeze.models.verifying import merged_parameters, verify_whole
-from convsqueeze.models.whole import Track, WholeReport, untracked
 from convsqueeze.pipeline import Result
 from convsqueeze.pipeline.merging import Planner
+from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, Plan
 from convsqueeze.surgery.apply import with_layers
 
@@ -61,7 +62,7 @@ class WholeJob:
         layers, plan = result.modules(), result.plan
         squeezed = with_layers(
             *(model, own, plan.merges, lambda merge: layers[merge.into]),
-            arguments=placed(model, inputs),
+            arguments=example_arguments(model, inputs),
         )
         self.report = verify_whole(
             *(model, squeezed, inputs),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from convsqueeze.models.outputs import Named, named_tensors
+from convsqueeze.models.outputs import NamedTensors, named_tensors
 from convsqueeze.models.running import Running, Steps, distances, largest_value
 from convsqueeze.module import SqueezedConv
 
@@ -33,7 +33,7 @@ class FirstDifference:
     after: str
     suspects: tuple[str, ...]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """In a sentence or two."""
         again = f", call {self.call + 1}" if self.call else ""
         name = self.name or "the model's own output"
@@ -91,11 +91,11 @@ def _squeezed(
     return tuple(name for name in names if isinstance(model.get_submodule(name), SqueezedConv))
 
 
-def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, Named]:
+def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, NamedTensors]:
     """Every module's output, in the order in which they end."""
-    found: dict[Call, Named] = {}
+    found: dict[Call, NamedTensors] = {}
 
-    def keep(call: Call, output: Named) -> None:
+    def keep(call: Call, output: NamedTensors) -> None:
         found[call] = {place: tensor.clone() for place, tensor in output.items()}
 
     _listen(running, arguments, keep)
@@ -103,12 +103,12 @@ def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, Named]:
 
 
 def _moved(
-    running: Running, arguments: Sequence[Any], base: dict[Call, Named], steps: Steps
+    running: Running, arguments: Sequence[Any], base: dict[Call, NamedTensors], steps: Steps
 ) -> dict[Call, float]:
     """How far every module's output moves when parameters take a step."""
     found: dict[Call, float] = {}
 
-    def measure(call: Call, output: Named) -> None:
+    def measure(call: Call, output: NamedTensors) -> None:
         if call in base:
             found[call] = _distance(base[call], output)
 
@@ -117,12 +117,12 @@ def _moved(
     return found
 
 
-def _distance(one: Named, other: Named) -> float:
+def _distance(one: NamedTensors, other: NamedTensors) -> float:
     return max(distances(one, other).values(), default=0.0)
 
 
 def _listen(
-    running: Running, arguments: Sequence[Any], hear: Callable[[Call, Named], None]
+    running: Running, arguments: Sequence[Any], hear: Callable[[Call, NamedTensors], None]
 ) -> None:
     """Run once; `hear` is told of every module's output as it comes. An exception ends it early."""
     calls: Counter[str] = Counter()

@@ -22,10 +22,12 @@ from convsqueeze.models.exporting import exports
 from convsqueeze.models.factory import load_checkpoint
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.onnx_check import OnnxCheck, OnnxReport
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.running import rounding_steps, runnable
 from convsqueeze.models.verifying import exact_parameters, verified
-from convsqueeze.models.whole import Compared, Track, WholeReport, untracked
+from convsqueeze.models.whole import Compared
 from convsqueeze.module import SqueezedConv
+from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.surgery import applied
 

@@ -26,7 +26,7 @@ from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.outputs import Named
+from convsqueeze.models.outputs import NamedTensors
 from convsqueeze.models.running import Running, Steps, as_wide, distances, largest_value, nearest
 from convsqueeze.models.whole import FACTOR
 from convsqueeze.verify import Worst
@@ -64,8 +64,8 @@ class _Outcome:
 
     place: str
     arguments: tuple[Any, ...]
-    wanted: Named
-    found: Named
+    wanted: NamedTensors
+    found: NamedTensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def _are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _outputs(
     running: Running, arguments: tuple[Any, ...], dtype: torch.dtype | None = None
-) -> Named:
+) -> NamedTensors:
     """Those of a model that computes in `dtype`, by default its own; empty where it does not run,
     as not every size is one that its code takes.
     """
@@ -181,7 +181,7 @@ def _outputs(
     return {}
 
 
-def _named(outputs: Sequence[Any]) -> Named:
+def _named(outputs: Sequence[Any]) -> NamedTensors:
     tensors = (one.detach() for one in outputs if isinstance(one, Tensor))
     return {f"output {index}": tensor for index, tensor in enumerate(tensors)}
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Named = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
-def named_tensors(output: Any) -> Named:
+def named_tensors(output: Any) -> NamedTensors:
     """Every tensor of an output by where it stands in it: `output[0]`, `output["sample"]`,
     `output.logits`; numbers are tensors too. Real, on the CPU, without gradients.
     """

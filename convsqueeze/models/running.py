@@ -19,8 +19,8 @@ from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
-from convsqueeze.models.outputs import Named, given_tensors, named_tensors
-from convsqueeze.tracing.raised import leaving_caught, told
+from convsqueeze.models.outputs import NamedTensors, given_tensors, named_tensors
+from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.verify import Worst
 
 Steps = Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class Running:
         with torch.no_grad():
             return self._output(arguments, seed)
 
-    def run(self, arguments: Sequence[Any], seed: int = 0) -> Named:
+    def run(self, arguments: Sequence[Any], seed: int = 0) -> NamedTensors:
         """The tensors of what it gives."""
         return named_tensors(self.output(arguments, seed))
 
@@ -61,12 +61,12 @@ class Running:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             given = tree_map_only(Tensor, torch.clone, tuple(arguments))
-            with leaving_caught():
+            with exits_caught():
                 return self.module(*given)
 
     def run_with_gradients(
         self, arguments: Sequence[Any], names: Sequence[str]
-    ) -> tuple[Named, frozenset[str]]:
+    ) -> tuple[NamedTensors, frozenset[str]]:
         """The tensors of what it gives, and those parameters of `names` whose gradient says that
         they move with them; the others may do so, where the model's code cannot be differentiated
         or its gradient vanishes. A model with hooks is not asked: some are called with gradients.
@@ -158,7 +158,7 @@ def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
 def spread(
     running: Running,
     arguments: Sequence[Any],
-    base: Named,
+    base: NamedTensors,
     steps: Steps,
     signs: int,
     seed: int = 0,
@@ -170,7 +170,7 @@ def spread(
         return distances(base, running.run(arguments, seed))
 
 
-def distances(one: Named, other: Named) -> dict[str, float]:
+def distances(one: NamedTensors, other: NamedTensors) -> dict[str, float]:
     """The largest difference of each tensor of `one`."""
     return {place: largest_difference(one[place], other.get(place)) for place in one}
 
@@ -199,7 +199,9 @@ def differences(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(alike, 0.0, found)
 
 
-def nearest(wanted: Named, found: Named, bounds: Mapping[str, float]) -> tuple[str, Worst]:
+def nearest(
+    wanted: NamedTensors, found: NamedTensors, bounds: Mapping[str, float]
+) -> tuple[str, Worst]:
     """The output nearest to its bound, or the furthest beyond one, and what it differs by."""
     every = {place: _worst(wanted[place], found[place], bounds[place], place) for place in wanted}
     return max(every.items(), key=lambda one: one[1].share)
@@ -289,6 +291,6 @@ def runnable(
         coarsest = max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
         return Runnable(running, coarsest, arguments, output)
     raise ModelInputError(
-        f"{type(sandbox.model).__name__}: does not run on these inputs ({told(raised[0])}). Give "
-        f"{given_as} with the shapes that it takes."
+        f"{type(sandbox.model).__name__}: does not run on these inputs "
+        f"({describe_error(raised[0])}). Give {given_as} with the shapes that it takes."
     ) from raised[0]

@@ -17,24 +17,26 @@ from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.arguments import positional
-from convsqueeze.models.inputs import Inputs, guess_inputs, inputs_of, placed
+from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.running import runnable
 from convsqueeze.models.verifying import merged_parameters, verify_whole
-from convsqueeze.models.whole import WholeReport
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
 from convsqueeze.plan import Growth, Minimize, Plan, check_memory, plan_of
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
+from convsqueeze.scan.writing import left_lines
 from convsqueeze.surgery.apply import with_layers
 from convsqueeze.tracing import traced
 from convsqueeze.verify import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SqueezeReport:
-    """What `squeeze` did: what it found, what it merged and what comparing both models showed.
+    """What `squeeze` did: what it found, what it merged and what comparing both models showed. As a
+    string it is the table that the command prints, and what was left alone.
 
     `merged` and `whole` are None where nothing was worth merging.
     """
@@ -43,6 +45,16 @@ class SqueezeReport:
     merged: MergeReport | None = None
     whole: WholeReport | None = None
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        merged = "Nothing to merge." if self.merged is None else str(self.merged)
+        notes = (*self.notes, *self.scan.notes, *(self.whole.notes if self.whole else ()))
+        lines = [*(f"note: {note}" for note in notes), merged, *left_lines(self.left)]
+        if self.whole is not None:
+            lines.append(f"whole model: {self.whole.describe()}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
 
     @property
     def weights_before(self) -> int:
@@ -109,9 +121,9 @@ def squeeze(
             sandbox=sandbox,
         )
         with CPU:
-            own = from_state_dict(model.state_dict())
-            plan = scan_plan(found, own, "scan", growth)
-            if plan is None:
+            own = from_state_dict(model.state_dict()) if found.document else None
+            plan = scan_plan(found, own, "scan", growth) if own else None
+            if own is None or plan is None:
                 return copied(model), SqueezeReport(found, notes=notes)
             check_memory(plan)
             result = squeeze_checkpoint(
@@ -143,7 +155,7 @@ def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, 
     """What the model is followed on, and what is to be told of it."""
     if examples is None:
         guess = guess_inputs(model, sandbox)
-        return guess.inputs, (guess.told,)
+        return guess.inputs, (guess.note,)
     return inputs_of(positional(model, examples)), ()
 
 
@@ -184,7 +196,7 @@ def scan_model(
     prefix, infos = _stored(model)
     sandbox = sandbox or Sandbox(model)
     try:
-        graph = traced(model, placed(model, inputs), prefix, sandbox)
+        graph = traced(model, example_arguments(model, inputs), prefix, sandbox)
     except TracingError:
         runnable(sandbox, inputs.first)
         raise

@@ -12,9 +12,11 @@ from convsqueeze.algebra.precision import half_ulp, round_once
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.copying import Sandbox
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.whole import TRIALS, Compared, Track, WholeReport, compared, untracked
+from convsqueeze.models.report import WholeReport
+from convsqueeze.models.whole import TRIALS, Compared, compared
 from convsqueeze.module import SqueezedConv
 from convsqueeze.pipeline.merging import Result
+from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Merge, Plan
 from convsqueeze.recipe import Recipe
 from convsqueeze.squeezing import exact_values

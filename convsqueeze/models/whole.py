@@ -9,8 +9,8 @@ the stored ones too. Where they are not known, it is measured by moving each mer
 unit in its last place. A difference may be `FACTOR` times what was measured.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.copying import Sandbox, copied
-from convsqueeze.errors import ModelInputError, VerificationError
+from convsqueeze.errors import ModelInputError
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.layerwise import FirstDifference, first_difference
-from convsqueeze.models.outputs import Named, named_tensors
+from convsqueeze.models.outputs import NamedTensors, named_tensors
+from convsqueeze.models.report import WholeReport
 from convsqueeze.models.running import (
     ROUNDINGS,
     Runnable,
@@ -34,6 +35,7 @@ from convsqueeze.models.running import (
     spread,
 )
 from convsqueeze.module import SqueezedConv
+from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.verify import Worst
 
 FACTOR = 16.0
@@ -44,54 +46,6 @@ MEASURED = 3
 """So many times rounding is measured at most: once, and again where a difference is beyond that."""
 TRIALS = 2
 """Random inputs."""
-
-Track = Callable[[str, int, int], None]
-
-
-def untracked(what: str, done: int, total: int) -> None:
-    """Tells nobody."""
-
-
-@dataclass(frozen=True)
-class WholeReport:
-    """What two models gave on the same inputs.
-
-    `worst` is the output nearest to its bound with the stored weights, `before_rounding` the same
-    with the merged weights in float64, where those are known. `largest` is the largest output.
-    `dtype` is the coarsest in which the models computed. `first` is the first module whose output
-    differs, where one was found.
-    """
-
-    inputs: str
-    runs: int
-    seed: int
-    dtype: str
-    worst: Worst
-    largest: float
-    problem: str | None = None
-    first: FirstDifference | None = None
-    notes: tuple[str, ...] = ()
-    before_rounding: Worst | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.problem is None
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        if self.problem is None:
-            return ()
-        told = f" {self.first.told()}" if self.first is not None else ""
-        return (f"the whole model {self.problem}.{told}",)
-
-    def raise_if_failed(self) -> None:
-        """Raises VerificationError with what differs and where it begins."""
-        if self.problem is not None:
-            raise VerificationError(self.failures)
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "ok": self.ok, "notes": list(self.notes)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +123,8 @@ def _merged(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
 class _Comparison:
     """Two models that run, the first of class `name`, and what rounding was seen to do so far.
 
-    With `exact` the second is held to the noise of float64 with these values, otherwise, as it is
-    stored, to what storing `merged` costs too.
+    With `exact` values the second is held to the noise of float64, otherwise, as it is stored, to
+    what storing `merged` costs too.
     """
 
     def __init__(
@@ -181,15 +135,16 @@ class _Comparison:
         merged: Mapping[str, Tensor],
         exact: Mapping[str, Tensor],
     ) -> None:
-        self.name, self.one, self.two, self.merged = name, one, two, merged
+        self.name, self.one, self.two = name, one, two
         self.exact = {name: exact[name] for name in exact if name in two.parameters()}
+        self.steps = {} if self.exact else rounding_steps(merged)
         self.unit = ROUNDINGS * torch.finfo(one.coarsest).eps
         self.wanted = named_tensors(one.output)
         self.noise: dict[str, float] = {}
         self.rounding: dict[str, float] = {}
         self.times_measured = 0
         self.silent: list[str] = []
-        self.stored: Named = {}
+        self.stored: NamedTensors = {}
 
     def after_first(self, report: WholeReport) -> WholeReport:
         """The report after the input that the first model has run on.
@@ -198,125 +153,119 @@ class _Comparison:
         another seed: what is random, or kept from one call to the next, shows as a difference.
         Raises ModelInputError where that is why they differ, and for outputs that are not finite.
         """
-        given = self.one.arguments
-        if not any(bool(t.isfinite().any()) for t in self.wanted.values()):
+        given, wanted = self.one.arguments, self.wanted
+        if not any(bool(t.isfinite().any()) for t in wanted.values()):
             raise ModelInputError(
                 f"{self.name}: gives no finite number on these inputs, so nothing can be compared. "
                 "Give --input (in Python example_inputs) with shapes that it works on, and weights "
                 "that were trained."
             )
         if not self.exact:
-            self._measure(given, self.wanted)
+            self._measure(given, wanted)
+        weights = _squeezed_weights(self.two.module)
         try:
-            self.stored, moving = self.two.run_with_gradients(given, self._squeezed_weights())
-            exact = self._exact(given, seed=1) if self.exact else None
+            self.stored, moving = self.two.run_with_gradients(given, weights)
+            exact = self._run(given, seed=1) if self.exact else self.stored
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             return _does_not_run(report, error)
-        self.silent = [one for one in self._squeezed_weights() if one not in moving]
-        if exact is not None:
-            report = self._judged(report, given, self.wanted, exact, rounded=False)
-            self.rounding = distances(exact, self.stored)
-        if report.ok:
-            report = self._judged(report, given, self.wanted, self.stored, rounded=True)
+        self.silent = [one for one in weights if one not in moving]
+        report = self._judged(report, given, wanted, exact)
+        if report.ok and self.exact:
+            storing = distances(exact, self.stored)
+            _, worst = nearest(wanted, self.stored, self._bounds(wanted, storing))
+            report = replace(report, worst=worst)
         return replace(report, runs=int(report.ok))
 
     def after_another(self, report: WholeReport, given: tuple[Any, ...]) -> WholeReport:
         """The report after one more input."""
         wanted = self.one.running.run(given)
         try:
-            found = self._exact(given) if self.exact else self.two.run(given)
+            found = self._run(given)
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             return _does_not_run(report, error)
-        report = self._judged(report, given, wanted, found, rounded=not self.exact)
+        report = self._judged(report, given, wanted, found)
         return replace(report, runs=report.runs + int(report.ok))
 
-    def _exact(self, given: tuple[Any, ...], seed: int = 0) -> Named:
+    def _run(self, given: tuple[Any, ...], seed: int = 0) -> NamedTensors:
+        """The second model, with the exact values where they are known."""
         with self.two.with_values(self.exact):
             return self.two.run(given, seed)
 
     def _judged(
-        self,
-        report: WholeReport,
-        given: tuple[Any, ...],
-        wanted: Named,
-        found: Named,
-        *,
-        rounded: bool,
+        self, report: WholeReport, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors
     ) -> WholeReport:
-        """The report with what the second model gives, with `rounded` weights or exact ones."""
-        if problem := _other_form(wanted, found):
-            return replace(report, problem=problem, first=self._first(given, rounded=rounded))
-        place, worst = self._nearest(wanted, found, rounded=rounded)
-        while worst.share > 1.0 and self.times_measured < MEASURED:
-            self._measure(given, wanted)
-            if rounded and not self.exact:
-                self._measure_rounding(given, found)
-            place, worst = self._nearest(wanted, found, rounded=rounded)
-        report = replace(report, largest=max(report.largest, *map(largest_value, wanted.values())))
-        if rounded:
-            report = replace(report, worst=_nearer(report.worst, worst))
-        else:
-            known = report.before_rounding or Worst()
-            report = replace(report, before_rounding=_nearer(known, worst))
-        if worst.share <= 1.0:
-            return report
-        told = (
-            f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and the "
-            f"largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
+        """The report with what the second model gives."""
+        problem = _other_form(wanted, found)
+        if problem is None:
+            place, worst = nearest(wanted, found, self._bounds(wanted, self.rounding))
+            while worst.share > 1.0 and self.times_measured < MEASURED:
+                self._measure(given, wanted, found)
+                place, worst = nearest(wanted, found, self._bounds(wanted, self.rounding))
+            known = report.before_rounding or report.worst
+            held = "before_rounding" if self.exact else "worst"
+            largest = max(report.largest, *map(largest_value, wanted.values()))
+            nearer: Any = {held: worst if worst.share >= known.share else known}
+            report = replace(report, largest=largest, **nearer)
+            if worst.share > 1.0:
+                problem = (
+                    f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
+                    f"the largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
+                )
+        return (
+            report
+            if problem is None
+            else replace(report, problem=problem, first=self._first(given))
         )
-        return replace(report, problem=told, first=self._first(given, rounded=rounded))
 
-    def _nearest(self, wanted: Named, found: Named, *, rounded: bool) -> tuple[str, Worst]:
-        """The output nearest to its bound."""
+    def _bounds(self, wanted: NamedTensors, rounding: Mapping[str, float]) -> dict[str, float]:
+        """What rounding may change of each output; infinite measurements are none."""
         bounds = {}
         for place, tensor in wanted.items():
-            measured = self.noise.get(place, 0.0)
-            if rounded:
-                measured += self.rounding.get(place, 0.0)
+            measured = self.noise.get(place, 0.0) + rounding.get(place, 0.0)
             if not tensor.is_floating_point() or not isfinite(measured):
                 measured = 0.0
             bounds[place] = FACTOR * measured + self.unit * largest_value(tensor)
-        return nearest(wanted, found, bounds)
+        return bounds
 
-    def _measure(self, given: tuple[Any, ...], wanted: Named) -> None:
-        """Adds to what the noise of float64 was seen to do. The first time the model starts from
-        another seed: raises ModelInputError where that is what moves its outputs.
+    def _measure(
+        self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors | None = None
+    ) -> None:
+        """Adds to what the noise of float64 was seen to do, and storing to what is `found`.
+
+        The first time the model starts from another seed: raises ModelInputError where that is what
+        moves its outputs.
         """
         running, is_first = self.one.running, self.times_measured == 0
         steps = running.noise_steps(self.unit)
         moved = spread(running, given, wanted, steps, self.times_measured, seed=int(is_first))
         self.noise = _larger(self.noise, moved)
+        if found is not None and self.steps:
+            moved = spread(self.two, given, found, self.steps, self.times_measured)
+            self.rounding = _larger(self.rounding, moved)
         self.times_measured += 1
+        if is_first:
+            self._check_repeats(given, wanted)
+
+    def _check_repeats(self, given: tuple[Any, ...], wanted: NamedTensors) -> None:
+        """Raises ModelInputError for a model that gives something else when it runs again, which
+        moves it by far more than rounding.
+        """
         granted = {p: FACTOR * self.unit * largest_value(t) for p, t in wanted.items()}
-        if is_first and any(moved[place] > granted[place] for place in wanted):
-            again = distances(wanted, running.run(given, seed=1))
-            if place := next((p for p in wanted if again[p] > granted[p]), None):
-                raise ModelInputError(
-                    f"{self.name}: gives another {place} when it runs on the same input again, in "
-                    "eval mode too, so nothing can be compared. Switch off what is random in it "
-                    "(dropout that ignores eval mode, noise), or what it keeps from one call to "
-                    "the next."
-                )
-
-    def _measure_rounding(self, given: tuple[Any, ...], found: Named) -> None:
-        steps = rounding_steps(self.merged)
-        moved = spread(self.two, given, found, steps, self.times_measured)
-        self.rounding = _larger(self.rounding, moved)
-
-    def _first(self, given: tuple[Any, ...], *, rounded: bool) -> FirstDifference | None:
-        """Where they begin to differ."""
-        steps = rounding_steps(self.merged) if rounded else {}
-        with self.two.with_values({} if rounded else self.exact):
-            return first_difference(
-                *(self.one.running, self.two, given),
-                unit=self.unit,
-                steps=steps,
-                factor=FACTOR,
+        if all(self.noise[place] <= granted[place] for place in wanted):
+            return
+        again = distances(wanted, self.one.running.run(given, seed=1))
+        if place := next((p for p in wanted if again[p] > granted[p]), None):
+            raise ModelInputError(
+                f"{self.name}: gives another {place} when it runs on the same input again, in eval "
+                "mode too, so nothing can be compared. Switch off what is random in it (dropout "
+                "that ignores eval mode, noise), or what it keeps from one call to the next."
             )
 
-    def _squeezed_weights(self) -> list[str]:
-        modules = self.two.module.named_modules()
-        return [f"{n}.weight" if n else "weight" for n, m in modules if isinstance(m, SqueezedConv)]
+    def _first(self, given: tuple[Any, ...]) -> FirstDifference | None:
+        """Where they begin to differ."""
+        granted: Any = {"unit": self.unit, "steps": self.steps, "factor": FACTOR}
+        with self.two.with_values(self.exact):
+            return first_difference(self.one.running, self.two, given, **granted)
 
     def notes(self, report: WholeReport) -> Iterator[str]:
         """What is good to know of the comparison."""
@@ -346,12 +295,13 @@ class _Comparison:
                 yield name.removesuffix("weight").removesuffix(".")
 
 
+def _squeezed_weights(model: nn.Module) -> list[str]:
+    layers = (n for n, m in model.named_modules() if isinstance(m, SqueezedConv))
+    return [f"{name}.weight" if name else "weight" for name in layers]
+
+
 def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {place: max(one.get(place, 0.0), value) for place, value in other.items()}
-
-
-def _nearer(one: Worst, other: Worst) -> Worst:
-    return other if other.share >= one.share else one
 
 
 def _does_not_run(report: WholeReport, error: Exception) -> WholeReport:
@@ -359,7 +309,7 @@ def _does_not_run(report: WholeReport, error: Exception) -> WholeReport:
     return replace(report, problem=f"does not run: {type(error).__name__}: {text}")
 
 
-def _other_form(wanted: Named, found: Named) -> str | None:
+def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:
     """What is wrong with the names and shapes of outputs."""
     if wanted.keys() != found.keys():
         given = ", ".join(found) or "nothing"

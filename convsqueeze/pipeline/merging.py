@@ -18,6 +18,7 @@ from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
+from convsqueeze.summary import summary
 from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
 
 Keep = Callable[[Tensor], New]
@@ -28,9 +29,10 @@ def _in_memory(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeReport:
-    """What merging did: the plan, what verification saw, and what is good to know.
+    """What merging did: the plan, what verification saw, and what is good to know. As a string it
+    is the table that the command prints.
 
     `verification` is None where none was asked for (or only a plan was). `widened` are, by layer,
     the tensors that are stored in a wider dtype than their layers were, if that was allowed;
@@ -42,6 +44,11 @@ class MergeReport:
     notes: tuple[str, ...] = ()
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict, kw_only=True)
     device: str = field(default="cpu", kw_only=True)
+
+    def __str__(self) -> str:
+        return "\n".join(summary(self.plan, self.verification, self.notes))
+
+    __repr__ = __str__
 
     @property
     def weights_before(self) -> int:

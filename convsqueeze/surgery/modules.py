@@ -15,7 +15,7 @@ from convsqueeze.graph import Modules, Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
 from convsqueeze.plan import Merge, ResolvedLayer, geometry_tree
 from convsqueeze.surgery.shapes import InputShapes
-from convsqueeze.tracing.raised import leaving_caught, told
+from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.verify.reference import Run, reference
 
 
@@ -154,11 +154,11 @@ def _agree(module: nn.Module, expected: Run, shape: Sequence[int]) -> bool:
         with torch.no_grad():
             wanted = expected(factor * image)
             try:
-                with leaving_caught():
+                with exits_caught():
                     found = module(factor * image)
             except Exception as error:
                 size = "x".join(map(str, shape))
-                raise NotRunError(f"{told(error)}, on an input of {size}") from error
+                raise NotRunError(f"{describe_error(error)}, on an input of {size}") from error
         if not isinstance(found, Tensor) or found.shape != wanted.shape:
             return False
         if not (found - wanted).abs().max() <= 1e-9 * wanted.abs().max():

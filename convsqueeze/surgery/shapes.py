@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from convsqueeze.copying import Sandbox
-from convsqueeze.tracing.raised import leaving_caught
+from convsqueeze.tracing.raised import exits_caught
 
 
 class InputShapes:
@@ -36,7 +36,7 @@ class InputShapes:
             if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 module.register_forward_pre_hook(_hearing(name, found))
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), leaving_caught():
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), exits_caught():
                 model(*self._arguments)
         except Exception:  # noqa: BLE001  the user's code; what ran until then has been heard
             pass

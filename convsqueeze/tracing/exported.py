@@ -21,7 +21,7 @@ from convsqueeze.tracing.changes import changes, crossed, reason_of
 from convsqueeze.tracing.constants import operator_of
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import is_own_code, leaving_caught, told
+from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
 from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
@@ -64,7 +64,7 @@ def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = 
         else:
             return _with_what_stays(program, functional, asked, is_open=is_open)
     assert refusal is not None
-    raise TracingError(told(refusal)) from refusal
+    raise TracingError(describe_error(refusal)) from refusal
 
 
 def _programs(
@@ -73,7 +73,7 @@ def _programs(
     """The program as the code is written, and without mutation; the sizes that code asks for."""
     shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
-        with marked(model), SizesAsked(model) as asked, leaving_caught():
+        with marked(model), SizesAsked(model) as asked, exits_caught():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
         _forget_uncalled(program, asked.called)
@@ -276,7 +276,7 @@ def _places(program: ExportedProgram) -> Iterator[str]:
     for guard in _guards(program):
         frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         path = getattr(frame, "filename", None)
-        if path is not None and is_own_code(Path(path)):
+        if path is not None and is_user_code(Path(path)):
             yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
 
 

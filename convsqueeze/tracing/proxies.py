@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import TracingError
-from convsqueeze.tracing.raised import leaving_caught, told
+from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.tracing.watched import marked
 
 IN_PLACE = tuple(
@@ -43,7 +43,7 @@ def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = 
         raise TypeError("the model has a forward of its own, beside that of its class")
     made = (sandbox or Sandbox(model)).module()
     reads = _Reads(made)
-    with torch.no_grad(), marked(made), reads, leaving_caught():
+    with torch.no_grad(), marked(made), reads, exits_caught():
         graph = _Tracer(inputs).trace(made)
     return Recorded(GraphModule(made, graph), frozenset(reads.names))
 
@@ -121,12 +121,14 @@ def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> N
     try:
         wanted = _run(model, inputs)
     except Exception as error:
-        raise TracingError(f"the model does not run on its inputs: {told(error)}") from error
+        raise TracingError(
+            f"the model does not run on its inputs: {describe_error(error)}"
+        ) from error
     try:
         found = _run(made.module, tensors)
     except Exception as error:
         raise TracingError(
-            f"the graph that it makes of the code does not run: {told(error)}"
+            f"the graph that it makes of the code does not run: {describe_error(error)}"
         ) from error
     alike = len(wanted) == len(found) and all(map(_is_alike, wanted, found))
     if not alike:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from convsqueeze.graph import SizeRead
-from convsqueeze.tracing.raised import is_own_code
+from convsqueeze.tracing.raised import is_user_code
 
 ASKS = {
     Tensor.size,
@@ -104,6 +104,6 @@ def _place() -> str:
     """The innermost line of the model's own code: `net.py:12`."""
     for frame, number in walk_stack(sys._getframe(1)):
         path = Path(frame.f_code.co_filename)
-        if is_own_code(path):
+        if is_user_code(path):
             return f"{path.name}:{number}"
     return "the model's code"

@@ -31,7 +31,7 @@ from convsqueeze.tracing.calls import keys_of, semantics_of_named
 from convsqueeze.tracing.changes import changes, crossed, reason_of, stale
 from convsqueeze.tracing.operations import opaque, summed
 from convsqueeze.tracing.proxies import IN_PLACE, Recorded, check_recorded, recorded
-from convsqueeze.tracing.raised import told
+from convsqueeze.tracing.raised import describe_error
 from convsqueeze.tracing.stored import caller_of, calls_of, tied
 from convsqueeze.tracing.watched import hooked
 
@@ -55,7 +55,7 @@ def symbolically_traced(
     try:
         made = recorded(model, inputs, sandbox)
     except Exception as error:
-        raise TracingError(told(error)) from error
+        raise TracingError(describe_error(error)) from error
     check_recorded(made, model, inputs)
     return _Reader(made, model).graph()
 
