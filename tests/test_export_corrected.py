@@ -35,10 +35,10 @@ from convsqueeze.export import (
     open_onnx,
 )
 from convsqueeze.export import borders as borders_module
-from convsqueeze.export.ends import AxisEnds, ends_of, smallest_size, told_sizes
+from convsqueeze.export.ends import AxisEnds, ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.nodes import Nodes
 from convsqueeze.export.opsets import OLDEST_OPSET
-from convsqueeze.export.runtime import RUNTIME_ERRORS, session_of
+from convsqueeze.export.session import RUNTIME_ERRORS, session_of
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
@@ -459,9 +459,9 @@ def assert_others_are_refused(one: Exported) -> None:
     found = {size: outcome(one, size) for size in one.other_sizes()}
     assert "wrong" not in found.values(), found
     refused = [size for size, came in found.items() if came == "refused"]
-    if told_sizes(one.layer) is not None:
+    if sizes_in_words(one.layer) is not None:
         assert refused
-    for size in refused if told_sizes(one.layer) is None else ():
+    for size in refused if sizes_in_words(one.layer) is None else ():
         with pytest.raises(RuntimeError):  # not told, as the layers refuse it too
             one.original(one.image(size, 2).double())
 
@@ -654,7 +654,7 @@ def test_the_runtime_makes_the_kernels_of_a_single_kind_beforehand(
 
 
 def test_sizes_in_words() -> None:
-    told = {str(case): told_sizes(exported(case).layer) for case in CASES}
+    told = {str(case): sizes_in_words(exported(case).layer) for case in CASES}
     assert told["twice"] == "2 and more by 2 and more samples"
     assert told["around"] == "2 and more by any number of samples"
     assert told["three"] == "4 and more samples"
@@ -681,7 +681,7 @@ def test_sizes_are_told_where_the_graph_takes_fewer_than_the_layer(case: Case) -
     told = [note for note in report.notes if "fails for others" in note]
     assert len(told) == bool(fewer or left_out)
     for note in told:
-        assert note == f"{LAYER}: the graph takes inputs of {told_sizes(one.layer)} and " + (
+        assert note == f"{LAYER}: the graph takes inputs of {sizes_in_words(one.layer)} and " + (
             "fails for others"
         )
 

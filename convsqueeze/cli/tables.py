@@ -83,8 +83,8 @@ def print_verify(console: Console, report: "Report") -> None:
     console.print(table)
     for one in report.layers:
         if one.worst.place:
-            told = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
-            console.print(told, style="dim")
+            line = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
+            console.print(line, style="dim")
     if report.untouched:
         console.print(f"{report.untouched} other tensors compared bit for bit")
     _print_verdict(console, report)

@@ -23,9 +23,10 @@ from torch import Tensor
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.ends import ends_of, smallest_size, told_sizes
+from convsqueeze.export.ends import ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.graph import parameters
-from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
+from convsqueeze.export.runtime import OnnxLayers
+from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
@@ -49,8 +50,10 @@ _MESSAGE_MARGIN = 1 << 20
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What the check saw of one layer: `dtype` of the model, the input `sizes` that were run, the
-    output that came nearest to its bound, and what is good to know.
+    """What the check saw of one layer.
+
+    `dtype` is the layer's in the model, `sizes` are the input sizes that were run, `inputs` counts
+    the images. `worst` is the output that came nearest to its bound.
     """
 
     name: str
@@ -95,7 +98,7 @@ def check_model(
     reports = []
     for name, layer in layers.items() if not problems else ():
         try:
-            reports.append(_checked(runnable, name, layer, seed))
+            reports.append(_check_layer(runnable, name, layer, seed))
         except _Difference as difference:
             problems.append(f"{name}: {difference}.")
     if problems:
@@ -123,7 +126,7 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
             yield f"is not well-formed: {first_line(error)}."
 
 
-def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
+def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
     """One layer's report. Raises _Difference."""
     _check_values(runnable, name, layer)
     try:
@@ -139,7 +142,7 @@ def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) ->
         _check_cost(geometry, batch, size)
         for kind in ("dense", "sparse"):
             x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
-            found = _compared(runnable, name, reference, x, kind)
+            found = _compare(runnable, name, reference, x, kind)
             worst = max(worst, found, key=lambda one: one.share)
             inputs += batch
     notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
@@ -174,7 +177,7 @@ def _notes(
             f"{name}: onnxruntime has no {named} kernel for it on the CPU; a copy rounded to "
             f"{dtype_name(computed)} was run, the values were compared bit for bit"
         )
-    sizes = told_sizes(layer)
+    sizes = sizes_in_words(layer)
     if sizes is not None:
         yield f"{name}: the graph takes inputs of {sizes} and fails for others"
 
@@ -203,10 +206,10 @@ def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
 def input_sizes(layer: SqueezedConv) -> list[Size]:
     """The input sizes that are run, of those that the graph of a layer takes.
 
-    The smallest; one that is a multiple of the strides and the one after it, which with a stride
-    is none, both with a whole kernel inside and three outputs or more, so that a wrong stride
-    shows. Where it depends on the size how the border is corrected, as many more as there are
-    kinds. No two sides are alike, if they may differ. Three times () for a linear layer.
+    The first is the smallest. The others have a whole kernel inside and three outputs or more on
+    each axis, so that a wrong stride shows: a multiple of the stride, and the size after it. Where
+    strides make several kinds of sizes, every kind is run. No two axes are equally long, where
+    they may differ. Three times () for a linear layer.
     """
     kinds = 2
     if layer.border is not None:
@@ -258,8 +261,9 @@ def _image(geometry: Geometry, shape: Size, generator: torch.Generator, kind: st
 
 
 class _Reference:
-    """A squeezed layer in float64, its values times `scale`, and how far a runtime may be off that
-    computes in `dtype`.
+    """A squeezed layer in float64, its values times `scale`.
+
+    A runtime computes it in `dtype`; `bound` says how far off it may be.
     """
 
     def __init__(self, layer: SqueezedConv, dtype: torch.dtype, scale: float) -> None:
@@ -287,9 +291,7 @@ def _one_if_any(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compared(
-    runnable: OnnxLayers, name: str, reference: _Reference, x: Tensor, kind: str
-) -> Worst:
+def _compare(runnable: OnnxLayers, name: str, reference: _Reference, x: Tensor, kind: str) -> Worst:
     """The output nearest to its bound. Raises _Difference where one is beyond it."""
     size = "x".join(map(str, x.shape[2:])) or "one vector"
     place = f"{kind} input of {size}, batch {x.shape[0]}"

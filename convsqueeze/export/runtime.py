@@ -13,24 +13,13 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
-from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
 from torch import Tensor
 
 from convsqueeze.checkpoint.disk import unreadable
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.graph import INPUT, OUTPUT
+from convsqueeze.export.graph import ELEMENT_TYPES, INPUT, OUTPUT
+from convsqueeze.export.session import NO_KERNEL, first_line, session_of
 from convsqueeze.names import listed, nearest, shown
-
-RUNTIME_ERRORS = (
-    state.EPFail,
-    state.Fail,
-    state.InvalidArgument,
-    state.InvalidGraph,
-    state.InvalidProtobuf,
-    state.NotImplemented,
-    state.RuntimeException,
-)
-"""What onnxruntime raises for a model or an input that it cannot run; they have no root."""
 
 ORDINARY_EXPONENT = 64
 """Values below 2 to this power leave room in float32 for their products and sums."""
@@ -40,11 +29,7 @@ LARGEST = 1 << 24
 
 FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
-_DTYPES: dict[int, torch.dtype] = {
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-}
+_DTYPES: dict[int, torch.dtype] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 class OnnxLayers:
@@ -119,7 +104,7 @@ class OnnxLayers:
             part = self.part(name)
             try:
                 session = session_of(part)
-            except state.NotImplemented:
+            except NO_KERNEL:
                 session = session_of(in_float32(part, _scale(part)))
             self._current = name, session
         return self._current[1]
@@ -147,12 +132,6 @@ def open_onnx(path: Path) -> OnnxLayers:
     return OnnxLayers(model, str(path))
 
 
-def first_line(error: Exception) -> str:
-    """Of what a library said; its other lines are for its own developers."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return line if line.isprintable() else ascii(line)
-
-
 def _strange_number(model: ModelProto) -> str | None:
     """A number that ends the process in onnx's own code, or a tensor that is not what it says."""
     graph = model.graph
@@ -170,15 +149,6 @@ def _strange_number(model: ModelProto) -> str | None:
         if min(tensor.dims, default=1) < 0 or prod(tensor.dims) * width != len(tensor.raw_data):
             return f"{shown(tensor.name)} has a shape that its values do not fill, as"
     return None
-
-
-def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
-    """A session with onnxruntime's defaults, as a user's would be, that keeps quiet."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def _layers_in(model: ModelProto) -> dict[str, int]:
