@@ -161,6 +161,7 @@ ADAM: dict[str, Any] = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups"
         ({"deep": {"weights": STATE}, "optim_state": STATE}, "deep.weights"),
         ({"a": torch.ones(2), "extra": STATE}, ""),
         ({"only": torch.tensor(1.0)}, ""),
+        ({"state_dict": {"only": torch.tensor(1.0)}, "step": torch.tensor(3)}, "state_dict"),
         ({"model": {"state_dict": STATE, "note": 1}}, "model.state_dict"),
     ],
 )
@@ -221,7 +222,8 @@ def test_raw_and_averaged_weights_are_asked_for(tmp_path: Path, raw: str, averag
     [
         ({"model_ema": STATE, "epoch": 3, "optimizer": ADAM}, "model_ema"),
         ({"model": STATE, "ema": None, "ema_decay": 0.99}, "model"),
-        ({"model": STATE, "ema": {"decay": 0.9, "updates": 3}}, "model"),
+        ({"model": STATE, "ema": {"decay": torch.tensor(0.9), "updates": 3}}, "model"),
+        ({"model": STATE, "model_ema": STATE}, "model"),
         ({"model": STATE, "schema": {"tensor": torch.ones(3)}}, "model"),
         ({"model": STATE, "optimizer_ema": {"a": torch.ones(3)}}, "model"),
     ],

@@ -16,7 +16,7 @@ from fuzz.search import Finding, Search, Shorter, Target
 from fuzz.targets import TARGETS
 
 from convsqueeze import errors
-from convsqueeze.checkpoint import pickled, safetensors_header, sharded
+from convsqueeze.checkpoint import pickled, safetensors_file, sharded
 from convsqueeze.checkpoint import state_dict as state_dict_module
 from convsqueeze.errors import CheckpointError
 from convsqueeze.manifest import load as manifest_load
@@ -74,8 +74,8 @@ def test_a_library_that_refuses_and_nobody_expects_it(monkeypatch: pytest.Monkey
     class Never(Exception):
         pass
 
-    monkeypatch.setattr(safetensors_header, "SafetensorError", Never)
-    finding = found("safetensors", 0, "in /checkpoint/safetensors_header.py")
+    monkeypatch.setattr(safetensors_file, "SafetensorError", Never)
+    finding = found("safetensors", 0, "in /checkpoint/safetensors_file.py")
     assert finding.verdict.kind == "exception"
 
 
@@ -120,13 +120,13 @@ class Believing:
 
 
 def test_data_that_overlaps_or_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_header, "safe_open", Believing)
+    monkeypatch.setattr(safetensors_file, "safe_open", Believing)
     found("safetensors", 7, "AssertionError in here: accepted")
 
 
 def test_sizes_that_nobody_compares_with_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few bytes that ask for a gigabyte."""
-    monkeypatch.setattr(safetensors_header, "safe_open", Believing)
+    monkeypatch.setattr(safetensors_file, "safe_open", Believing)
     assert found("safetensors", 61, "memory").verdict.kind == "memory"
 
 
@@ -154,7 +154,7 @@ def raw_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("raw_words")
 def test_words_that_are_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (state_dict_module, safetensors_header, sharded):
+    for module in (state_dict_module, safetensors_file, sharded):
         monkeypatch.setattr(module, "shown", str)
     assert found("index", 75, "no printable line").verdict.kind == "words"
 

@@ -20,9 +20,10 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, mapped, read_records
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
-from convsqueeze.checkpoint.edits import New, TensorOnDisk
+from convsqueeze.checkpoint.edits import New
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
+from convsqueeze.checkpoint.on_disk import FileMaps, TensorOnDisk
 from convsqueeze.checkpoint.pickle_scan import (
     LARGEST_EXPANSION,
     Scanned,
@@ -30,12 +31,15 @@ from convsqueeze.checkpoint.pickle_scan import (
     scan,
     scan_legacy,
 )
-from convsqueeze.checkpoint.ranges import FileMaps
 from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
-from convsqueeze.checkpoint.saved_object import SavedObject, hidden_method, tensors_in
+from convsqueeze.checkpoint.saved_object import (
+    SavedObject,
+    find_state_dict,
+    hidden_method,
+    tensors_in,
+)
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import edited, open_saved
-from convsqueeze.checkpoint.wrappers import find_state_dict
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 from convsqueeze.sharing import span as memory_span
