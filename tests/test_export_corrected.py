@@ -361,7 +361,7 @@ def assert_gives_what_the_layers_give(one: Exported, sizes: Sequence[Size]) -> N
         x = one.image(size)
         wanted, bound = one.original(x.double()), one.bound(x)
         for batch in (3, 1):
-            found = one.runnable(LAYER, x[:batch])
+            found = one.runnable[LAYER](x[:batch])
             assert found.shape == wanted[:batch].shape
             error = (found.double() - wanted[:batch]).abs()
             assert bool((error <= bound[:batch]).all()), (
@@ -396,8 +396,8 @@ def test_without_its_border_the_graph_would_be_told(case: Case) -> None:
 @pytest.mark.parametrize("name", ["twice", "strided", "mirrored", "branches", "volume", "up"])
 def test_every_storage(name: str, dtype: torch.dtype) -> None:
     one = Exported(Case(name), dtype)
-    assert one.runnable.computes_in(LAYER) == torch.float32 or dtype == torch.float16
-    computed = one.runnable.computes_in(LAYER)
+    assert one.runnable[LAYER].computes_in == torch.float32 or dtype == torch.float16
+    computed = one.runnable[LAYER].computes_in
     half = dtype == computed == torch.float16
     one.storage += torch.finfo(computed).eps * 8 if half else 0.0
     assert_gives_what_the_layers_give(one, one.sizes()[::5])
@@ -422,10 +422,10 @@ def test_no_images_are_refused_or_give_none(case: Case) -> None:
     one = exported(case)
     size = one.sizes()[-1]
     try:
-        found = one.runnable(LAYER, one.image(size, 0))
+        found = one.runnable[LAYER](one.image(size, 0))
     except RUNTIME_ERRORS:
         return
-    assert found.shape == (0, *one.runnable(LAYER, one.image(size)).shape[1:])
+    assert found.shape == (0, *one.runnable[LAYER](one.image(size)).shape[1:])
 
 
 # Sizes that it is not for.
@@ -439,7 +439,7 @@ def outcome(one: Exported, size: Size) -> Outcome:
     """What a run gives: beside the layers' own output only a refusal is no mistake."""
     x = one.image(size, 2)
     try:
-        found = one.runnable(LAYER, x).double()
+        found = one.runnable[LAYER](x).double()
     except RUNTIME_ERRORS:
         return "refused"
     try:
@@ -511,7 +511,7 @@ def test_constant_kernels_and_kernels_that_are_looked_up_are_the_same(
     assert operators(constant.model) != operators(looked_up.model)
     for size in constant.sizes():
         x = constant.image(size, 2)
-        assert torch.equal(constant.runnable(LAYER, x), looked_up.runnable(LAYER, x))
+        assert torch.equal(constant.runnable[LAYER](x), looked_up.runnable[LAYER](x))
     assert_gives_what_the_layers_give(looked_up, looked_up.sizes()[::5])
     check_model(looked_up.model, {LAYER: looked_up.layer})
     assert_others_are_refused(looked_up)
@@ -581,7 +581,7 @@ def test_layers_side_by_side_keep_apart() -> None:
     for name in layers:
         one = exported(Case(name))
         x = one.image(one.sizes()[-1])
-        assert torch.equal(runnable(name, x), one.runnable(LAYER, x))
+        assert torch.equal(runnable[name](x), one.runnable[LAYER](x))
 
 
 # Speed.
@@ -879,10 +879,10 @@ def same(one: Exported, faulty: ModelProto) -> bool:
     for size in one.sizes():
         x = one.image(size, 2)
         try:
-            found = runnable(LAYER, x)
+            found = runnable[LAYER](x)
         except RUNTIME_ERRORS:
             return False
-        if not torch.equal(one.runnable(LAYER, x), found):
+        if not torch.equal(one.runnable[LAYER](x), found):
             return False
     return True
 

@@ -25,7 +25,7 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.ends import ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.graph import parameters
-from convsqueeze.export.runtime import OnnxLayers
+from convsqueeze.export.runtime import OnnxLayer, OnnxLayers
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
@@ -128,25 +128,26 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
 
 def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
     """One layer's report. Raises _Difference."""
-    _check_values(runnable, name, layer)
     try:
-        computed = runnable.computes_in(name)
+        own = runnable[name]
     except RUNTIME_ERRORS as error:
+        _check_values(runnable.part(name), name, layer)
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
+    _check_values(own.model, name, layer)
     geometry = layer.geometry
-    reference = _Reference(layer, computed, runnable.scale(name))
+    reference = _Reference(layer, own.computes_in, own.scale)
     generator = torch.Generator().manual_seed(seed)
     worst, inputs = Worst(), 0
     tried = input_sizes(layer)
     for batch, size in enumerate(tried, start=1):
         _check_cost(geometry, batch, size)
         for kind in ("dense", "sparse"):
-            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
-            found = _compare(runnable, name, reference, x, kind)
+            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind)
+            found = _compare(own, reference, x.to(own.computes_in), kind)
             worst = max(worst, found, key=lambda one: one.share)
             inputs += batch
-    notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
-    return ExportReport(name, dtype_name(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
+    notes = tuple(_notes(own, layer))
+    return ExportReport(name, dtype_name(own.dtype), tuple(tried), inputs, worst, notes)
 
 
 def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
@@ -162,29 +163,27 @@ def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
         )
 
 
-def _notes(
-    name: str, layer: SqueezedConv, exported: torch.dtype, computed: torch.dtype
-) -> Iterator[str]:
+def _notes(own: OnnxLayer, layer: SqueezedConv) -> Iterator[str]:
     kinds = sorted({dtype_name(tensor.dtype) for tensor in layer.parameters()})
-    named = dtype_name(exported)
+    name, named = own.name, dtype_name(own.dtype)
     what = f"{name}: stored as {' and '.join(kinds)}, exported as {named}, which holds every value"
     if len(kinds) > 1:
         yield f"{what} exactly; so are its input and output"
-    elif exported != layer.dtype:
+    elif own.dtype != layer.dtype:
         yield f"{what} exactly; onnxruntime has no such convolution on the CPU"
-    if computed != exported:
+    if own.computes_in != own.dtype:
         yield (
             f"{name}: onnxruntime has no {named} kernel for it on the CPU; a copy rounded to "
-            f"{dtype_name(computed)} was run, the values were compared bit for bit"
+            f"{dtype_name(own.computes_in)} was run, the values were compared bit for bit"
         )
     sizes = sizes_in_words(layer)
     if sizes is not None:
         yield f"{name}: the graph takes inputs of {sizes} and fails for others"
 
 
-def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
+def _check_values(model: ModelProto, name: str, layer: SqueezedConv) -> None:
     """Raises _Difference unless the model holds a layer's very values, bit for bit."""
-    held = {tensor.name: tensor for tensor in runnable.part(name).graph.initializer}
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
     wanted = parameters(name, layer)
     for key in wanted.keys() ^ held.keys():
         what = "is missing" if key in wanted else "belongs to no squeezed layer"
@@ -291,13 +290,13 @@ def _one_if_any(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(runnable: OnnxLayers, name: str, reference: _Reference, x: Tensor, kind: str) -> Worst:
+def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Worst:
     """The output nearest to its bound. Raises _Difference where one is beyond it."""
     size = "x".join(map(str, x.shape[2:])) or "one vector"
     place = f"{kind} input of {size}, batch {x.shape[0]}"
     expected = reference.exact(x.double())
     try:
-        actual = runnable(name, x).double()
+        actual = own(x).double()
     except RUNTIME_ERRORS as error:
         raise _Difference(f"onnxruntime fails on a {place}: {first_line(error)}") from error
     if actual.shape != expected.shape:
