@@ -230,9 +230,9 @@ class _Search:
     def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
         read = {*self._graph.kept}.union(*(op.reads for op in self._graph.ops.values()))
+        inside = tuple(f"{module}." for module in modules)
         for key in self._infos:
-            inside = any(key.startswith(f"{module}.") for module in modules)
-            if inside and key not in read and not key.endswith(".num_batches_tracked"):
+            if key.startswith(inside) and key not in read and not key.endswith(".num_batches_tracked"):
                 owner = key.rpartition(".")[0]
                 yield key if owner in modules else owner
 
