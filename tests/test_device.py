@@ -30,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convsqueeze import merge_file, merge_state_dict
-from convsqueeze.algebra import products
+from convsqueeze.algebra import conv
 from convsqueeze.algebra.groups import cells, joined
 from convsqueeze.device import CPU, computing_on, device_named, summing_directly
 from convsqueeze.errors import DeviceError, VerificationError
@@ -304,7 +304,16 @@ def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
             done(name, tmp_path)
         for site in SITES:
             jobs.setdefault(site, []).append(name)
-    for file in ("conv", "values", "border", "files", "outcome", "maps", "anew", "numbers"):
+    for file in (
+        "conv",
+        "values",
+        "border",
+        "files",
+        "outcome",
+        "maps",
+        "magnitudes",
+        "comparison",
+    ):
         assert any(f"{file}.py:" in site for site in jobs), file
     twice = {site for site in jobs if TWICE in site}
     for site, names in jobs.items():
@@ -315,6 +324,7 @@ def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
 
 def is_noticed(forgotten: set[str], name: str, folder: Path) -> bool:
     FORGOTTEN.update(forgotten)
+    SITES.clear()
     try:
         with pretended_cuda():
             done(name, folder)
@@ -322,7 +332,8 @@ def is_noticed(forgotten: set[str], name: str, folder: Path) -> bool:
         return "device" in str(error)
     finally:
         FORGOTTEN.clear()
-    return False
+    instead = {site for site in SITES if TWICE in site} - forgotten
+    return bool(instead) and is_noticed(forgotten | instead, name, folder)
 
 
 FAULTY = [
@@ -380,15 +391,15 @@ def test_a_merge_that_goes_wrong_on_the_device_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that computes one product wrongly, by a unit of float32."""
-    right = products._pair_by_pair
+    right = conv.summed_products
 
     def wrong(*operands: Tensor) -> Tensor:
         sums = right(*operands)
         if isinstance(sums, OnCuda):
-            sums.inner[0, 0, 0, 7] *= 1 + 2**-23
+            sums.inner.view(-1)[7] *= 1 + 2**-23
         return sums
 
-    monkeypatch.setattr(products, "_tap_by_tap", wrong)
+    monkeypatch.setattr(conv, "summed_products", wrong)
     output = tmp_path / "out.pt"
     merge_file(SESR, SESR_PAIRS, tmp_path / "right.pt")
     with pretended_cuda(), pytest.raises(VerificationError, match="differs by"):
@@ -461,7 +472,7 @@ def test_memory_that_is_full(stage: str, tmp_path: Path, monkeypatch: pytest.Mon
     merging = ("merge", original, "--pairs", pairs, "-o", squeezed, "--border", "interior")
     verifying = ("verify", original, squeezed)
     place, run = {
-        "merging": ("convsqueeze.algebra.products._pair_by_pair", merging),
+        "merging": ("convsqueeze.algebra.conv.summed_products", merging),
         "verifying": ("convsqueeze.module.layer.apply_operator", merging),
         "moving": ("convsqueeze.verify.files.module_of", verifying),
         "drawing": (

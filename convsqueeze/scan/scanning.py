@@ -232,7 +232,11 @@ class _Search:
         read = {*self._graph.kept}.union(*(op.reads for op in self._graph.ops.values()))
         inside = tuple(f"{module}." for module in modules)
         for key in self._infos:
-            if key.startswith(inside) and key not in read and not key.endswith(".num_batches_tracked"):
+            if (
+                key.startswith(inside)
+                and key not in read
+                and not key.endswith(".num_batches_tracked")
+            ):
                 owner = key.rpartition(".")[0]
                 yield key if owner in modules else owner
 
