@@ -176,3 +176,9 @@ def test_a_channel_that_is_hardly_there_is_enlarged_and_one_that_cancels_is_not(
 def test_channels_that_nothing_reads_and_outputs_that_read_nothing() -> None:
     merge, tensors = pointwise([[1.0, 0.0], [2.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]])
     assert input_scales(merge, tensors.__getitem__, CPU).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("small", "large"), [(1e-320, 1e300), (1e-160, 1e-160), (1e-308, 1e-2)])
+def test_numbers_at_the_end_of_float64_enlarge_nothing(small: float, large: float) -> None:
+    merge, tensors = pointwise([[small, small], [small, small]], [[large, large]])
+    assert input_scales(merge, tensors.__getitem__, CPU).tolist() == [1.0, 1.0]

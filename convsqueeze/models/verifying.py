@@ -116,7 +116,9 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
         if stored is not None and problem is None and value.numel():
             slack = SLACK * value.abs().max()
             number = worst_number(stored.detach().cpu(), value, slack.expand_as)
-            problem = number.problem(f"{name}, at {list(number.place)}")
+            if number.share > 1.0:
+                at, needed = number.place, value[number.place].item()
+                problem = f"{name} holds {number.value!r} at {list(at)}, {needed!r} was needed"
         if problem is not None:
             yield f"is not what its layers give: {problem}"
 

@@ -60,8 +60,9 @@ def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:
     sums = mapped(merge.tree, lambda leaf: _tap_sums(_absolute(leaf, load).on(device)))
     reached = _passed(sums, torch.ones(merge.geometry.in_channels, dtype=torch.float64).to(device))
     parts = _passed(sums, torch.where(reached > 0, 1 / reached, 0.0), backwards=True).cpu()
-    scales = (parts.mean() / parts).clamp(1.0, _LARGEST_SCALE)
-    return torch.where(parts > 0, scales, 1.0)
+    mean = parts.mean()  # infinite where layers undo what others make too small for float64
+    known = (parts > 0) & mean.isfinite()
+    return torch.where(known, (mean / parts).clamp(1.0, _LARGEST_SCALE), 1.0)
 
 
 def _tap_sums(conv: Conv) -> Tensor:
@@ -83,11 +84,9 @@ def _passed(sums: Tree[Tensor], x: Tensor, *, backwards: bool = False) -> Tensor
 
 
 def _absolute(leaf: ResolvedLayer, load: Load) -> Conv:
+    """A layer of absolute values: none of what its operator holds is below zero."""
     layer, tensors = leaf.layer.magnitudes(stored_tensors(leaf, load))
-    geometry = leaf.geometry
-    conv = layer.operator(tensors, len(geometry.axes), geometry.in_channels)
-    bias = None if conv.bias is None else conv.bias.abs()
-    return replace(conv, weight=conv.weight.abs(), bias=bias)
+    return layer.operator(tensors, len(leaf.geometry.axes), leaf.geometry.in_channels)
 
 
 def _summed(convs: Tree[Conv], inputs: Tensor, groups: int) -> Tree[Conv]:
