@@ -20,6 +20,8 @@ from torch import nn
 from convsqueeze.checkpoint import open_checkpoint
 from convsqueeze.errors import CheckpointError
 
+pytestmark = pytest.mark.quick
+
 STATE = {"a": torch.arange(300.0), "b": torch.ones(2, 3).t()}
 
 

@@ -25,6 +25,8 @@ from convsqueeze.checkpoint import (
 from convsqueeze.checkpoint.safetensors_file import DTYPES, StoredTensors
 from convsqueeze.errors import CheckpointError, OutputError
 
+pytestmark = pytest.mark.quick
+
 RECIPE = '{"version": 1, "name": "größe"}'
 NAMES = sorted(DTYPES)
 

@@ -38,6 +38,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.pipeline import verify_files
 from convsqueeze.verify import Settings, comparison
 
+pytestmark = pytest.mark.stress
+
 Case = tuple[Tensors, dict[str, Any]]
 
 

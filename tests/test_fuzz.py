@@ -21,6 +21,8 @@ from convsqueeze.checkpoint import state_dict as state_dict_module
 from convsqueeze.errors import CheckpointError
 from convsqueeze.manifest import load as manifest_load
 
+pytestmark = pytest.mark.stress
+
 EXAMPLES = {
     "safetensors": 40,
     "zip": 50,

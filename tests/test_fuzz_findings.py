@@ -32,6 +32,8 @@ from fuzz.opcodes import (
 from fuzz.samples import PAIRS, exported, framed, parts, pickled, squeezed, stored, tensors
 from fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.stress
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _what_torch_does_once() -> None:

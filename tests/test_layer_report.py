@@ -40,6 +40,8 @@ from convsqueeze.verify.probes import (
 )
 from convsqueeze.verify.reference import reference, term_count
 
+pytestmark = pytest.mark.quick
+
 Load = Callable[[str], Tensor]
 FIXTURES = Path(__file__).parent / "fixtures"
 Made = tuple[Merge, SqueezedConv, Load]

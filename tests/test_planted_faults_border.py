@@ -40,6 +40,8 @@ from convsqueeze.plan import make_plan
 from convsqueeze.squeezing import border_terms, recipe_layer, squeeze_one
 from convsqueeze.verify.layer import check_layer
 
+pytestmark = pytest.mark.stress
+
 FLAT = tuple(name for name in TABLE if name != "volume")
 FILES = (FLAT, ("volume",))
 RECIPES = ("twice", "strided", "three", "branches", "up")

@@ -19,6 +19,8 @@ from convsqueeze.algebra import Conv, products, threads
 from .drawn import convolutions, law, operators, ranks, whole
 from .test_operators import composed
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(params=[1, 2, 3])
 def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:

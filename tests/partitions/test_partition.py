@@ -33,6 +33,8 @@ from convsqueeze.plan import (
 from .brute_force import Everything, Numbers
 from .chains import Drawn, Item, Size, Source, written
 
+pytestmark = pytest.mark.stress
+
 BORDERS = ("exact", "corrected", "interior")
 CHAINS, BATCH = 520, 40
 

@@ -26,6 +26,8 @@ from convsqueeze.squeezing import exact_values
 from scan.blocks import BLOCKS, Block
 from scan.code import image, largest_share, made, merged_layers, reasons, scanned
 
+pytestmark = pytest.mark.stress
+
 EXACT = 1e-11
 """Of the largest output, in float64."""
 
