@@ -177,36 +177,36 @@ def figure_of(report: Report) -> "Figure":
 def _legend(report: Report, maps: Sequence[DifferenceMap]) -> str:
     settings = report.settings
     inputs = f"{settings.trials} random inputs (seed {settings.seed})" if settings else "the inputs"
-    told = [
+    lines = [
         f"Largest difference over {inputs} of one size and all channels.",
         "Grey: equal within the rounding of the stored weights.",
         "Blue dashes: around what the plan says is exact.",
         "Inputs of other sizes may differ by more or less.",
     ]
     if any(one.difference.isinf().any() for one in maps):
-        told.append("Cyan: no finite number.")
-    told += [f"{note[0].upper()}{note[1:]}." for note in _not_drawn(report)]
-    return " ".join(told)
+        lines.append("Cyan: no finite number.")
+    lines += [f"{note[0].upper()}{note[1:]}." for note in _not_drawn(report)]
+    return " ".join(lines)
 
 
 def _heading(one: DifferenceMap, problem: str | None) -> str:
     size = "x".join(map(str, one.size)) or "one vector"
     if one.meant is not None and one.meant != one.size:
         size = f"{size} (meets the border as {'x'.join(map(str, one.meant))})"
-    told = [shown(one.name), f"from {', '.join(map(shown, one.sources))}"]
-    told.append(f"kernel {one.kernel}, input {size}")
+    lines = [shown(one.name), f"from {', '.join(map(shown, one.sources))}"]
+    lines.append(f"kernel {one.kernel}, input {size}")
     if one.difference.ndim == 3:
         count, clear = one.difference.shape[0], len(_clear_slices(one))
         others = ": the others may differ everywhere" if clear < count else ""
         of = f"{clear} of {count}" if others else f"all {count}"
-        told.append(f"largest over {of} slices of the first axis{others}")
+        lines.append(f"largest over {of} slices of the first axis{others}")
     if problem is not None:
-        told.append(f"FAILED: {problem}")
+        lines.append(f"FAILED: {problem}")
     else:
         worst = 100 * float(one.share.max())
         rows = rows_told(one.leaks, len(one.size)) or "no row"
-        told.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
-    return "\n".join(_wrapped(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in told)
+        lines.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
+    return "\n".join(_wrapped(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in lines)
 
 
 def _wrapped(text: str, width: int) -> str:

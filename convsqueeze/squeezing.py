@@ -62,18 +62,18 @@ def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed
         yield squeeze_one(merge, load, widen=widen)
 
 
-def exact_values(
-    merge: Merge, load: Load, stored: torch.dtype | None, device: torch.device = CPU
-) -> dict[str, Tensor]:
+def exact_values(merge: Merge, load: Load, device: torch.device = CPU) -> dict[str, Tensor]:
     """What a merge stores before it is rounded, by name within the layer: float64, weights in the
     layout of `Geometry`. Raises TensorDataError for layers that make no operator.
 
-    `stored` is what the kernel will be rounded to, if it is known: it may then be exact only as far
-    as that takes. They are computed, and lie, on the `device`, wherever `load` has its tensors:
-    there from the layers' own values on, by direct sums.
+    They are computed, and lie, on the `device`, wherever `load` has its tensors: there from the
+    layers' own values on.
     """
     convs = mapped(merge.tree, lambda leaf: leaf.conv(load).on(device))
-    exact = _exact(convs, stored)
+    whole = composed(convs)
+    exact = {"weight": whole.weight.double()}
+    if whole.bias is not None:
+        exact["bias"] = whole.bias.double()
     if merge.corrections is not None:
         terms = border_terms(convs, merge.corrections, merge.border_taps)
         exact |= {f"{BORDER}.{name}": value for name, value in terms.items()}
@@ -86,11 +86,8 @@ def squeeze_one(
     merge: Merge, load: Load, *, widen: bool = False, device: torch.device = CPU
 ) -> Squeezed:
     """One merge of a plan, composed on the `device` and rounded on the CPU; see `squeeze`."""
-    exact = _on_cpu(exact_values(merge, load, merge.dtype, device))
+    exact = {name: value.cpu() for name, value in exact_values(merge, load, device).items()}
     rounded, widened = round_to_storage(merge, exact, widen=widen)
-    if rounded["weight"].dtype != merge.dtype:
-        exact = _on_cpu(exact_values(merge, load, None, device))
-        rounded, widened = round_to_storage(merge, exact, widen=widen)
     weight = rounded["weight"]
     if merge.geometry.is_transposed:
         weight = transposed_layout(weight, merge.geometry.groups)
@@ -105,27 +102,12 @@ def squeeze_one(
     return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
 
 
-def _on_cpu(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in values.items()}
-
-
-def _exact(convs: Tree[Conv], stored: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors of the whole merge in float64, where its weight will be rounded to `stored`."""
-    whole = composed(convs, stored)
-    exact = {"weight": whole.weight.double()}
-    if whole.bias is not None:
-        exact["bias"] = whole.bias.double()
-    return exact
-
-
-def composed(convs: Tree[Conv], stored: torch.dtype | None = None) -> Conv:
-    """One operator of a tree of them. Only what is rounded itself may be known by its rounding:
-    what is composed or summed on the way is exact but for float64.
-    """
+def composed(convs: Tree[Conv]) -> Conv:
+    """One operator of a tree of them, in float64 where there is anything to compute."""
     if isinstance(convs, Chain):
-        return composed_chain([composed(link, None) for link in convs.links], stored=stored)
+        return composed_chain([composed(link) for link in convs.links])
     if isinstance(convs, Sum):
-        return reduce(add, (composed(branch, None) for branch in convs.branches))
+        return reduce(add, (composed(branch) for branch in convs.branches))
     return convs
 
 

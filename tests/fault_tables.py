@@ -124,7 +124,7 @@ TENSOR_FAULTS: dict[str, tuple[Callable[[Parts], None], tuple[str, ...]]] = {
     "untouched renamed": (renamed("mask", "masks"), ("masks is in neither",)),
     "merged weight removed": (removed("stem.weight"), ("stem.weight is missing",)),
     "bias dropped": (removed("stem.bias"), ("stem.bias is missing",)),
-    "bias dropped, seen in the outputs": (removed("up.bias"), ("up: ", "output channel")),
+    "bias dropped, seen in its layer": (removed("up.bias"), ("up: ", "up.bias is missing")),
     "bias of zeros": (changed("grouped.0.bias", torch.zeros_like), ("grouped.0: ", "channel")),
     "bias too long": (changed("up.bias", lambda t: torch.cat([t, t])), ("up", "bias", "(8,)")),
     "key added": (
@@ -174,6 +174,6 @@ TENSOR_FAULTS: dict[str, tuple[Callable[[Parts], None], tuple[str, ...]]] = {
     "kernel mirrored": (changed("around.weight", lambda t: t.flip(-1)), ("around: ", "channel")),
     "output channels swapped": (changed("branches.weight", lambda t: t.flip(0)), ("branches: ",)),
     "kernel cropped": (changed("around.weight", lambda t: t[..., 1:]), ("around", "kernel_size")),
-    "input channel lost": (changed("stem.weight", lambda t: t[:, 1:]), ("stem: ", "channel")),
+    "input channel lost": (changed("stem.weight", lambda t: t[:, 1:]), ("stem: ", "(6, 3, 3, 3)")),
     "weight a single number": (changed("head.weight", lambda t: t[0, 0]), ("head", "shape")),
 }

@@ -13,6 +13,8 @@ from convsqueeze.checkpoint import Edit, edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.memory import own, part
 from convsqueeze.sharing import ties
 
+pytestmark = pytest.mark.quick
+
 SIZE = 24
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -160,6 +161,7 @@ ADAM: dict[str, Any] = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups"
         ({"deep": {"weights": STATE}, "optim_state": STATE}, "deep.weights"),
         ({"a": torch.ones(2), "extra": STATE}, ""),
         ({"only": torch.tensor(1.0)}, ""),
+        ({"state_dict": {"only": torch.tensor(1.0)}, "step": torch.tensor(3)}, "state_dict"),
         ({"model": {"state_dict": STATE, "note": 1}}, "model.state_dict"),
     ],
 )
@@ -178,6 +180,56 @@ def test_key_chooses_between_two(tmp_path: Path) -> None:
     after = reloaded(tmp_path / "out.pt")
     assert list(after["params_ema"]) == []
     assert same(after["params"], STATE)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("state_dict", "state_dict_ema"),  # timm
+        ("state_dict", "ema_state_dict"),
+        ("model", "ema.module"),  # RT-DETR, D-FINE
+        ("net", "ema_net"),  # super-gradients
+        ("model", "model_ema"),
+        ("model", "ema"),
+        ("params", "params_ema"),  # BasicSR
+        ("model", "swa_model"),
+        ("model_state_dict", "averaged_model"),
+        ("student", "teacher"),
+        ("weights", "ema"),
+        ("state_dict", "callbacks.EMACallback.ema_state_dict"),
+        ("model", "modelEMA.stateDict"),
+    ],
+)
+def test_raw_and_averaged_weights_are_asked_for(tmp_path: Path, raw: str, averaged: str) -> None:
+    """Neither is taken without a word: loaders differ in which one they read."""
+    whole: Any = {"epoch": 3, raw: dict(STATE), "optimizer": ADAM}
+    level, (*outer, last) = whole, averaged.split(".")
+    for key in outer:
+        level = level.setdefault(key, {"updates": 7})
+    level[last] = {"a": torch.zeros(2, 2)}
+    path = saved(tmp_path / "model.pt", whole)
+    with pytest.raises(CheckpointError, match="holds 2 state dicts") as caught:
+        open_checkpoint(path)
+    for key in (raw, averaged):
+        assert re.search(rf"[(, ]{re.escape(key)}[,)]", str(caught.value))
+    assert f"for example --key {averaged}, the average." in str(caught.value)
+    assert torch.equal(open_checkpoint(path, key=raw).load("a"), STATE["a"])
+    assert torch.equal(open_checkpoint(path, key=averaged).load("a"), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("whole", "wrapper"),
+    [
+        ({"model_ema": STATE, "epoch": 3, "optimizer": ADAM}, "model_ema"),
+        ({"model": STATE, "ema": None, "ema_decay": 0.99}, "model"),
+        ({"model": STATE, "ema": {"decay": torch.tensor(0.9), "updates": 3}}, "model"),
+        ({"model": STATE, "model_ema": STATE}, "model"),
+        ({"model": STATE, "schema": {"tensor": torch.ones(3)}}, "model"),
+        ({"model": STATE, "optimizer_ema": {"a": torch.ones(3)}}, "model"),
+    ],
+)
+def test_one_of_them_alone_is_taken(tmp_path: Path, whole: Any, wrapper: str) -> None:
+    assert open_checkpoint(saved(tmp_path / "model.pt", whole)).wrapper == wrapper
 
 
 def test_key_may_hold_dots_and_need_not_be_known(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from torch import nn
 from convsqueeze.checkpoint import open_checkpoint
 from convsqueeze.errors import CheckpointError
 
+pytestmark = pytest.mark.quick
+
 STATE = {"a": torch.arange(300.0), "b": torch.ones(2, 3).t()}
 
 
@@ -93,12 +95,12 @@ def numpy_archive() -> bytes:
         (archive(readme=b"hello"), "a zip archive that torch.save did not write"),
         (archive(**{"data.pkl": b"", "constants.pkl": b""}), r"TorchScript.*torch\.jit\.load"),
         (archive(archive_format=b"pt2"), r"a torch\.export archive.*torch\.export\.load"),
-        (pickled(nn.Conv2d(1, 1, 1)), r"torch\.nn\.modules\.conv\.Conv2d.*state_dict\(\)"),
+        (pickled(nn.Conv2d(1, 1, 1)), r"torch\.nn\.modules\.conv\.Conv2d.*d\.state_dict\(\)"),
         (
             pickled(nn.Conv2d(1, 1, 1), _use_new_zipfile_serialization=False),
             r"torch\.nn\.modules\.conv\.Conv2d",
         ),
-        (pickled({"best": np.float64(1)}), r"an object of numpy\..*scalar"),
+        (pickled({"best": np.float64(1)}), r"objects of numpy\..*scalar, numpy\.dtype, which"),
         (pickled(STATE, pickle_protocol=4), "another protocol"),
         (repacked(pickled(STATE), compression=zipfile.ZIP_DEFLATED), "records are compressed"),
     ],

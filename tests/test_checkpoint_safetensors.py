@@ -19,12 +19,13 @@ from convsqueeze.checkpoint import (
     from_state_dict,
     memory,
     open_checkpoint,
-    safetensors_header,
+    safetensors_file,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.safetensors_file import StoredTensors
-from convsqueeze.checkpoint.safetensors_header import DTYPES
+from convsqueeze.checkpoint.safetensors_file import DTYPES, StoredTensors
 from convsqueeze.errors import CheckpointError, OutputError
+
+pytestmark = pytest.mark.quick
 
 RECIPE = '{"version": 1, "name": "größe"}'
 NAMES = sorted(DTYPES)
@@ -379,7 +380,7 @@ def test_what_the_library_does_not_read_is_not_put_in_its_place(
         written.append(path.suffix)
         return safe_open(path, *given, **options)
 
-    monkeypatch.setattr(safetensors_header, "safe_open", spy)
+    monkeypatch.setattr(safetensors_file, "safe_open", spy)
     write_checkpoint(source, tmp_path / place, [], RECIPE, largest_shard=split)
     assert written == [".tmp"] * (2 if split else 1)
     for path in tmp_path.iterdir():

@@ -187,9 +187,9 @@ def test_damaged_shard_is_named(tmp_path: Path) -> None:
 
 def test_places_that_are_taken(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(sharded(tmp_path))
-    with pytest.raises(OutputError, match="is the input"):
+    with pytest.raises(OutputError, match="is an input"):
         write_checkpoint(checkpoint, tmp_path / ONE, [], RECIPE, overwrite=True)
-    with pytest.raises(OutputError, match="is the input"):
+    with pytest.raises(OutputError, match="is an input"):
         write_checkpoint(
             checkpoint, tmp_path / "m.safetensors.index.json", [], RECIPE, overwrite=True
         )

@@ -18,6 +18,8 @@ from convsqueeze.manifest import (
 )
 from convsqueeze.manifest.contract import PLACEHOLDERS
 
+pytestmark = pytest.mark.quick
+
 Data = dict[str, Any]
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from convsqueeze.checkpoint import from_state_dict, write_checkpoint
 from convsqueeze.pipeline import merge_state_dict
 
+pytestmark = pytest.mark.stress
+
 LONG = 70_000
 """Channels that are summed over: so many that torch shares one sum among its threads."""
 PAIRS = {

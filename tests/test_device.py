@@ -1,8 +1,7 @@
 """Merging and verifying on another device, which here is pretended: see `pretended_cuda`."""
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +30,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convsqueeze import merge_file, merge_state_dict
-from convsqueeze.algebra import conv, products
+from convsqueeze.algebra import conv
 from convsqueeze.algebra.groups import cells, joined
 from convsqueeze.device import CPU, computing_on, device_named, summing_directly
 from convsqueeze.errors import DeviceError, VerificationError
@@ -39,21 +38,9 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.pipeline import verify_files
 from convsqueeze.verify import Settings, comparison
 
+pytestmark = pytest.mark.stress
+
 Case = tuple[Tensors, dict[str, Any]]
-
-
-@contextmanager
-def direct_sums() -> Iterator[None]:
-    """On the CPU too every kernel is the sum of products, tap by tap, that any device computes."""
-
-    def summed(second: Tensor, first: Tensor, merges: Any) -> Tensor:
-        return products._tap_by_tap(second, first, products._Sizes.of(second, first, merges))
-
-    with (
-        mock.patch.object(conv, "summed_products", summed),
-        mock.patch.object(conv, "way_for", return_value=None),
-    ):
-        yield
 
 
 def merged(case: Case, **options: Any) -> tuple[Any, Any]:
@@ -157,8 +144,7 @@ def test_the_pretended_device_keeps_its_values_to_itself() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_same_bits_and_same_report(name: str, dtype: str) -> None:
     case = small(name, DTYPES[dtype])
-    with direct_sums():
-        wanted, known = merged(case)
+    wanted, known = merged(case)
     with pretended_cuda() as ran:
         found, report = merged(case, device="cuda")
     assert_same_bits(found, wanted)
@@ -174,8 +160,7 @@ def test_same_bits_and_same_report(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", LARGE)
 def test_same_bits_of_large_layers(name: str) -> None:
     case = large_case(name, torch.float32)
-    with direct_sums():
-        wanted, known = merged(case)
+    wanted, known = merged(case)
     with pretended_cuda() as ran:
         found, report = merged(case, device="cuda:0")
     assert_same_bits(found, wanted)
@@ -191,7 +176,7 @@ def test_large_layers_are_verified_across_devices(name: str, tmp_path: Path) -> 
     torch.save(tensors, path)
     outputs = [tmp_path / "here.pt", tmp_path / "there.pt"]
     read = manifest_from_data(manifest)
-    with pretended_cuda():
+    with pretended_cuda(backwards=True):
         merge_file(path, read, outputs[1], growth="allow", device="cuda")
     merge_file(path, read, outputs[0], growth="allow")
     assert verify_files(path, outputs[1]).failures == ()
@@ -215,8 +200,7 @@ def test_sums_in_another_order_are_within_the_bound(
     read, outputs = manifest_from_data(manifest), [tmp_path / "here.pt", tmp_path / "there.pt"]
     with pretended_cuda(backwards=True):
         merge_file(path, read, outputs[1], growth="allow", device="cuda")
-    with direct_sums():
-        merge_file(path, read, outputs[0], growth="allow")
+    merge_file(path, read, outputs[0], growth="allow")
     with pretended_cuda(backwards=True):
         for output in outputs:
             assert verify_files(path, output, device="cuda").failures == ()
@@ -236,8 +220,7 @@ def test_the_samples_give_the_same_files(
     model: Path, pairs: Path, border: Any, tmp_path: Path
 ) -> None:
     here, there = (tmp_path / f"{name}{model.suffix}" for name in ("here", "there"))
-    with direct_sums():
-        merge_file(model, pairs, here, border=border)
+    merge_file(model, pairs, here, border=border)
     with pretended_cuda():
         done = merge_file(model, pairs, there, border=border, device="cuda")
     assert here.read_bytes() == there.read_bytes()
@@ -249,8 +232,7 @@ def test_widened_tensors_are_the_same() -> None:
     tensors = {name: torch.full(shape, 250.0).half() for name, shape in shapes.items()}
     pairs = [{"first": {"name": "a"}, "second": {"name": "b"}}]
     case = tensors, {"version": 1, "pairs": pairs}
-    with direct_sums():
-        wanted, known = merged(case, widen=True)
+    wanted, known = merged(case, widen=True)
     with pretended_cuda():
         found, report = merged(case, widen=True, device="cuda")
     assert_same_bits(found, wanted)
@@ -324,7 +306,16 @@ def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
             done(name, tmp_path)
         for site in SITES:
             jobs.setdefault(site, []).append(name)
-    for file in ("conv", "values", "border", "files", "outcome", "maps", "anew", "numbers"):
+    for file in (
+        "conv",
+        "values",
+        "border",
+        "files",
+        "outcome",
+        "maps",
+        "magnitudes",
+        "comparison",
+    ):
         assert any(f"{file}.py:" in site for site in jobs), file
     twice = {site for site in jobs if TWICE in site}
     for site, names in jobs.items():
@@ -335,6 +326,7 @@ def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
 
 def is_noticed(forgotten: set[str], name: str, folder: Path) -> bool:
     FORGOTTEN.update(forgotten)
+    SITES.clear()
     try:
         with pretended_cuda():
             done(name, folder)
@@ -342,7 +334,8 @@ def is_noticed(forgotten: set[str], name: str, folder: Path) -> bool:
         return "device" in str(error)
     finally:
         FORGOTTEN.clear()
-    return False
+    instead = {site for site in SITES if TWICE in site} - forgotten
+    return bool(instead) and is_noticed(forgotten | instead, name, folder)
 
 
 FAULTY = [
@@ -400,15 +393,15 @@ def test_a_merge_that_goes_wrong_on_the_device_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that computes one product wrongly, by a unit of float32."""
-    right = products._tap_by_tap
+    right = conv.summed_products
 
-    def wrong(second: Tensor, first: Tensor, sizes: Any) -> Tensor:
-        raw = right(second, first, sizes)
-        if isinstance(raw, OnCuda):
-            raw.inner.view(-1)[7] *= 1 + 2**-23
-        return raw
+    def wrong(*operands: Tensor) -> Tensor:
+        sums = right(*operands)
+        if isinstance(sums, OnCuda):
+            sums.inner.view(-1)[7] *= 1 + 2**-23
+        return sums
 
-    monkeypatch.setattr(products, "_tap_by_tap", wrong)
+    monkeypatch.setattr(conv, "summed_products", wrong)
     output = tmp_path / "out.pt"
     merge_file(SESR, SESR_PAIRS, tmp_path / "right.pt")
     with pretended_cuda(), pytest.raises(VerificationError, match="differs by"):
@@ -481,7 +474,7 @@ def test_memory_that_is_full(stage: str, tmp_path: Path, monkeypatch: pytest.Mon
     merging = ("merge", original, "--pairs", pairs, "-o", squeezed, "--border", "interior")
     verifying = ("verify", original, squeezed)
     place, run = {
-        "merging": ("convsqueeze.algebra.products._tap_by_tap", merging),
+        "merging": ("convsqueeze.algebra.conv.summed_products", merging),
         "verifying": ("convsqueeze.module.layer.apply_operator", merging),
         "moving": ("convsqueeze.verify.files.module_of", verifying),
         "drawing": (

@@ -9,7 +9,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeezing import recipe_layer, squeeze_one
-from convsqueeze.verify.layer import comparison
+from convsqueeze.verify.comparison import comparison
 from convsqueeze.verify.maps import DifferenceMap, difference_map
 from convsqueeze.verify.probes import random_image, telling_size
 

@@ -29,6 +29,8 @@ from convsqueeze.errors import (
     VerificationError,
 )
 
+pytestmark = pytest.mark.quick
+
 OPERATORS = ("__call__", "__matmul__", "__add__", "__mul__")
 SHAPE = re.compile(r"\((batch|channels|out|in|out_channels)\b[^()]*\)")
 """`(out, in / groups, *kernel_size)`, `(channels,)` and the like."""

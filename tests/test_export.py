@@ -27,7 +27,7 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
 from convsqueeze.recipe import RecipeLayer
 from convsqueeze.squeezing import recipe_of, squeeze
-from convsqueeze.verify.probes import sizes
+from convsqueeze.verify.probes import exhaustive_sizes, plain_sizes
 from convsqueeze.verify.reference import reference, term_count
 
 
@@ -236,17 +236,18 @@ def test_the_model_computes_what_the_original_layers_compute(case: Case) -> None
     plan, checkpoint = planned(case)
     merge = plan.merges[0]
     runnable = OnnxLayers(build_model(squeezed(case)))
-    computed = runnable.computes_in("deep.layer")
+    computed = runnable["deep.layer"].computes_in
     storage, arithmetic = torch.finfo(case.dtype).eps, torch.finfo(computed).eps
     original = reference(merge.tree, checkpoint.load)
     magnitude = reference(merge.tree, checkpoint.load, magnitude=True)
     generator = torch.Generator().manual_seed(2)
-    tried = (sizes(merge.geometry_tree, None) * 3)[:3]
+    tree = merge.geometry_tree
+    tried = ([*exhaustive_sizes(tree, None), *plain_sizes(tree)] * 3)[:3]
     for batch, size in enumerate(tried, start=1):
         shape = (batch, merge.geometry.in_channels, *size)
         x = torch.randn(shape, generator=generator, dtype=torch.float64).to(computed)
         expected = original(x.double())
-        actual = runnable("deep.layer", x)
+        actual = runnable["deep.layer"](x)
         assert actual.shape == expected.shape
         # Half precision is computed by float32 kernels here, so its many terms cost little.
         rounding = storage + term_count(merge.tree) * min(arithmetic, 2.0**-23)
@@ -313,7 +314,7 @@ def test_padding_may_be_wider_than_the_image(mode: str) -> None:
     for size in (2, 3, 4):
         x = torch.randn(2, 2, size)
         with torch.no_grad():
-            assert torch.allclose(runnable("a", x), layer(x), atol=1e-5)
+            assert torch.allclose(runnable["a"](x), layer(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("opset", range(OLDEST_OPSET, newest_opset() + 1))
@@ -361,7 +362,7 @@ def test_a_grouped_linear_layer_stays_grouped() -> None:
     x = torch.randn(5, 6)
     halves = zip(x.chunk(2, 1), layer.weight.chunk(2), layer.bias.chunk(2), strict=True)
     expected = torch.cat([torch.nn.functional.linear(*half) for half in halves], 1)
-    assert torch.allclose(OnnxLayers(model)("a", x), expected.detach(), atol=1e-5)
+    assert torch.allclose(OnnxLayers(model)["a"](x), expected.detach(), atol=1e-5)
     assert list(model.graph.initializer[0].dims) == [4, 3]
 
 
@@ -559,13 +560,13 @@ def test_outputs_beyond_the_range_of_float16_are_not_held_against_it() -> None:
     (report,) = check_model(build_model({"a": layer}), {"a": layer})
     assert 0 < report.worst.share < 0.6
     x = torch.full((1, 64, 3), 1.0)
-    assert not bool(OnnxLayers(build_model({"a": layer}))("a", x * 100).isfinite().all())
+    assert not bool(OnnxLayers(build_model({"a": layer}))["a"](x * 100).isfinite().all())
 
 
 def test_a_tensor_of_another_dtype_is_rounded_to_the_layers() -> None:
     layers = squeezed(BY_NAME["linear"])
     runnable = OnnxLayers(build_model(layers))
     x = torch.randn(2, 5, dtype=torch.float64)
-    y: Tensor = runnable("deep.layer", x)
-    assert y.dtype == runnable.dtype("deep.layer") == torch.float32
-    assert torch.equal(y, runnable("deep.layer", x.float()))
+    y: Tensor = runnable["deep.layer"](x)
+    assert y.dtype == runnable["deep.layer"].dtype == torch.float32
+    assert torch.equal(y, runnable["deep.layer"](x.float()))

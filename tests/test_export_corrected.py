@@ -35,10 +35,10 @@ from convsqueeze.export import (
     open_onnx,
 )
 from convsqueeze.export import borders as borders_module
-from convsqueeze.export.ends import AxisEnds, ends_of, smallest_size, told_sizes
+from convsqueeze.export.ends import AxisEnds, ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.nodes import Nodes
 from convsqueeze.export.opsets import OLDEST_OPSET
-from convsqueeze.export.runtime import RUNTIME_ERRORS, session_of
+from convsqueeze.export.session import RUNTIME_ERRORS, session_of
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
@@ -361,7 +361,7 @@ def assert_gives_what_the_layers_give(one: Exported, sizes: Sequence[Size]) -> N
         x = one.image(size)
         wanted, bound = one.original(x.double()), one.bound(x)
         for batch in (3, 1):
-            found = one.runnable(LAYER, x[:batch])
+            found = one.runnable[LAYER](x[:batch])
             assert found.shape == wanted[:batch].shape
             error = (found.double() - wanted[:batch]).abs()
             assert bool((error <= bound[:batch]).all()), (
@@ -396,8 +396,8 @@ def test_without_its_border_the_graph_would_be_told(case: Case) -> None:
 @pytest.mark.parametrize("name", ["twice", "strided", "mirrored", "branches", "volume", "up"])
 def test_every_storage(name: str, dtype: torch.dtype) -> None:
     one = Exported(Case(name), dtype)
-    assert one.runnable.computes_in(LAYER) == torch.float32 or dtype == torch.float16
-    computed = one.runnable.computes_in(LAYER)
+    assert one.runnable[LAYER].computes_in == torch.float32 or dtype == torch.float16
+    computed = one.runnable[LAYER].computes_in
     half = dtype == computed == torch.float16
     one.storage += torch.finfo(computed).eps * 8 if half else 0.0
     assert_gives_what_the_layers_give(one, one.sizes()[::5])
@@ -422,10 +422,10 @@ def test_no_images_are_refused_or_give_none(case: Case) -> None:
     one = exported(case)
     size = one.sizes()[-1]
     try:
-        found = one.runnable(LAYER, one.image(size, 0))
+        found = one.runnable[LAYER](one.image(size, 0))
     except RUNTIME_ERRORS:
         return
-    assert found.shape == (0, *one.runnable(LAYER, one.image(size)).shape[1:])
+    assert found.shape == (0, *one.runnable[LAYER](one.image(size)).shape[1:])
 
 
 # Sizes that it is not for.
@@ -439,7 +439,7 @@ def outcome(one: Exported, size: Size) -> Outcome:
     """What a run gives: beside the layers' own output only a refusal is no mistake."""
     x = one.image(size, 2)
     try:
-        found = one.runnable(LAYER, x).double()
+        found = one.runnable[LAYER](x).double()
     except RUNTIME_ERRORS:
         return "refused"
     try:
@@ -459,9 +459,9 @@ def assert_others_are_refused(one: Exported) -> None:
     found = {size: outcome(one, size) for size in one.other_sizes()}
     assert "wrong" not in found.values(), found
     refused = [size for size, came in found.items() if came == "refused"]
-    if told_sizes(one.layer) is not None:
+    if sizes_in_words(one.layer) is not None:
         assert refused
-    for size in refused if told_sizes(one.layer) is None else ():
+    for size in refused if sizes_in_words(one.layer) is None else ():
         with pytest.raises(RuntimeError):  # not told, as the layers refuse it too
             one.original(one.image(size, 2).double())
 
@@ -511,7 +511,7 @@ def test_constant_kernels_and_kernels_that_are_looked_up_are_the_same(
     assert operators(constant.model) != operators(looked_up.model)
     for size in constant.sizes():
         x = constant.image(size, 2)
-        assert torch.equal(constant.runnable(LAYER, x), looked_up.runnable(LAYER, x))
+        assert torch.equal(constant.runnable[LAYER](x), looked_up.runnable[LAYER](x))
     assert_gives_what_the_layers_give(looked_up, looked_up.sizes()[::5])
     check_model(looked_up.model, {LAYER: looked_up.layer})
     assert_others_are_refused(looked_up)
@@ -581,7 +581,7 @@ def test_layers_side_by_side_keep_apart() -> None:
     for name in layers:
         one = exported(Case(name))
         x = one.image(one.sizes()[-1])
-        assert torch.equal(runnable(name, x), one.runnable(LAYER, x))
+        assert torch.equal(runnable[name](x), one.runnable[LAYER](x))
 
 
 # Speed.
@@ -654,7 +654,7 @@ def test_the_runtime_makes_the_kernels_of_a_single_kind_beforehand(
 
 
 def test_sizes_in_words() -> None:
-    told = {str(case): told_sizes(exported(case).layer) for case in CASES}
+    told = {str(case): sizes_in_words(exported(case).layer) for case in CASES}
     assert told["twice"] == "2 and more by 2 and more samples"
     assert told["around"] == "2 and more by any number of samples"
     assert told["three"] == "4 and more samples"
@@ -681,7 +681,7 @@ def test_sizes_are_told_where_the_graph_takes_fewer_than_the_layer(case: Case) -
     told = [note for note in report.notes if "fails for others" in note]
     assert len(told) == bool(fewer or left_out)
     for note in told:
-        assert note == f"{LAYER}: the graph takes inputs of {told_sizes(one.layer)} and " + (
+        assert note == f"{LAYER}: the graph takes inputs of {sizes_in_words(one.layer)} and " + (
             "fails for others"
         )
 
@@ -879,10 +879,10 @@ def same(one: Exported, faulty: ModelProto) -> bool:
     for size in one.sizes():
         x = one.image(size, 2)
         try:
-            found = runnable(LAYER, x)
+            found = runnable[LAYER](x)
         except RUNTIME_ERRORS:
             return False
-        if not torch.equal(one.runnable(LAYER, x), found):
+        if not torch.equal(one.runnable[LAYER](x), found):
             return False
     return True
 

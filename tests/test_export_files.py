@@ -315,9 +315,9 @@ def test_a_written_file_gives_its_layers(squeezed: Path) -> None:
     x = torch.randn(2, 4, 7, 5)
     with torch.no_grad():
         expected = modules(squeezed)["body.2"](x)
-    assert torch.allclose(held("body.2", x), expected, atol=1e-5)
+    assert torch.allclose(held["body.2"](x), expected, atol=1e-5)
     with pytest.raises(VerificationError, match=r"no layer body.3, .* Did you mean body.2"):
-        held("body.3", x)
+        held["body.3"]
 
 
 def test_an_onnx_file_of_other_layers_fails(tmp_path: Path, squeezed: Path) -> None:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import convsqueeze
 
+pytestmark = pytest.mark.quick
+
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 WITH_ONNX = ("corrected_2d", "sums")
 

@@ -10,6 +10,8 @@ from command_line import plain_environment, run_here
 from kills.__main__ import Case, Expected, outcome
 from kills.scene import FORMATS, Scene, built
 
+pytestmark = pytest.mark.stress
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.latency import measuring, timing
-from convsqueeze.latency.apart import as_onnx, in_torch, random_layers
+from convsqueeze.latency.unmerged import as_onnx, in_torch, random_layers
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, Timing, make_plan
 
@@ -109,16 +109,16 @@ def test_what_is_timed_are_the_layers(name: str) -> None:
 @pytest.mark.parametrize("name", MERGES)
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_every_kind_of_layer_can_be_timed(name: str, runtime: timing.Runtime) -> None:
-    found = timing.measured(MERGES[name](), runtime, 1)
+    found = timing.measure(MERGES[name](), runtime, 1)
     assert min(found.before, found.after) > 0
 
 
 def test_faster_is_what_is_faster_in_most_rounds_and_by_enough() -> None:
-    assert timing.judged([100] * 15, [50] * 15) == Timing(100, 50, True)
-    assert not timing.judged([100] * 15, [99] * 15).faster
-    assert not timing.judged([100] * 15, [50] * 10 + [101] * 5).faster
-    assert not timing.judged([50] * 15, [100] * 15).faster
-    assert timing.judged([100] * 14 + [9000], [50] * 14 + [9100]) == Timing(100, 50, True)
+    assert timing.judge([100] * 15, [50] * 15) == Timing(100, 50, True)
+    assert not timing.judge([100] * 15, [99] * 15).faster
+    assert not timing.judge([100] * 15, [50] * 10 + [101] * 5).faster
+    assert not timing.judge([50] * 15, [100] * 15).faster
+    assert timing.judge([100] * 14 + [9000], [50] * 14 + [9100]) == Timing(100, 50, True)
 
 
 def test_rounds_take_turns() -> None:
@@ -135,7 +135,7 @@ def test_merges_that_are_alike_are_timed_once(monkeypatch: pytest.MonkeyPatch) -
         made.append((runtime, threads))
         return Timing(200, 100, True)
 
-    monkeypatch.setattr(timing, "measured", measured)
+    monkeypatch.setattr(timing, "measure", measured)
     latency = measuring("torch", threads=3)
     merge = MERGES["pair"]()
     same = replace(MERGES["pair"](), place="elsewhere", into="b")
@@ -160,7 +160,7 @@ def test_the_command_decides_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fast = [leaf.label for leaf in merge.layers] == ["a", "b"]
         return Timing(2_000_000, 500_000 if fast else 1_990_000, fast)
 
-    monkeypatch.setattr(timing, "measured", measured)
+    monkeypatch.setattr(timing, "measure", measured)
     shapes = {"a": (32, 4, 1, 1), "b": (4, 32, 1, 1), "c": (32, 4, 1, 1)}
     save_file({f"{n}.weight": torch.ones(s) for n, s in shapes.items()}, tmp_path / "m.safetensors")
     chain = [{"name": name} for name in shapes]

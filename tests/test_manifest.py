@@ -31,6 +31,8 @@ from convsqueeze.manifest import (
 from convsqueeze.plan import Plan, make_plan
 from convsqueeze.recipe import RecipeLayer
 
+pytestmark = pytest.mark.quick
+
 SAMPLES = (SESR_PAIRS, *sorted(BLOCKS.glob("*.yaml")))
 
 

@@ -15,6 +15,8 @@ from convsqueeze.checkpoint import new_files
 from convsqueeze.checkpoint.new_files import NewFiles, Writer
 from convsqueeze.errors import OutputError
 
+pytestmark = pytest.mark.quick
+
 
 def content(text: str) -> Callable[[BinaryIO], object]:
     return lambda file: file.write(text.encode())

@@ -14,6 +14,8 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data, manifest_yaml, parse_manifest
 from convsqueeze.plan import review
 
+pytestmark = pytest.mark.quick
+
 STEM = BLOCKS / "convnext_ols_stem.safetensors"
 STEM_PAIRS = BLOCKS / "convnext_ols_stem.yaml"
 BETTER = "A better manifest, by "

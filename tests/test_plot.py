@@ -423,7 +423,7 @@ def test_a_failing_layer_is_drawn_and_the_exit_is_1(three: Files, tmp_path: Path
     told = dict(zip([one.name for one in panels(report)], headings(report), strict=True))
     assert "FAILED" not in told["ring.0"]
     assert "FAILED: differs by" in told["exact.0"]
-    assert "is rounding, impulse input of" in told["line.0"]
+    assert "is rounding, line.0.weight, output channel 0, at [0, 0]" in told["line.0"]
     (one,) = (one for one in report.maps if one.name == "exact.0")
     assert not bool(one.excused.any())
     below = ~ring((32, 32), ({0}, set()))  # the tap looks one row up, where there is padding

@@ -24,6 +24,8 @@ from convsqueeze.plan import Plan, make_plan
 from convsqueeze.squeezing import recipe_layer, recipe_of, squeeze
 from convsqueeze.verify import Settings, verify_plan
 
+pytestmark = pytest.mark.quick
+
 State = dict[str, Tensor]
 
 

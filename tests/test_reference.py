@@ -20,6 +20,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.verify.reference import Run, reference, term_count
 
+pytestmark = pytest.mark.quick
+
 Affine = Callable[[Tensor], Tensor]
 
 

@@ -28,14 +28,13 @@ from convsqueeze.checkpoint import (
     TensorOnDisk,
     from_state_dict,
     memory,
+    on_disk,
     open_checkpoint,
-    ranges,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.disk import BLOCK, FileRange
-from convsqueeze.checkpoint.hashing import FilesHash
+from convsqueeze.checkpoint.disk import BLOCK, FileRange, FilesHash
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.ranges import FileMaps
+from convsqueeze.checkpoint.on_disk import FileMaps
 from convsqueeze.checkpoint.safetensors_file import new_piece, safetensors_writer
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.manifest import manifest_from_data
@@ -449,7 +448,7 @@ def test_split_is_where_the_output_goes_by_default(tmp_path: Path) -> None:
 
 def test_maps_of_a_file_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        ranges.FileMaps().tensor(
+        on_disk.FileMaps().tensor(
             FileRange(tmp_path / "gone", 0, 4), from_state_dict({"a": torch.ones(1)}).tensors["a"]
         )
 

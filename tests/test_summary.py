@@ -13,6 +13,8 @@ import convsqueeze
 from convsqueeze.checkpoint import open_checkpoint
 from convsqueeze.formatting import Row, Table
 
+pytestmark = pytest.mark.quick
+
 PAIRS = {"version": 1, "pairs": [{"first": {"name": "0"}, "second": {"name": "2"}}]}
 
 

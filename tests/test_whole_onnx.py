@@ -31,6 +31,8 @@ from convsqueeze.models.onnx import check_exporter, export_whole, onnx_check
 from convsqueeze.models.onnx_check import OnnxCheck
 from convsqueeze.models.whole import FACTOR, compared
 
+pytestmark = pytest.mark.stress
+
 CODE = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -28,15 +28,9 @@ from convsqueeze.algebra.geometry import (
     merge_axes,
 )
 from convsqueeze.algebra.groups import cells, joined, regrouped
-from convsqueeze.algebra.interpolated import interpolated_products
 from convsqueeze.algebra.precision import round_once
-from convsqueeze.algebra.products import summed_products
-from convsqueeze.algebra.threads import give_back
-from convsqueeze.algebra.ways import way_for
+from convsqueeze.algebra.products import summed_products, tap_table
 from convsqueeze.errors import GeometryError
-
-LARGE_RESULT = 1 << 24
-"""Numbers of a merged kernel beside which no memory of its making is kept: 128 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +81,14 @@ class Conv:
 
     def __matmul__(self, inner: "Conv") -> "Conv":
         """`self` after `inner`. Raises GeometryError where that is not one convolution."""
-        return composed(self, inner)
+        check_chain(self.geometry, inner.geometry)
+        merges = [merge_axes(o, i) for o, i in zip(self.axes, inner.axes, strict=True)]
+        return Conv(
+            weight=_composed_weight(self, inner, merges),
+            bias=_composed_bias(self, inner),
+            axes=tuple(merge.axis for merge in merges),
+            groups=gcd(self.groups, inner.groups),
+        )
 
     def __add__(self, other: "Conv") -> "Conv":
         """The sum of two branches. Raises GeometryError where their geometries do not agree."""
@@ -114,22 +115,6 @@ class Conv:
         return replace(self, weight=self.weight.to(device), bias=bias)
 
 
-def composed(outer: Conv, inner: Conv, *, stored: torch.dtype | None = None) -> Conv:
-    """`outer` after `inner`, for a weight that will be rounded to `stored`.
-
-    With a dtype narrower than float64 the weight may be found with fewer multiplications: float64
-    numbers that round to `stored` as the exact weight does. Raises GeometryError as `@`.
-    """
-    check_chain(outer.geometry, inner.geometry)
-    merges = [merge_axes(o, i) for o, i in zip(outer.axes, inner.axes, strict=True)]
-    return Conv(
-        weight=_composed_weight(outer, inner, merges, stored),
-        bias=_composed_bias(outer, inner),
-        axes=tuple(merge.axis for merge in merges),
-        groups=gcd(outer.groups, inner.groups),
-    )
-
-
 def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     """`b2 + (sum of w2 over its taps) @ b1`, shape (out_channels,)."""
     if inner.bias is None:
@@ -141,29 +126,12 @@ def _composed_bias(outer: Conv, inner: Conv) -> Tensor | None:
     return bias if outer.bias is None else bias + outer.bias.double()
 
 
-def _composed_weight(
-    outer: Conv, inner: Conv, merges: list[AxisMerge], stored: torch.dtype | None
-) -> Tensor:
+def _composed_weight(outer: Conv, inner: Conv, merges: Sequence[AxisMerge]) -> Tensor:
     """The merged kernel, float64."""
     first, second = cells(outer.weight, outer.groups, inner.weight, inner.groups)
-    way = way_for(second, first, merges, stored)
-    if way is None or stored is None:
-        raw = summed_products(second, first, merges)
-    else:
-        raw = interpolated_products(second, first, merges, way, stored)
-    if raw.numel() >= LARGE_RESULT:
-        give_back()
-    return joined(_kept(raw, merges), outer.groups, inner.groups)
-
-
-def _kept(raw: Tensor, merges: list[AxisMerge]) -> Tensor:
-    """The raw taps that a sample can meet; a single zero tap on an axis where none can."""
-    for dim, merge in enumerate(merges, start=3):
-        if not merge.kept:
-            raw = torch.zeros_like(raw.narrow(dim, 0, 1))
-        elif len(merge.kept) != merge.raw_taps:
-            raw = raw.index_select(dim, torch.tensor(merge.kept, device=raw.device))
-    return raw
+    taps = zip(merges, second.shape[3:], first.shape[3:], strict=True)
+    kernel = summed_products(second, first, [tap_table(*axis) for axis in taps])
+    return joined(kernel, outer.groups, inner.groups)
 
 
 def _embedded(conv: Conv, target: Geometry) -> Tensor:

@@ -80,4 +80,4 @@ def half_ulp(values: Tensor) -> Tensor:
     # the power of two below a number is its bits without sign and fraction; torch's own ldexp is
     # a power that not every device rounds alike
     bits = values.double().view(torch.int64) & 0x7FF0000000000000
-    return (bits.view(torch.float64) * info.eps).clamp_(min=info.tiny * info.eps) / 2
+    return bits.view(torch.float64).mul_(info.eps / 2).clamp_(min=info.tiny * info.eps / 2)

@@ -53,6 +53,7 @@ def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:
     return own.output_size(size) if own.accepts(size) else None
 
 
+@lru_cache(maxsize=4096)
 def smallest_size(tree: GeometryTree, axis: int) -> int:
     """The smallest input size that all the original layers accept on one axis.
 
@@ -74,6 +75,7 @@ def period(tree: GeometryTree, axis: int) -> int:
     return _reach_and_stride(tree, axis)[1]
 
 
+@lru_cache(maxsize=4096)
 def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
     """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product.
 

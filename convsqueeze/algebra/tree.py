@@ -63,14 +63,15 @@ def mapped(tree: Tree[Leaf], leaf: Callable[[Leaf], Result]) -> "Tree[Result]":
 
 def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
     """Every leaf, in execution order."""
-    if isinstance(tree, Chain):
-        for link in tree.links:
-            yield from leaves(link)
-    elif isinstance(tree, Sum):
-        for branch in tree.branches:
-            yield from leaves(branch)
-    else:
-        yield tree
+    left: list[Tree[Leaf]] = [tree]
+    while left:
+        part = left.pop()
+        if isinstance(part, Chain):
+            left += reversed(part.links)
+        elif isinstance(part, Sum):
+            left += reversed(part.branches)
+        else:
+            yield part
 
 
 def counted(

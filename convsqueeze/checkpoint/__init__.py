@@ -1,20 +1,15 @@
 """Checkpoint files as named tensors: opening one, and writing it again with some tensors replaced.
 
-Knows formats, nothing of convolutions. One module a format: `pickled` (.pt, .pth, .ckpt, .bin),
-`safetensors_file`, `sharded` (an index and its shards), and `state_dict` for tensors in memory.
+Knows formats, nothing of convolutions. One module a format, listed in `formats`: `pickled` (.pt,
+.pth, .ckpt, .bin), `safetensors_file`, `sharded` (an index and its shards). `state_dict` is for
+tensors in memory.
 """
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
-from convsqueeze.checkpoint.compare import differences_around, kept_difference, tensor_difference
-from convsqueeze.checkpoint.edits import (
-    DeferredText,
-    Edit,
-    New,
-    TensorOnDisk,
-    edited_names,
-)
+from convsqueeze.checkpoint.compare import differences_around, kept_difference
+from convsqueeze.checkpoint.edits import DeferredText, Edit, New, edited_names
 from convsqueeze.checkpoint.formats import open_checkpoint, open_like
-from convsqueeze.checkpoint.scratch import ScratchFile
+from convsqueeze.checkpoint.on_disk import ScratchFile, TensorOnDisk
 from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.writing import (
     KNOWN_SUFFIXES,
@@ -46,6 +41,5 @@ __all__ = [
     "open_checkpoint",
     "open_like",
     "suffix_of",
-    "tensor_difference",
     "write_checkpoint",
 ]

@@ -5,6 +5,7 @@ Knows no file format; each format's module fills in a `Checkpoint` and reads its
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +13,14 @@ from typing import Any, Protocol
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.disk import FileRange, FileVersion, Progress, RangeOfMemory, no_progress
-from convsqueeze.checkpoint.hashing import FilesHash
+from convsqueeze.checkpoint.disk import (
+    FileRange,
+    FilesHash,
+    FileVersion,
+    Progress,
+    RangeOfMemory,
+    no_progress,
+)
 from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import common_prefix, nearest, shown
@@ -66,22 +73,31 @@ class Sharding:
 class Checkpoint:
     """An open checkpoint: its headers are read, its values are not.
 
-    `format` is "pt", "safetensors", "sharded" or "memory". `prefix` stood before every tensor's
-    name and is in none of the names here. `tensors` is in file order. `recipe` is the JSON text
-    that an earlier run left, if any. `files` are those it was read from. `saved` is the object
-    that holds the state dict, where the format keeps one, `sharding` how shards are divided.
+    `format` is "pt", "safetensors", "sharded" or "memory". `described` are the tensors by their
+    full names, in file order. `recipe` is the JSON text that an earlier run left, if any. `files`
+    are those it was read from. `saved` is the object that holds the state dict, where the format
+    keeps one, `sharding` how shards are divided.
     """
 
     path: Path
     format: str
-    prefix: str
-    tensors: Mapping[str, TensorInfo] = field(repr=False)
-    metadata: Mapping[str, str]
-    recipe: str | None
+    described: Mapping[str, TensorInfo] = field(repr=False)
     contents: Contents = field(repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    recipe: str | None = None
     files: tuple[FileVersion, ...] = ()
     saved: SavedObject | None = None
     sharding: Sharding | None = None
+
+    @cached_property
+    def prefix(self) -> str:
+        """What stands before every tensor's name in the file, and in none of the names here."""
+        return common_prefix(self.described)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """By name without prefix, in file order."""
+        return {name[len(self.prefix) :]: info for name, info in self.described.items()}
 
     @property
     def wrapper(self) -> str:
@@ -133,31 +149,3 @@ class Checkpoint:
         """Raises CheckpointError where a file is no longer the one that was opened."""
         for version in self.files:
             version.check_unchanged()
-
-
-def open_as(
-    path: Path,
-    form: str,
-    described: Mapping[str, TensorInfo],
-    contents: Contents,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    recipe: str | None = None,
-    files: tuple[FileVersion, ...] = (),
-    saved: SavedObject | None = None,
-    sharding: Sharding | None = None,
-) -> Checkpoint:
-    """The checkpoint of tensors `described` by their full names."""
-    prefix = common_prefix(described)
-    return Checkpoint(
-        path=path,
-        format=form,
-        prefix=prefix,
-        tensors={name[len(prefix) :]: info for name, info in described.items()},
-        metadata=metadata or {},
-        recipe=recipe,
-        contents=contents,
-        files=files,
-        saved=saved,
-        sharding=sharding,
-    )

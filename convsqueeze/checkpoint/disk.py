@@ -1,9 +1,10 @@
-"""Files as files: which version was read, ranges of bytes, and where one may be written.
+"""Files as files: which version was read, ranges of bytes, hashes, and where one may be written.
 
 Knows nothing of what the files hold.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -170,40 +171,76 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
+class FilesHash:
+    """Of the bytes of all files, one after the other."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._digest = hashlib.sha256()
+        self._blocks = _blocks(paths)
+        self._due = 0
+
+    def step(self, nbytes: int) -> None:
+        """Hash `nbytes` more, to a block, if there are as many. Raises CheckpointError for a file
+        that cannot be read.
+        """
+        self._due += nbytes
+        while self._due > 0 and (block := next(self._blocks, None)) is not None:
+            self._digest.update(block)
+            self._due -= len(block)
+
+    def hexdigest(self, progress: Progress = no_progress) -> str:
+        """Of all bytes; those that no step took are hashed now. Raises as `step` does."""
+        for block in self._blocks:
+            self._digest.update(block)
+            progress(len(block))
+        return self._digest.hexdigest()
+
+
+def _blocks(paths: Iterable[Path]) -> Iterator[memoryview]:
+    """All bytes in order, in blocks that are overwritten by the next."""
+    buffer = memoryview(bytearray(BLOCK))
+    for path in paths:
+        try:
+            with path.open("rb", buffering=0) as file:
+                while got := file.readinto(buffer):
+                    yield buffer[:got]
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
 def check_place(place: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raises OutputError where a file cannot or must not be written at `place`; touches nothing.
 
     One of the `inputs`, under whatever name, is never replaced.
     """
+    directory = place.parent
+    with usable(place):
+        if not directory.is_dir():
+            what = "is not a directory" if directory.exists() else "does not exist"
+            raise OutputError(f"{place}: the directory {directory} {what}. Create it first.")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise OutputError(
+                f"{place}: the directory {directory} cannot be written. "
+                "Choose another, or change its permissions."
+            )
+        if place.exists() and not place.is_file():
+            raise OutputError(f"{place}: no regular file, which was needed. Choose another name.")
+        if place.exists() and any(one.exists() and place.samefile(one) for one in inputs):
+            raise OutputError(
+                f"{place}: is an input, which is never replaced. Choose another name."
+            )
+        if os.path.lexists(place) and not overwrite:
+            raise OutputError(
+                f"{place}: exists already. Choose another name, or replace it with --overwrite."
+            )
+
+
+@contextlib.contextmanager
+def usable(place: Path) -> Iterator[None]:
+    """Around questions about a place: raises OutputError where the system does not answer them."""
     try:
-        _check_directory(place)
-        _check_taken(place, inputs)
+        yield
     except OSError as error:
         raise OutputError(
             f"{place}: cannot be used ({error.strerror}). Choose another place."
         ) from error
-    if (place.exists() or place.is_symlink()) and not overwrite:
-        raise OutputError(
-            f"{place}: exists already. Choose another name, or replace it with --overwrite."
-        )
-
-
-def _check_directory(place: Path) -> None:
-    directory = place.parent
-    if not directory.is_dir():
-        what = "is not a directory" if directory.exists() else "does not exist"
-        raise OutputError(f"{place}: the directory {directory} {what}. Create it first.")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{place}: the directory {directory} cannot be written. "
-            "Choose another, or change its permissions."
-        )
-
-
-def _check_taken(place: Path, inputs: Iterable[Path]) -> None:
-    if not place.exists():
-        return
-    if not place.is_file():
-        raise OutputError(f"{place}: is no regular file, which was needed. Choose another name.")
-    if any(one.exists() and place.samefile(one) for one in inputs):
-        raise OutputError(f"{place}: is an input, which is never replaced. Choose another name.")

@@ -10,27 +10,10 @@ from typing import TypeAlias
 
 import torch
 
-from convsqueeze.checkpoint.base import Checkpoint, TensorInfo
-from convsqueeze.checkpoint.disk import FileRange
-from convsqueeze.checkpoint.ranges import read_tensor
+from convsqueeze.checkpoint.base import Checkpoint
+from convsqueeze.checkpoint.on_disk import TensorOnDisk
 from convsqueeze.errors import OutputError
 from convsqueeze.names import listed
-
-
-@dataclass(frozen=True)
-class TensorOnDisk:
-    """A new tensor whose values wait in a file, in order, until they are written."""
-
-    info: TensorInfo
-    place: FileRange
-
-    @property
-    def nbytes(self) -> int:
-        return self.info.nbytes
-
-    def load(self) -> torch.Tensor:
-        return read_tensor(self.place, self.info)
-
 
 New: TypeAlias = torch.Tensor | TensorOnDisk
 

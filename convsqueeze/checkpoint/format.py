@@ -30,8 +30,7 @@ class Output:
     """What is to be written: the source after its edits, with the recipe inside.
 
     `suffix` is the known one of `place`. `largest_shard` are the bytes of values that a shard may
-    hold, where the output is divided.
-    `progress` is called with the bytes of values that are written.
+    hold, where the output is divided. `progress` is called with the bytes of values written.
     """
 
     source: Checkpoint

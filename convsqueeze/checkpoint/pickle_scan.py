@@ -38,11 +38,16 @@ class Tuple:
     size: int
 
 
-@dataclass
-class Other:
-    """Anything else; `strings` are those that were put into it, if it is a list."""
+@dataclass(eq=False)
+class Made:
+    """Anything else: the name of what made it, the strings of a list, what stands under the string
+    keys of a mapping, and the state that was given to an object.
+    """
 
+    maker: str
     strings: list[str] = field(default_factory=list)
+    entries: dict[str, Item] = field(default_factory=dict)
+    state: Item = None
 
 
 class UnsafePickle(ValueError):
@@ -51,10 +56,13 @@ class UnsafePickle(ValueError):
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a pickle makes, and the storages that it names: their elements by key."""
+    """What a pickle makes, the storages that it names (their elements by key), and every class and
+    function that it names, in order.
+    """
 
     top: Item
     storages: dict[str, int]
+    names: tuple[str, ...]
 
 
 def scan(file: BinaryIO, size: int) -> Scanned:
@@ -65,7 +73,7 @@ def scan(file: BinaryIO, size: int) -> Scanned:
     machine = _Machine(size)
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
-            return Scanned(machine.stack.pop(), machine.storages)
+            return Scanned(machine.stack.pop(), machine.storages, tuple(machine.names))
         machine.step(opcode.name, argument)
     raise ValueError("a pickle without an end")
 
@@ -79,6 +87,7 @@ class _Machine:
         self.marks: list[list[Item]] = []
         self.memo: dict[int, Item] = {}
         self.storages: dict[str, int] = {}
+        self.names: dict[str, None] = {}
 
     def step(self, name: str, argument: Any) -> None:
         if name in ARGUMENTS:
@@ -88,6 +97,7 @@ class _Machine:
         elif name == "PROTO":
             pass
         elif name == "GLOBAL":
+            self.names[argument] = None
             self.stack.append(Global(argument.replace(" ", ".")))
         elif name in ("BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
@@ -123,18 +133,28 @@ class _Machine:
             raise UnsafePickle("repeats tuples in tuples without end")
         self.stack.append(Tuple(tuple(items), depth, size))
 
-    def put(self, items: Sequence[Item]) -> None:
-        """Into the container that is on top."""
-        container = self.stack[-1]
-        if isinstance(container, Other):
+    def append(self, items: Sequence[Item]) -> None:
+        """To the list that is on top."""
+        if isinstance(container := self.stack[-1], Made):
             container.strings += [item for item in items if isinstance(item, str)]
+
+    def set_items(self, items: Sequence[Item]) -> None:
+        """Keys and values in turn, in the mapping that is on top."""
+        if isinstance(container := self.stack[-1], Made):
+            pairs = zip(items[::2], items[1::2], strict=False)
+            container.entries |= {key: value for key, value in pairs if isinstance(key, str)}
+
+    def build(self) -> None:
+        (state,) = self.pop(1)
+        if isinstance(made := self.stack[-1], Made):
+            made.state = state
 
     def call(self) -> None:
         called, given = self.pop(2)
         if not isinstance(called, Global) or not isinstance(given, Tuple):
             raise ValueError("a call of what is no function")
         _check_call(called.name, given.items, self.size)
-        self.stack.append(Other())
+        self.stack.append(Made(called.name))
 
     def name_storage(self) -> None:
         (given,) = self.pop(1)
@@ -149,7 +169,7 @@ class _Machine:
         self.storages[key] = max(numel, self.storages.get(key, 0))
         if sum(self.storages.values()) > self.size:
             raise UnsafePickle("names more values than the file has bytes")
-        self.stack.append(Other())
+        self.stack.append(Made("a storage"))
 
 
 def _check_call(name: str, given: Sequence[Item], size: int) -> None:
@@ -179,7 +199,9 @@ CONSTANTS: dict[str, Callable[[], Item]] = {
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
     "EMPTY_TUPLE": lambda: Tuple((), 1, 0),
-    **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"), Other),
+    "EMPTY_LIST": lambda: Made("list"),
+    "EMPTY_DICT": lambda: Made("dict"),
+    "EMPTY_SET": lambda: Made("set"),
 }
 """Instructions that push a value of their own."""
 
@@ -188,23 +210,24 @@ STEPS: dict[str, Callable[[_Machine], object]] = {
     "TUPLE1": lambda machine: machine.add_tuple(machine.pop(1)),
     "TUPLE2": lambda machine: machine.add_tuple(machine.pop(2)),
     "TUPLE3": lambda machine: machine.add_tuple(machine.pop(3)),
-    "APPEND": lambda machine: machine.put(machine.pop(1)),
-    "APPENDS": lambda machine: machine.put(machine.since_mark()),
-    "SETITEM": lambda machine: machine.pop(2),
-    "SETITEMS": lambda machine: machine.since_mark(),
-    "BUILD": lambda machine: machine.pop(1),
+    "APPEND": lambda machine: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine: machine.set_items(machine.since_mark()),
+    "BUILD": _Machine.build,
     "REDUCE": _Machine.call,
     "NEWOBJ": _Machine.call,
     "BINPERSID": _Machine.name_storage,
 }
 
 
-def scan_legacy(file: BinaryIO, size: int) -> None:
-    """The five pickles before the data of a legacy file: the fourth is what was saved, the fifth
-    lists the keys of the storages that follow. Raises as `scan` does.
+def scan_legacy(file: BinaryIO, size: int) -> Scanned:
+    """Follow the five pickles before the data of a legacy file. The fourth is what was saved, which
+    is returned, the fifth lists the keys of the storages that follow. Raises as `scan` does.
     """
     *_, saved, keys = [scan(file, size) for _ in range(5)]
-    if not isinstance(keys.top, Other) or set(keys.top.strings) != set(saved.storages):
+    if not isinstance(keys.top, Made) or set(keys.top.strings) != set(saved.storages):
         raise UnsafePickle(
             "names storages that it holds no data for, or holds data that it does not name"
         )
+    return saved

@@ -7,7 +7,6 @@ another state dict in it.
 """
 
 import pickle
-import re
 import struct
 import warnings
 from collections import OrderedDict
@@ -21,15 +20,26 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, mapped, read_records
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
-from convsqueeze.checkpoint.edits import New, TensorOnDisk
+from convsqueeze.checkpoint.edits import New
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.pickle_scan import LARGEST_EXPANSION, UnsafePickle, scan, scan_legacy
-from convsqueeze.checkpoint.ranges import FileMaps
-from convsqueeze.checkpoint.saved_object import SavedObject, hidden_method, tensors_in
+from convsqueeze.checkpoint.on_disk import FileMaps, TensorOnDisk
+from convsqueeze.checkpoint.pickle_scan import (
+    LARGEST_EXPANSION,
+    Scanned,
+    UnsafePickle,
+    scan,
+    scan_legacy,
+)
+from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
+from convsqueeze.checkpoint.saved_object import (
+    SavedObject,
+    find_state_dict,
+    hidden_method,
+    tensors_in,
+)
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import edited, open_saved
-from convsqueeze.checkpoint.wrappers import find_state_dict
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 from convsqueeze.sharing import span as memory_span
@@ -56,8 +66,6 @@ DAMAGED = (
 UNSAVABLE = (pickle.PicklingError, RuntimeError, TypeError, ValueError, AttributeError)
 """What pickling raises for objects that it cannot pickle."""
 
-FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")
-
 
 def _recognizes(start: Start) -> bool:
     if start.records is not None:
@@ -70,9 +78,9 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     path, version = start.path, FileVersion.of(start.path)
     records = None if start.records is None else read_records(path)
-    _check_pickle(path, records, version.size)
+    scanned = _scanned(path, records, version.size)
     mapping = records is not None and records.native
-    whole = _load(path, mapping)
+    whole = _load(path, scanned, mapping)
     if hidden := hidden_method(whole):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
     saved = SavedObject(whole, find_state_dict(path, whole, key))
@@ -85,21 +93,20 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _check_pickle(path: Path, records: Records | None, size: int) -> None:
+def _scanned(path: Path, records: Records | None, size: int) -> Scanned:
     """What torch would do with it, before torch does it."""
     try:
         with path.open("rb") as file:
             if records is None:
-                scan_legacy(file, size)
-            else:
-                scan(BytesIO(records.pickle), size)
+                return scan_legacy(file, size)
+            return scan(BytesIO(records.pickle), size)
     except UnsafePickle as error:
         raise wrong(path, f"a pickle that {error}", AGAIN) from error
     except DAMAGED as error:
         raise _refusal(path, error) from error
 
 
-def _load(path: Path, mapping: bool) -> object:
+def _load(path: Path, scanned: Scanned, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
     try:
@@ -107,6 +114,9 @@ def _load(path: Path, mapping: bool) -> object:
             warnings.simplefilter("ignore")  # deprecations of ways in which others saved
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapping)
     except DAMAGED as error:
+        if foreign := foreign_names(scanned):
+            advice = without_foreign(path, scanned, foreign)
+            raise wrong(path, f"a pickle with {foreign_told(foreign)}", advice) from error
         raise _refusal(path, error) from error
 
 
@@ -114,11 +124,6 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     reason = str(error)
     if isinstance(error, MemoryError) or "can't allocate memory" in reason:
         return wrong(path, "a pickle that asks for more memory than there is", "Save it anew.")
-    forbidden = FORBIDDEN.search(reason)
-    if forbidden:
-        what = f"a pickle with an object of {shown(forbidden[1])}, which for safety is not loaded"
-        load = f'torch.load("{path.name}", weights_only=False)'
-        return wrong(path, what, f"If you trust it, load it with {load} and save its state_dict().")
     if "Unsupported operand" in reason:
         what = "a pickle of another protocol, or damaged"
         return wrong(path, what, "Save it with torch.save's default protocol.")

@@ -1,4 +1,9 @@
-"""`.safetensors`, written as a stream and held against the library before it stands in its place.
+"""`.safetensors`: headers are read by the safetensors library, files are written as streams.
+
+Format: https://huggingface.co/docs/safetensors. Eight bytes (the header's length, little endian),
+the header (a JSON object: name -> dtype, shape, data_offsets), then the data, of which each byte
+belongs to exactly one tensor: the library refuses all else, and opens every file that is written
+before it stands in its place.
 
 The library's `save_file` sorts the tensors by dtype and name and takes tensors only, so it would
 lose the order of the source and turn every untouched tensor into one. Here the header keeps the
@@ -6,36 +11,136 @@ order it had, and untouched bytes go from file to file as they are. Within the d
 dtypes come first (a stable sort), so that every tensor is aligned, as in the library's own files.
 """
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo, open_as
-from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file, no_progress
-from convsqueeze.checkpoint.edits import DeferredText, New, Splice, TensorOnDisk
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
+from convsqueeze.checkpoint.disk import (
+    FileRange,
+    FileVersion,
+    Progress,
+    RangeOfMemory,
+    no_file,
+    no_progress,
+    unreadable,
+)
+from convsqueeze.checkpoint.edits import DeferredText, New, Splice
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles, Writer
-from convsqueeze.checkpoint.ranges import read_tensor
-from convsqueeze.checkpoint.safetensors_header import (
-    DTYPES,
-    METADATA,
-    STORED_NAMES,
-    Stored,
-    header_bytes,
-    read_header,
-    stored_shape,
-)
+from convsqueeze.checkpoint.on_disk import TensorOnDisk, read_tensor
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 
 SUFFIX = ".safetensors"
 FROM_TORCH = {"format": "pt"}
 """What the library writes beside tensors that came from torch."""
+METADATA = "__metadata__"
+LIBRARY_SAYS = "Error while deserializing header: "
+
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+}
+DTYPES: dict[str, torch.dtype] = {
+    stored: getattr(torch, name) for stored, name in _TORCH_NAMES.items() if hasattr(torch, name)
+}
+STORED_NAMES = {dtype: stored for stored, dtype in DTYPES.items()}
+PACKED = "F4"
+"""torch counts pairs of these along the last axis, the header counts each."""
+LARGEST = (1 << 63) - 1
+"""Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: what it is, and where its bytes lie."""
+
+    info: TensorInfo
+    place: FileRange
+
+
+@dataclass(frozen=True)
+class Header:
+    """`tensors` in the order of the header, which need not be that of the data."""
+
+    version: FileVersion
+    tensors: Mapping[str, Stored]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Raises CheckpointError for a header that is damaged, or that the file does not bear out."""
+    version = FileVersion.of(path)
+    try:
+        with safe_open(path, "np", backend="pread") as library, path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length), object_pairs_hook=unique_keys)
+            start, places = 8 + length, {}
+            for name in library.offset_keys():  # in the order of the data, without gaps
+                tensor = library.get_slice(name)
+                info = _described(name, tensor.get_dtype(), tuple(tensor.get_shape()))
+                places[name] = Stored(info, FileRange(path, start, info.nbytes))
+                start += info.nbytes
+            metadata = entries.pop(METADATA, None) or {}  # the library forgets the order
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorError, ValueError) as error:
+        reason = shown(str(error).removeprefix(LIBRARY_SAYS))
+        raise CheckpointError(
+            f"{path}: a damaged safetensors file of {version.size} bytes: {reason}, a header that "
+            "fits its data was needed. Download or save it anew."
+        ) from error
+    return Header(version, {name: places[name] for name in entries}, metadata)
+
+
+def _described(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+    """As torch sees it. Raises ValueError where no tensor of torch is like that."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{shown(name)} has the dtype {dtype}, unknown to torch")
+    if prod(max(n, 1) for n in shape) * DTYPES[dtype].itemsize > LARGEST:
+        raise ValueError(f"{shown(name)} has a shape that no tensor can have")
+    if dtype == PACKED:
+        if not shape or shape[-1] % 2:
+            raise ValueError(f"{shown(name)} has half a byte left over")
+        shape = (*shape[:-1], shape[-1] // 2)
+    return TensorInfo(shape, DTYPES[dtype])
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `object_pairs_hook`: an object of JSON, of which Python would keep the last key only."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shown(twice)} stands there twice")
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +170,7 @@ def _recognizes(start: Start) -> bool:
 def _open(start: Start, key: str | None) -> Checkpoint:
     header = read_header(start.path)
     contents = StoredTensors(header.tensors)
-    return open_as(
+    return Checkpoint(
         start.path,
         SAFETENSORS.name,
         contents.infos(),
@@ -187,6 +292,26 @@ def _header(
         return header_bytes(entries, metadata)
     except ValueError as error:
         raise OutputError(f"{METADATA}: {error}. Write a .pt file instead.") from error
+
+
+def stored_shape(info: TensorInfo) -> tuple[int, ...]:
+    """The shape as a header has it."""
+    if STORED_NAMES[info.dtype] == PACKED:
+        return (*info.shape[:-1], info.shape[-1] * 2)
+    return info.shape
+
+
+def header_bytes(entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
+    """Length and header, padded with spaces so that the data starts at a multiple of 8.
+
+    Raises ValueError for a name that is no Unicode or is the metadata's.
+    """
+    if METADATA in entries:
+        raise ValueError(f"a tensor is called {METADATA}")
+    whole = ({METADATA: dict(metadata)} if metadata else {}) | dict(entries)
+    text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:

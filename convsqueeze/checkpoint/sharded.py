@@ -13,26 +13,24 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding, TensorInfo, open_as
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding, TensorInfo
 from convsqueeze.checkpoint.disk import FileVersion, unreadable
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
+    Header,
     Piece,
+    Stored,
     StoredTensors,
     pieces,
-    safetensors_writer,
-    tensors_only_notes,
-)
-from convsqueeze.checkpoint.safetensors_header import (
-    Header,
-    Stored,
     read_header,
+    safetensors_writer,
     stored_shape,
+    tensors_only_notes,
+    unique_keys,
 )
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
-from convsqueeze.checkpoint.strict_json import parse_object
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest, shown
 
@@ -58,7 +56,7 @@ def _open(start: Start, key: str | None) -> Checkpoint:
         if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
             raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
     contents = StoredTensors(tensors)
-    return open_as(
+    return Checkpoint(
         path,
         SHARDED.name,
         contents.infos(),
@@ -91,6 +89,25 @@ def _read_index(path: Path, version: FileVersion) -> dict[str, Any]:
                 f"puts {shown(name)} into {shown(str(shard))}, no .safetensors file beside it",
             )
     return index
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """A JSON object that can be written again, its keys in file order. Raises ValueError with a
+    terse reason.
+    """
+    try:
+        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
+        # not every text that Python reads: NaN, 1e999 and halves of surrogate pairs are not written
+        json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
+    except UnicodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("not a JSON object")
+    return parsed
 
 
 def _check_all_there(path: Path, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from convsqueeze.checkpoint.disk import unreadable
 from convsqueeze.checkpoint.format import Start
+from convsqueeze.checkpoint.resaving import resave
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest
 
@@ -123,11 +124,11 @@ def _records(path: Path, file: BinaryIO) -> frozenset[str]:
 
 def _unknown_archive(path: Path, records: frozenset[str]) -> CheckpointError:
     if "constants.pkl" in records:
-        advice = f'Save torch.jit.load("{path}").state_dict() with torch.save and name that file.'
-        return wrong(path, "a TorchScript archive", advice)
+        code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
+        return wrong(path, "a TorchScript archive", resave(path, code))
     if records & {"archive_format", "serialized_exported_program.json"}:
-        advice = f'Save torch.export.load("{path}").state_dict with torch.save and name that file.'
-        return wrong(path, "a torch.export archive", advice)
+        code = "dict(torch.export.load(PATH).state_dict)"
+        return wrong(path, "a torch.export archive", resave(path, code))
     if any(name.endswith(".npy") for name in records):
         return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
     return wrong(path, "a zip archive that torch.save did not write", UNPACK)

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo, open_as
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
 from convsqueeze.checkpoint.disk import FileRange, FileVersion, RangeOfMemory, no_file
-from convsqueeze.checkpoint.edits import Edit, New, Splice, TensorOnDisk, splice
-from convsqueeze.checkpoint.ranges import read_strided
+from convsqueeze.checkpoint.edits import Edit, New, Splice, splice
+from convsqueeze.checkpoint.on_disk import TensorOnDisk, read_strided
 from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import shown
@@ -77,11 +77,11 @@ def open_saved(
     range_of_memory: RangeOfMemory = no_file,
 ) -> Checkpoint:
     """The checkpoint of a state dict at hand. Raises CheckpointError for a nested tensor."""
-    return open_as(
-        path,
-        form,
-        {name: _info(path, name, tensor) for name, tensor in saved.tensors.items()},
-        HeldTensors(path, saved, range_of_memory),
+    return Checkpoint(
+        path=path,
+        format=form,
+        described={name: _info(path, name, tensor) for name, tensor in saved.tensors.items()},
+        contents=HeldTensors(path, saved, range_of_memory),
         recipe=_recipe(saved.state_dict),
         files=files,
         saved=saved,

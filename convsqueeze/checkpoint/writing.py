@@ -1,14 +1,11 @@
 """Writing an edited checkpoint: the format follows the suffix of the output, not the source."""
 
-import contextlib
-import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.disk import Progress, no_progress
+from convsqueeze.checkpoint.disk import Progress, check_place, no_progress, usable
 from convsqueeze.checkpoint.edits import DeferredText, Edit, splice
 from convsqueeze.checkpoint.format import Output
 from convsqueeze.checkpoint.formats import FORMATS, format_of_suffix
@@ -65,7 +62,7 @@ def write_checkpoint(
     with NewFiles(overwrite=overwrite) if files is None else nullcontext(files) as new:
         notes = format_of_suffix(suffix).stage(output, new)
         new.commit(source.check_unchanged)
-    return (*notes, *_leftover(destination, new))
+    return (*notes, *_leftover(output, new))
 
 
 def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
@@ -77,8 +74,9 @@ def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
     )
 
 
-def _leftover(destination: Path, files: NewFiles) -> Iterator[str]:
-    if old := [place.name for place in _taken(destination) if place not in files.places]:
+def _leftover(output: Output, files: NewFiles) -> Iterator[str]:
+    parts = format_of_suffix(output.suffix).parts(output.place)
+    if old := [place.name for place in parts if place not in files.places]:
         yield f"{listed(old)}: left by an earlier output, no longer used"
     if files.removed:
         names = listed([path.name for path in files.removed])
@@ -93,63 +91,24 @@ def check_destination(
     largest_shard: int | None = None,
 ) -> None:
     """Raises OutputError where `destination` cannot or must not be written; touches nothing."""
-    try:
-        _check_name(destination)
-        _check_split(destination, largest_shard)
-        _check_place(source, destination, overwrite)
-    except OSError as error:
-        raise OutputError(
-            f"{destination}: cannot be used ({error.strerror}). Choose another place."
-        ) from error
-
-
-def _check_name(destination: Path) -> None:
-    if destination.is_dir():
-        raise OutputError(f"{destination}: a directory, the name of a file was needed. Add one.")
-    if not suffix_of(destination):
-        raise OutputError(
-            f"{destination}: has no suffix of a known format, one of {', '.join(KNOWN_SUFFIXES)} "
-            "was needed. Name the output with -o."
-        )
-    directory = destination.parent
-    if not directory.is_dir():
-        what = "is not a directory" if directory.exists() else "does not exist"
-        raise OutputError(f"{destination}: the directory {directory} {what}. Create it first.")
-
-
-def _check_split(destination: Path, largest_shard: int | None) -> None:
-    if largest_shard is not None and suffix_of(destination) != INDEX_SUFFIX:
-        name = f"{destination.name.removesuffix(suffix_of(destination))}{INDEX_SUFFIX}"
-        raise OutputError(
-            f"{destination}: one file, to be split into shards of at most {largest_shard:,} bytes, "
-            f"an index was needed. Name the output -o {destination.with_name(name)}."
-        )
-
-
-def _check_place(source: Checkpoint, destination: Path, overwrite: bool) -> None:
-    for taken in _taken(destination):
-        here = taken.stat() if taken.exists() else taken.lstat()
-        if any((here.st_dev, here.st_ino) == (f.device, f.inode) for f in source.files):
+    suffix = suffix_of(destination)
+    with usable(destination):
+        if destination.is_dir():
             raise OutputError(
-                f"{taken}: is the input, which is never replaced. Choose another name."
+                f"{destination}: a directory, the name of a file was needed. Add one."
             )
-        if not stat.S_ISREG(here.st_mode) and not taken.is_symlink():
-            raise OutputError(f"{taken}: no regular file, which was needed. Choose another name.")
-        if not overwrite:
+        if not suffix:
             raise OutputError(
-                f"{taken}: exists already. Choose another name, or replace it with --overwrite."
+                f"{destination}: has no suffix of a known format, one of "
+                f"{', '.join(KNOWN_SUFFIXES)} was needed. Name the output with -o."
             )
-    if not os.access(destination.parent, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{destination}: the directory {destination.parent} cannot be written. "
-            "Choose another, or change its permissions."
-        )
-
-
-def _taken(destination: Path) -> list[Path]:
-    """The files that stand where the output would, a dangling link included."""
-    places: list[Path] = []
-    with contextlib.suppress(FileNotFoundError):
-        destination.lstat()
-        places.append(destination)
-    return places + format_of_suffix(suffix_of(destination)).parts(destination)
+        if largest_shard is not None and suffix != INDEX_SUFFIX:
+            index = f"{destination.name.removesuffix(suffix)}{INDEX_SUFFIX}"
+            raise OutputError(
+                f"{destination}: one file, to be split into shards of at most {largest_shard:,} "
+                f"bytes, an index was needed. Name the output -o {destination.with_name(index)}."
+            )
+        inputs = [version.path for version in source.files]
+        check_place(destination, overwrite=overwrite, inputs=inputs)
+        for part in format_of_suffix(suffix).parts(destination):
+            check_place(part, overwrite=overwrite, inputs=inputs)

@@ -19,6 +19,7 @@ def merge_data(done: "MergedFile") -> dict[str, Any]:
     """What `merge` did."""
     return {
         **picked(done, "source output bytes_before weights_before weights_after device notes"),
+        "state_dict": done.wrapper,
         "bytes_after": done.bytes_after if done.output else None,
         "layers": [_merge_layer(merge, done) for merge in done.plan.merges],
         "verification": None if done.verification is None else report_data(done.verification),

@@ -1,8 +1,7 @@
 """Options that several commands have, and the words that an option may be given."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,37 +20,6 @@ def byte_count(text: str) -> int:
     if count < 1:
         raise typer.BadParameter(f"{text!r} is less than one byte.")
     return count
-
-
-class BorderChoice(StrEnum):
-    """Border policies of `--border`."""
-
-    exact = "exact"
-    corrected = "corrected"
-    interior = "interior"
-
-
-class GrowthChoice(StrEnum):
-    """What `--growth` does with a merge that would store more weights."""
-
-    refuse = "refuse"
-    skip = "skip"
-    allow = "allow"
-
-
-class MinimizeChoice(StrEnum):
-    """The cost that the best partition has least of."""
-
-    weights = "weights"
-    macs = "macs"
-    latency = "latency"
-
-
-class RuntimeChoice(StrEnum):
-    """The runtime in which latency is measured."""
-
-    onnxruntime = "onnxruntime"
-    torch = "torch"
 
 
 Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
@@ -93,7 +61,7 @@ InputShapes = Annotated[
 ]
 Pairs = Annotated[Path, typer.Option("--pairs", help="Manifest: which layers to merge.")]
 BorderPolicy = Annotated[
-    BorderChoice | None,
+    Literal["exact", "corrected", "interior"] | None,
     typer.Option(
         "--border",
         help="For all entries: exact, corrected or interior at the border.",
@@ -101,11 +69,15 @@ BorderPolicy = Annotated[
     ),
 ]
 GrowthPolicy = Annotated[
-    GrowthChoice, typer.Option("--growth", help="For a merge that would store more weights.")
+    Literal["refuse", "skip", "allow"],
+    typer.Option("--growth", help="For a merge that would store more weights."),
 ]
 Minimize = Annotated[
-    MinimizeChoice, typer.Option("--minimize", help="What a partition of the layers is best by.")
+    Literal["weights", "macs", "latency"],
+    typer.Option("--minimize", help="What a partition of the layers is best by."),
 ]
-Runtime = Annotated[RuntimeChoice, typer.Option("--runtime", help="What latency is measured in.")]
+Runtime = Annotated[
+    Literal["onnxruntime", "torch"], typer.Option("--runtime", help="What latency is measured in.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an internal error comes from.")]
 """Read by `main`, which words the errors of every command."""

@@ -53,7 +53,7 @@ KEYWORDS = {"verified": "bold green", "not verified": "bold red", "border": "yel
 
 def print_merge(console: Console, done: "MergedFile") -> None:
     """The table of a merge, its totals, the files and the verdict."""
-    print_table(console, merge_table(done.source.name, done.plan, done.verification))
+    print_table(console, merge_table(done.title, done.plan, done.verification))
     if table := forms_table(done.plan.merges):
         print_table(console, table)
     print_notes(console, done.notes)
@@ -83,8 +83,8 @@ def print_verify(console: Console, report: "Report") -> None:
     console.print(table)
     for one in report.layers:
         if one.worst.place:
-            told = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
-            console.print(told, style="dim")
+            line = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
+            console.print(line, style="dim")
     if report.untouched:
         console.print(f"{report.untouched} other tensors compared bit for bit")
     _print_verdict(console, report)

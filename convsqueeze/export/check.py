@@ -23,9 +23,10 @@ from torch import Tensor
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.ends import ends_of, smallest_size, told_sizes
+from convsqueeze.export.ends import ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.graph import parameters
-from convsqueeze.export.runtime import RUNTIME_ERRORS, OnnxLayers, first_line
+from convsqueeze.export.runtime import OnnxLayer, OnnxLayers
+from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
@@ -49,8 +50,10 @@ _MESSAGE_MARGIN = 1 << 20
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What the check saw of one layer: `dtype` of the model, the input `sizes` that were run, the
-    output that came nearest to its bound, and what is good to know.
+    """What the check saw of one layer.
+
+    `dtype` is the layer's in the model, `sizes` are the input sizes that were run, `inputs` counts
+    the images. `worst` is the output that came nearest to its bound.
     """
 
     name: str
@@ -95,7 +98,7 @@ def check_model(
     reports = []
     for name, layer in layers.items() if not problems else ():
         try:
-            reports.append(_checked(runnable, name, layer, seed))
+            reports.append(_check_layer(runnable, name, layer, seed))
         except _Difference as difference:
             problems.append(f"{name}: {difference}.")
     if problems:
@@ -123,27 +126,28 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
             yield f"is not well-formed: {first_line(error)}."
 
 
-def _checked(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
+def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
     """One layer's report. Raises _Difference."""
-    _check_values(runnable, name, layer)
     try:
-        computed = runnable.computes_in(name)
+        own = runnable[name]
     except RUNTIME_ERRORS as error:
+        _check_values(runnable.part(name), name, layer)
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
+    _check_values(own.model, name, layer)
     geometry = layer.geometry
-    reference = _Reference(layer, computed, runnable.scale(name))
+    reference = _Reference(layer, own.computes_in, own.scale)
     generator = torch.Generator().manual_seed(seed)
     worst, inputs = Worst(), 0
     tried = input_sizes(layer)
     for batch, size in enumerate(tried, start=1):
         _check_cost(geometry, batch, size)
         for kind in ("dense", "sparse"):
-            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind).to(computed)
-            found = _compared(runnable, name, reference, x, kind)
+            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind)
+            found = _compare(own, reference, x.to(own.computes_in), kind)
             worst = max(worst, found, key=lambda one: one.share)
             inputs += batch
-    notes = tuple(_notes(name, layer, runnable.dtype(name), computed))
-    return ExportReport(name, dtype_name(runnable.dtype(name)), tuple(tried), inputs, worst, notes)
+    notes = tuple(_notes(own, layer))
+    return ExportReport(name, dtype_name(own.dtype), tuple(tried), inputs, worst, notes)
 
 
 def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
@@ -159,29 +163,27 @@ def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
         )
 
 
-def _notes(
-    name: str, layer: SqueezedConv, exported: torch.dtype, computed: torch.dtype
-) -> Iterator[str]:
+def _notes(own: OnnxLayer, layer: SqueezedConv) -> Iterator[str]:
     kinds = sorted({dtype_name(tensor.dtype) for tensor in layer.parameters()})
-    named = dtype_name(exported)
+    name, named = own.name, dtype_name(own.dtype)
     what = f"{name}: stored as {' and '.join(kinds)}, exported as {named}, which holds every value"
     if len(kinds) > 1:
         yield f"{what} exactly; so are its input and output"
-    elif exported != layer.dtype:
+    elif own.dtype != layer.dtype:
         yield f"{what} exactly; onnxruntime has no such convolution on the CPU"
-    if computed != exported:
+    if own.computes_in != own.dtype:
         yield (
             f"{name}: onnxruntime has no {named} kernel for it on the CPU; a copy rounded to "
-            f"{dtype_name(computed)} was run, the values were compared bit for bit"
+            f"{dtype_name(own.computes_in)} was run, the values were compared bit for bit"
         )
-    sizes = told_sizes(layer)
+    sizes = sizes_in_words(layer)
     if sizes is not None:
         yield f"{name}: the graph takes inputs of {sizes} and fails for others"
 
 
-def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
+def _check_values(model: ModelProto, name: str, layer: SqueezedConv) -> None:
     """Raises _Difference unless the model holds a layer's very values, bit for bit."""
-    held = {tensor.name: tensor for tensor in runnable.part(name).graph.initializer}
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
     wanted = parameters(name, layer)
     for key in wanted.keys() ^ held.keys():
         what = "is missing" if key in wanted else "belongs to no squeezed layer"
@@ -203,10 +205,10 @@ def _check_values(runnable: OnnxLayers, name: str, layer: SqueezedConv) -> None:
 def input_sizes(layer: SqueezedConv) -> list[Size]:
     """The input sizes that are run, of those that the graph of a layer takes.
 
-    The smallest; one that is a multiple of the strides and the one after it, which with a stride
-    is none, both with a whole kernel inside and three outputs or more, so that a wrong stride
-    shows. Where it depends on the size how the border is corrected, as many more as there are
-    kinds. No two sides are alike, if they may differ. Three times () for a linear layer.
+    The first is the smallest. The others have a whole kernel inside and three outputs or more on
+    each axis, so that a wrong stride shows: a multiple of the stride, and the size after it. Where
+    strides make several kinds of sizes, every kind is run. No two axes are equally long, where
+    they may differ. Three times () for a linear layer.
     """
     kinds = 2
     if layer.border is not None:
@@ -258,8 +260,9 @@ def _image(geometry: Geometry, shape: Size, generator: torch.Generator, kind: st
 
 
 class _Reference:
-    """A squeezed layer in float64, its values times `scale`, and how far a runtime may be off that
-    computes in `dtype`.
+    """A squeezed layer in float64, its values times `scale`.
+
+    A runtime computes it in `dtype`; `bound` says how far off it may be.
     """
 
     def __init__(self, layer: SqueezedConv, dtype: torch.dtype, scale: float) -> None:
@@ -287,15 +290,13 @@ def _one_if_any(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compared(
-    runnable: OnnxLayers, name: str, reference: _Reference, x: Tensor, kind: str
-) -> Worst:
+def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Worst:
     """The output nearest to its bound. Raises _Difference where one is beyond it."""
     size = "x".join(map(str, x.shape[2:])) or "one vector"
     place = f"{kind} input of {size}, batch {x.shape[0]}"
     expected = reference.exact(x.double())
     try:
-        actual = runnable(name, x).double()
+        actual = own(x).double()
     except RUNTIME_ERRORS as error:
         raise _Difference(f"onnxruntime fails on a {place}: {first_line(error)}") from error
     if actual.shape != expected.shape:

@@ -127,21 +127,21 @@ def smallest_size(layer: SqueezedConv) -> tuple[int, ...]:
     )
 
 
-def told_sizes(layer: SqueezedConv) -> str | None:
+def sizes_in_words(layer: SqueezedConv) -> str | None:
     """Which inputs the graph of a layer takes, in words; None where the layer takes no others."""
     if layer.border is None:
         return None
-    told = []
+    words = []
     for ends in ends_of(layer.border):
         first = min(one.size for one in ends.found.classes)
         if ends.only is not None:
-            told.append(str(ends.only))
+            words.append(str(ends.only))
         elif len(ends.classes) < ends.found.period:
             rests = sorted(one.size % ends.found.period for one in ends.classes)
             shown = " or ".join(map(str, rests))
-            told.append(f"{ends.smallest} and more that leave {shown} modulo {ends.found.period}")
+            words.append(f"{ends.smallest} and more that leave {shown} modulo {ends.found.period}")
         else:
-            told.append(f"{ends.smallest} and more" if ends.smallest > first else "")
-    if not any(told):
+            words.append(f"{ends.smallest} and more" if ends.smallest > first else "")
+    if not any(words):
         return None
-    return " by ".join(one or "any number of" for one in told) + " samples"
+    return " by ".join(one or "any number of" for one in words) + " samples"

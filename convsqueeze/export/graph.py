@@ -7,7 +7,7 @@ All sizes but channels are dynamic.
 """
 
 from collections.abc import Mapping
-from importlib import metadata
+from importlib.metadata import version
 
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -92,18 +92,11 @@ def build_model(
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=ir_version(opset),
         producer_name="convsqueeze",
-        producer_version=_own_version(),
+        producer_version=version("convsqueeze"),
     )
     if recipe_json is not None:
         helper.set_model_props(model, {RECIPE_KEY: recipe_json})
     return model
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("convsqueeze")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _signal(name: str, layer: SqueezedConv, end: str) -> ValueInfoProto:

@@ -77,13 +77,15 @@ def operator(nodes: Nodes, x: str, own: Operator) -> str:
 
 
 def _convolution(nodes: Nodes, x: str, own: Operator) -> str:
-    """Padding that the operator Conv has not, then Conv with the rest of it, each side its own."""
-    x = _padded_from_image(nodes, x, own.axes)
-    apart, inside = zip(*(_zero_padding(axis) for axis in own.axes), strict=True)
-    x = _padded(nodes, x, apart, "crop")
+    """Conv with zero padding, each side its own; behind other padding, which Conv has not."""
+    outside = [axis if _is_beyond_conv(axis) else Axis() for axis in own.axes]
+    inside = [
+        (axis.before - other.before, axis.after - other.after)
+        for axis, other in zip(own.axes, outside, strict=True)
+    ]
     return nodes.add(
         "Conv",
-        x,
+        padded(nodes, x, outside),
         own.weight,
         *own.biases,
         pads=_lows_then_highs(inside),
@@ -92,12 +94,9 @@ def _convolution(nodes: Nodes, x: str, own: Operator) -> str:
     )
 
 
-def _zero_padding(axis: Axis) -> tuple[tuple[int, int], tuple[int, int]]:
-    """What Pad and what Conv do on an axis: Conv may not crop, and Pad crops before it pads."""
-    amounts, nothing = (axis.before, axis.after), (0, 0)
-    if axis.padding_mode != "zeros":
-        return nothing, nothing
-    return (amounts, nothing) if min(amounts) < 0 else (nothing, amounts)
+def _is_beyond_conv(axis: Axis) -> bool:
+    """Whether an axis is padded by what Conv cannot do: another mode than zeros, or cropping."""
+    return axis.padding_mode != "zeros" or min(axis.before, axis.after) < 0
 
 
 def _kernel(own: Operator) -> dict[str, Any]:

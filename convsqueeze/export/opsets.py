@@ -7,6 +7,7 @@ import onnxruntime  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from convsqueeze.errors import OutputError
+from convsqueeze.export.session import RUNTIME_ERRORS, session_of
 
 OLDEST_OPSET = 13
 """The first one in which Slice, Pad and Mod have the form that the graphs use."""
@@ -35,13 +36,9 @@ def _loads(opset: int) -> bool:
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version(opset)
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        session_of(model)
+    except RUNTIME_ERRORS:
         return False
     return True
 

@@ -4,6 +4,7 @@ Knows the names that `graph` gives inputs and outputs, and nothing of what the l
 compute.
 """
 
+from dataclasses import dataclass
 from math import frexp, ldexp, prod
 from pathlib import Path
 
@@ -13,24 +14,13 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.utils import Extractor
-from onnxruntime.capi import onnxruntime_pybind11_state as state  # type: ignore[import-untyped]
 from torch import Tensor
 
 from convsqueeze.checkpoint.disk import unreadable
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.graph import INPUT, OUTPUT
+from convsqueeze.export.graph import ELEMENT_TYPES, INPUT, OUTPUT
+from convsqueeze.export.session import NO_KERNEL, first_line, session_of
 from convsqueeze.names import listed, nearest, shown
-
-RUNTIME_ERRORS = (
-    state.EPFail,
-    state.Fail,
-    state.InvalidArgument,
-    state.InvalidGraph,
-    state.InvalidProtobuf,
-    state.NotImplemented,
-    state.RuntimeException,
-)
-"""What onnxruntime raises for a model or an input that it cannot run; they have no root."""
 
 ORDINARY_EXPONENT = 64
 """Values below 2 to this power leave room in float32 for their products and sums."""
@@ -40,24 +30,47 @@ LARGEST = 1 << 24
 
 FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
-_DTYPES: dict[int, torch.dtype] = {
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-}
+_DTYPES: dict[int, torch.dtype] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxLayer:
+    """One layer of a model, run by onnxruntime: (batch, in_channels, *size) to
+    (batch, out_channels, *output_size).
+
+    `model` is that of the layer alone. `computes_in` is float32 where onnxruntime has no kernel for
+    the layer's own `dtype`; then a copy is run whose values are multiplied by `scale` and rounded.
+    `scale` is 1 or the power of two that brings values beyond the range of float32 into it.
+    """
+
+    name: str
+    model: ModelProto
+    dtype: torch.dtype
+    computes_in: torch.dtype
+    scale: float
+    session: onnxruntime.InferenceSession
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output, times `scale`, for `x` of any floating-point dtype, which is rounded first.
+
+        Raises one of `RUNTIME_ERRORS`.
+        """
+        given = x.detach().cpu().to(self.computes_in).numpy()
+        (y,) = self.session.run([self.name + OUTPUT], {self.name + INPUT: given})
+        return torch.from_numpy(y)
 
 
 class OnnxLayers:
-    """The layers of a model that `build_model` made: `layers(name, x)` runs one of them.
+    """The layers of a model that `build_model` made: `layers[name](x)` runs one of them.
 
     Raises CheckpointError for a model without such layers.
     """
 
     def __init__(self, model: ModelProto, where: str = "the ONNX model") -> None:
         self.model, self.where = model, where
-        self._element_types = _layers_in(model)
-        self._current: tuple[str, onnxruntime.InferenceSession] | None = None
-        if not self._element_types:
+        self._dtypes = _layers_in(model)
+        self._latest: OnnxLayer | None = None
+        if not self._dtypes:
             raise CheckpointError(
                 f"{where}: has no layer of a squeezed file, an input <name>{INPUT} and an output "
                 f"<name>{OUTPUT} for each were needed. Write it with `convsqueeze export-onnx`."
@@ -65,64 +78,37 @@ class OnnxLayers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._element_types)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Of a layer's input and output."""
-        return _DTYPES[self._element_types[self._known(name)]]
-
-    def computes_in(self, name: str) -> torch.dtype:
-        """The dtype in which onnxruntime runs a layer: float32 where it has no kernel for its own.
-
-        Such a layer is run as a copy with every value times `scale` rounded to float32.
-        """
-        found = self._session(name).get_inputs()[0].type
-        return torch.float32 if found == "tensor(float)" else self.dtype(name)
-
-    def scale(self, name: str) -> float:
-        """What a layer's values and outputs are multiplied by where a copy is run: a power of two
-        that brings values beyond the range of float32 into it. 1 for all others.
-        """
-        return _scale(self.part(name)) if self.computes_in(name) != self.dtype(name) else 1.0
-
-    def __call__(self, name: str, x: Tensor) -> Tensor:
-        """A layer's output, times `scale`, for `x` of any floating-point dtype, which is rounded to
-        the layer's.
-
-        (batch, in_channels, *size) to (batch, out_channels, *output_size).
-        """
-        session = self._session(name)
-        given = x.detach().cpu().to(self.computes_in(name)).numpy()
-        (y,) = session.run([name + OUTPUT], {name + INPUT: given})
-        return torch.from_numpy(y)
+        return tuple(self._dtypes)
 
     def part(self, name: str) -> ModelProto:
-        """The model of one layer alone."""
-        self._known(name)
+        """The model of one layer alone. Raises VerificationError for a name that is not there."""
+        if name not in self._dtypes:
+            advice = nearest(name, self.names, f"It has {listed(self.names)}.")
+            raise VerificationError(
+                [
+                    f"{self.where}: has no layer {shown(name)}, an input and an output of that "
+                    f"name were needed. {advice}"
+                ]
+            )
         part: ModelProto = Extractor(self.model).extract_model([name + INPUT], [name + OUTPUT])
         return part
 
-    def _known(self, name: str) -> str:
-        if name in self._element_types:
-            return name
-        advice = nearest(name, self.names, f"It has {listed(self.names)}.")
-        raise VerificationError(
-            [
-                f"{self.where}: has no layer {shown(name)}, an input and an output of that name "
-                f"were needed. {advice}"
-            ]
-        )
+    def __getitem__(self, name: str) -> OnnxLayer:
+        """Only the latest is kept: a session holds the layer's weights once more, or twice.
 
-    def _session(self, name: str) -> onnxruntime.InferenceSession:
-        """Only the latest is kept: a session holds the layer's weights once more, or twice."""
-        if self._current is None or self._current[0] != name:
+        Raises VerificationError as `part`, and one of `RUNTIME_ERRORS`.
+        """
+        if self._latest is None or self._latest.name != name:
             part = self.part(name)
+            dtype, scale = self._dtypes[name], 1.0
+            computes_in = dtype
             try:
                 session = session_of(part)
-            except state.NotImplemented:
-                session = session_of(in_float32(part, _scale(part)))
-            self._current = name, session
-        return self._current[1]
+            except NO_KERNEL:
+                computes_in, scale = torch.float32, _scale(part)
+                session = session_of(in_float32(part, scale))
+            self._latest = OnnxLayer(name, part, dtype, computes_in, scale, session)
+        return self._latest
 
 
 def open_onnx(path: Path) -> OnnxLayers:
@@ -147,12 +133,6 @@ def open_onnx(path: Path) -> OnnxLayers:
     return OnnxLayers(model, str(path))
 
 
-def first_line(error: Exception) -> str:
-    """Of what a library said; its other lines are for its own developers."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return line if line.isprintable() else ascii(line)
-
-
 def _strange_number(model: ModelProto) -> str | None:
     """A number that ends the process in onnx's own code, or a tensor that is not what it says."""
     graph = model.graph
@@ -172,24 +152,15 @@ def _strange_number(model: ModelProto) -> str | None:
     return None
 
 
-def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
-    """A session with onnxruntime's defaults, as a user's would be, that keeps quiet."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _layers_in(model: ModelProto) -> dict[str, int]:
-    """Each layer's name and the element type of its input, in the model's order."""
+def _layers_in(model: ModelProto) -> dict[str, torch.dtype]:
+    """Each layer's name and the dtype of its input, in the model's order."""
     outputs = {value.name for value in model.graph.output}
     found = {}
     for value in model.graph.input:
-        name = value.name.removesuffix(INPUT)
-        if name != value.name and name + OUTPUT in outputs:
-            found[name] = value.type.tensor_type.elem_type
-    return {name: element for name, element in found.items() if element in _DTYPES}
+        name, element = value.name.removesuffix(INPUT), value.type.tensor_type.elem_type
+        if name != value.name and name + OUTPUT in outputs and element in _DTYPES:
+            found[name] = _DTYPES[element]
+    return found
 
 
 def in_float32(model: ModelProto, scale: float = 1.0) -> ModelProto:

@@ -43,7 +43,7 @@ class Region(Generic[L]):
         read = dict.fromkeys(value for op in self.ops for value in op.inputs)
         return tuple(value for value in read if value not in made)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[L, ...]:
         """The layers, in the order in which they run."""
         return tuple(leaves(self.expression))

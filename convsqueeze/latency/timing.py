@@ -8,14 +8,14 @@ from collections.abc import Callable, Hashable, Sequence
 from statistics import median
 from typing import Literal
 
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from onnx import ModelProto
 from torch import Tensor
 
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
-from convsqueeze.latency.apart import as_onnx, in_torch, kind_of, random_layers
+from convsqueeze.export.session import session_of
+from convsqueeze.latency.unmerged import as_onnx, in_torch, kind_of, random_layers
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
@@ -43,7 +43,7 @@ def measuring(
     def latency(merge: Merge) -> Timing:
         key = _alike(merge)
         if key not in known:
-            known[key] = measured(merge, runtime, count)
+            known[key] = measure(merge, runtime, count)
         return known[key]
 
     return latency
@@ -55,7 +55,7 @@ def _alike(merge: Merge) -> Hashable:
     return merge.geometry_tree, kinds, merge.geometry, merge.corrections, merge.dtype, merge.size
 
 
-def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
+def measure(merge: Merge, runtime: Runtime, threads: int) -> Timing:
     """Time a merge and its layers now."""
     dtype = _dtype(merge, runtime)
     x = torch.randn((1, merge.geometry.in_channels, *merge.size), dtype=dtype)
@@ -70,7 +70,7 @@ def measured(merge: Merge, runtime: Runtime, threads: int) -> Timing:
                 onnx_run(as_onnx(layers, merge), x, threads),
                 onnx_run(build_model({"merged": whole}), x, threads),
             )
-        return judged(*in_rounds(*runs))
+        return judge(*in_rounds(*runs))
     finally:
         torch.set_num_threads(before)
 
@@ -106,7 +106,7 @@ def in_rounds(
     return taken
 
 
-def judged(before: Sequence[int], after: Sequence[int]) -> Timing:
+def judge(before: Sequence[int], after: Sequence[int]) -> Timing:
     """The shortest times, and whether the second is faster beyond the noise.
 
     Whatever disturbs a run makes it longer, so the shortest of many is the nearest to the time that
@@ -138,11 +138,6 @@ def torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object
 
 def onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:
     """Runs a model of one input in onnxruntime on so many threads; gives what it gives."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = session_of(model, threads)
     feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)

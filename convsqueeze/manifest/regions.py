@@ -1,12 +1,11 @@
 """Entries of a manifest as regions of operations, and regions as entries."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from convsqueeze.algebra.tree import fold
 from convsqueeze.graph import AddOp, LayerOp, Region
-from convsqueeze.kinds import Layer
 from convsqueeze.manifest.model import (
     Border,
     ChainEntry,
@@ -78,15 +77,11 @@ def _name(path: KeyPath) -> str:
     return ".".join(map(str, path))
 
 
-def _as_it_is(op: LayerOp) -> Layer:
-    return op.layer
-
-
-def entry_of(request: Request[L], layer: Callable[[L], Item] = _as_it_is) -> ChainEntry | SumEntry:
-    """The request as an entry with the fewest chains and sums, its layers as `layer` gives them."""
+def entry_of(request: Request[LayerOp]) -> ChainEntry | SumEntry:
+    """The request as an entry with the fewest chains and sums."""
     whole: Item = fold(
         request.region.expression,
-        layer,
+        lambda op: op.layer,
         lambda links: ChainItem(chain=tuple(links)),
         lambda branches: SumItem(sum=tuple(branches)),
     )
@@ -96,7 +91,7 @@ def entry_of(request: Request[L], layer: Callable[[L], Item] = _as_it_is) -> Cha
     return ChainEntry(chain=whole.chain if isinstance(whole, ChainItem) else (whole,), **terms)
 
 
-def _terms(request: Request[L]) -> Iterator[tuple[str, Any]]:
+def _terms(request: Request[LayerOp]) -> Iterator[tuple[str, Any]]:
     """The keys beside the layers that an entry needs."""
     for key, value in (
         ("into", request.into),

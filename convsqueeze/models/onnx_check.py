@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
@@ -25,7 +24,8 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.copying import as_wide
 from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
-from convsqueeze.export.runtime import RUNTIME_ERRORS, first_line, in_float32, session_of
+from convsqueeze.export.runtime import in_float32
+from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.outputs import NamedTensors
 from convsqueeze.models.running import Running, Steps, distances, largest_value, nearest
@@ -249,12 +249,7 @@ def _saved(model: ModelProto, folder: Path) -> Path:
 
 
 def _opened(model: ModelProto, folder: Path) -> Any:
-    if fits_one_message(model):
-        return session_of(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    place = str(_saved(model, folder))
-    return onnxruntime.InferenceSession(place, options, providers=["CPUExecutionProvider"])
+    return session_of(model if fits_one_message(model) else _saved(model, folder))
 
 
 def _sizes(value: Any) -> tuple[int | str, ...]:

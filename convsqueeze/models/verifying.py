@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.precision import half_ulp, round_once
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.report import WholeReport
@@ -18,6 +16,8 @@ from convsqueeze.pipeline.merging import Result
 from convsqueeze.plan import Merge, Plan
 from convsqueeze.squeezing import exact_values
 from convsqueeze.verify import Worst
+from convsqueeze.verify.comparison import stored_layout
+from convsqueeze.verify.numbers import unfit, worst_number
 
 SLACK = 2.0**-44
 """Of a tensor's largest value: what another order of float64 sums can come to."""
@@ -62,7 +62,7 @@ def exact_parameters(original: nn.Module, plan: Plan) -> dict[str, Tensor]:
     own = from_state_dict(original.state_dict())
     found: dict[str, Tensor] = {}
     for merge in plan.merges:
-        found |= by_parameter(merge, exact_values(merge, own.load, None), own.prefix)
+        found |= by_parameter(merge, exact_values(merge, own.load), own.prefix)
     return found
 
 
@@ -78,11 +78,8 @@ def by_parameter(merge: Merge, exact: Mapping[str, Tensor], prefix: str = "") ->
     """The values that `exact_values` gives for a merge, by full name, in the layout in which they
     are stored.
     """
-    named = {f"{prefix}{merge.into}.{name}": value for name, value in exact.items()}
-    if merge.geometry.is_transposed:
-        weight = f"{prefix}{merge.into}.weight"
-        named[weight] = transposed_layout(named[weight], merge.geometry.groups)
-    return named
+    stored = stored_layout(merge, exact)
+    return {f"{prefix}{merge.into}.{name}": value for name, value in stored.items()}
 
 
 def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator[str]:
@@ -90,20 +87,15 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
     named = dict(squeezed.named_parameters())
     for name, value in exact.items():
         stored = named.get(name)
-        if stored is None or stored.shape != value.shape:
-            shape = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
-            yield f"is not what its layers give: {name} {shape}, {tuple(value.shape)} was needed"
-            continue
-        held = stored.detach().cpu()
-        granted = half_ulp(round_once(value, held.dtype)) * (1 + 2.0**-20)
-        granted = granted + SLACK * value.abs().max() if value.numel() else granted
-        beyond = ~((held.double() - value).abs() <= granted)
-        for place in beyond.nonzero()[:1].tolist():
-            at = tuple(place)
-            yield (
-                f"is not what its layers give: {name} holds {held[at].item()!r} at {place}, "
-                f"{value[at].item()!r} was needed"
-            )
+        problem = unfit(name, stored, value)
+        if stored is not None and problem is None and value.numel():
+            slack = SLACK * value.abs().max()
+            number = worst_number(stored.detach().cpu(), value, slack.expand_as)
+            if number.share > 1.0:
+                at, needed = number.place, value[number.place].item()
+                problem = f"{name} holds {number.value!r} at {list(at)}, {needed!r} was needed"
+        if problem is not None:
+            yield f"is not what its layers give: {problem}"
 
 
 def _excused(report: WholeReport, original: nn.Module, squeezed: nn.Module) -> WholeReport:

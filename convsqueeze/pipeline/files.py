@@ -1,7 +1,7 @@
 """From file to file: nothing is written until verification has held."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convsqueeze.checkpoint import (
@@ -16,6 +16,7 @@ from convsqueeze.checkpoint import (
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest
+from convsqueeze.names import shown
 from convsqueeze.pipeline.merging import MergeReport, Planner, Result, planned, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track, byte_progress, untracked
 from convsqueeze.plan import Growth
@@ -39,12 +40,21 @@ def compose(*hooks: PostVerify | None) -> PostVerify:
 
 @dataclass(frozen=True)
 class MergedFile(MergeReport):
-    """A merge of a file: where it went and how large both are; no output on a dry run."""
+    """A merge of a file: where it went and how large both are; no output on a dry run.
+
+    `wrapper` is the dotted key of the state dict that was taken, "" at the top level.
+    """
 
     source: Path = Path()
     output: Path | None = None
     bytes_before: int = 0
     bytes_after: int = 0
+    wrapper: str = field(default="", kw_only=True)
+
+    @property
+    def title(self) -> str:
+        """The source's name and, inside it, the state dict that was taken."""
+        return f"{self.source.name}, {shown(self.wrapper)}" if self.wrapper else self.source.name
 
 
 def merge_file(
@@ -86,7 +96,14 @@ def merge_file(
     plan = planned(manifest, checkpoint, border, growth)
     if dry_run:
         return MergedFile(
-            plan, None, plan.notes, path, None, checkpoint.nbytes, 0, device=str(place)
+            plan,
+            None,
+            plan.notes,
+            path,
+            None,
+            checkpoint.nbytes,
+            wrapper=checkpoint.wrapper,
+            device=str(place),
         )
     digest = checkpoint.files_hash()
     hash_progress = byte_progress(f"hashing {path.name}", checkpoint.nbytes, track)
@@ -135,6 +152,7 @@ def merge_file(
         output,
         checkpoint.nbytes,
         written,
+        wrapper=checkpoint.wrapper,
         widened=result.widened,
         device=str(place),
     )

@@ -58,7 +58,9 @@ def review_file(
     refused: PlanError | None = None
     try:
         plan = planned(read, checkpoint, border, growth)
-        done = MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, 0)
+        done = MergedFile(
+            plan, None, plan.notes, path, None, checkpoint.nbytes, wrapper=checkpoint.wrapper
+        )
     except PlanError as error:
         refused = error
     track(f"looking for better partitions of {path.name}", 0, 0)

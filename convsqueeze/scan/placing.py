@@ -4,6 +4,7 @@ Read off the graph: a module does a part if its calls are one, and their nodes a
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -15,10 +16,10 @@ from convsqueeze.graph import (
     ModuleCall,
     Modules,
     Placement,
+    Region,
     additions,
     placement,
 )
-from convsqueeze.kinds import Layer
 
 L = TypeVar("L", bound=LayerOp)
 
@@ -39,13 +40,18 @@ class Placing:
         with_tensors = Modules[L](self.unit, _is_skip, lambda name: name not in bare)
         return placement(tree, with_tensors) or placement(tree, Modules[L](self.unit, _is_skip))
 
-    def layer(self, op: LayerOp) -> Layer:
-        """The layer as a manifest has it: a pad or a pool has the name of its module, if one does
+    def named(self, region: Region[LayerOp]) -> Region[LayerOp]:
+        """The region as a manifest has it: a pad or a pool has the name of its module, if one does
         nothing else.
         """
-        if not op.layer.is_bare or (name := self.unit(op)) is None:
-            return op.layer
-        return op.layer.model_copy(update={"name": name})
+        bare = {op: self.unit(op) for op in region.layers if op.layer.is_bare}
+        return region.with_layers(
+            {
+                op.name: replace(op, layer=op.layer.model_copy(update={"name": name}))
+                for op, name in bare.items()
+                if name is not None
+            }
+        )
 
     def left_in_code(self, tree: Tree[LayerOp]) -> str:
         """The first layer of a part that no module does alone, and where it stands."""

@@ -167,6 +167,7 @@ class _Search:
             return None
         if not any(op.has_tensors for op in region.layers):
             return None
+        region = self._placing.named(region)
 
         def allowed(part: Part) -> str | None:
             tree = part.request.region.expression
@@ -208,7 +209,7 @@ class _Search:
         request = merged.part.request
         place = self._placing.of(request.region.expression)
         if place is None:
-            return merged, entry_of(request, self._placing.layer)
+            return merged, entry_of(request)
         modules = (place.into, *(one.name for one in place.replaced))
         unread = tuple(dict.fromkeys(self._unread(modules)))
         drop = tuple(dict.fromkeys((*request.drop, *unread)))
@@ -223,15 +224,19 @@ class _Search:
             consumed=(*known, *more),
             weights_before=merged.merge.weights_before + weights,
         )
-        entry = entry_of(replace(request, into=place.into, drop=drop), self._placing.layer)
+        entry = entry_of(replace(request, into=place.into, drop=drop))
         return replace(merged, merge=merge), entry
 
     def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
         read = {*self._graph.kept}.union(*(op.reads for op in self._graph.ops.values()))
+        inside = tuple(f"{module}." for module in modules)
         for key in self._infos:
-            inside = any(key.startswith(f"{module}.") for module in modules)
-            if inside and key not in read and not key.endswith(".num_batches_tracked"):
+            if (
+                key.startswith(inside)
+                and key not in read
+                and not key.endswith(".num_batches_tracked")
+            ):
                 owner = key.rpartition(".")[0]
                 yield key if owner in modules else owner
 

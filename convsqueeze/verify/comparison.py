@@ -1,11 +1,18 @@
 """Original layers and a squeezed one as functions that must agree, and how far they may differ.
 
-Storing a merged weight costs at most half an ulp of it, so an output may differ by half an ulp
-summed over `|weight| * |input|`, plus what float64 sums of that many products can lose. Nothing
-larger is accepted.
+The bound on the difference of one output, with the sums over all that the output adds up:
+
+    half_ulp(w) |x|  +  2 n u M  +  n s
+
+The first is what storing the nearest number to each weight costs, and is left out where the values
+are compared before they were rounded. The second is what float64 (unit roundoff `u`) can lose in
+sums of `n` products whose absolute values add up to `M`, once on each side (Higham, "Accuracy and
+Stability of Numerical Algorithms", section 3.1); `s` is the smallest number above zero. `M` is
+summed over the original layers and, as a corrected layer adds up more at the border than they do
+and takes some of it off again, over the products of all that it stores (see `magnitudes`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,9 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convsqueeze.algebra.apply import transposed_layout
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.precision import SMALLEST, half_ulp
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
+from convsqueeze.recipe import RecipeLayer
+from convsqueeze.verify.magnitudes import magnitudes
 from convsqueeze.verify.reference import Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -41,34 +52,89 @@ def noise_of(merge: Merge) -> tuple[float, float]:
 
 
 def comparison(
-    merge: Merge, module: SqueezedConv, load: Callable[[str], Tensor], part: Part
+    merge: Merge,
+    module: SqueezedConv,
+    load: Callable[[str], Tensor],
+    part: Part = "affine",
+    *,
+    rounded: bool = True,
+    stored: Run | None = None,
 ) -> Comparison:
-    """The original layers and the squeezed one, or the linear `part` of both, and their bound."""
+    """The original layers and the squeezed one, or the linear `part` of both, and their bound.
+
+    Unless `rounded`, the module's values are held to be those before they were rounded. `stored`
+    are the magnitudes at a corrected border, where they are known.
+    """
     noise, floor = noise_of(merge)
     biases = part == "affine"
-    magnitude = reference(merge.tree, load, part, magnitude=True)
-
-    def cost(values: Tensor) -> Tensor:
-        """Of storing them, and of adding up more at the border than the layers do."""
-        rounding = half_ulp(values)
-        return rounding if module.border is None else rounding + noise * values.double().abs()
-
-    own = module.converted(cost, cost if biases else None, signs=False)
+    layers = reference(merge.tree, load, part, magnitude=True)
+    cost = None
+    if rounded:
+        cost = module.converted(half_ulp, half_ulp if biases else None, signs=False)
+    if module.border is not None and stored is None:
+        stored = stored_magnitudes(merge, module, load, biases=biases)
 
     def bound(x: Tensor) -> Tensor:
-        return own(x) + noise * magnitude(x) + floor
+        x = x.abs()
+        found = noise * layers(x) + floor * x.max().clamp(min=1.0)
+        if stored is not None:
+            found = found + noise * stored(x)
+        return found if cost is None else found + cost(x)
 
     return Comparison(
         original=reference(merge.tree, load, part),
-        squeezed=_double(module, part),
-        bound=lambda x: bound(x.abs()),
+        squeezed=run_of(module.converted(Tensor.double, Tensor.double if biases else None)),
+        bound=bound,
         device=module.weight.device,
     )
 
 
-def _double(module: SqueezedConv, part: Part) -> Run:
-    """The squeezed layer, or its linear part, in float64."""
-    return run_of(module.converted(Tensor.double, Tensor.double if part == "affine" else None))
+def stored_magnitudes(
+    merge: Merge,
+    module: SqueezedConv,
+    load: Callable[[str], Tensor],
+    inputs: Tensor | None = None,
+    *,
+    biases: bool = True,
+) -> Run:
+    """For |x| the sum of the absolute values of the products of all that a squeezed layer stores.
+
+    It is no less than that, and not much more where the channels of x are as large beside each
+    other as `inputs` (in_channels,), by default all alike. Raises GeometryError.
+    """
+    groups, device = merge.geometry.groups, module.weight.device
+    if inputs is None:
+        inputs = torch.ones(merge.geometry.in_channels, dtype=torch.float64)
+    inputs = inputs.to(device)
+    found = stored_layout(merge, magnitudes(merge, load, device, inputs))
+    run = with_values(module.layer, found, biases=biases, signs=False)
+
+    def summed(x: Tensor) -> Tensor:
+        shares = x / inputs.reshape(-1, *(1,) * (x.ndim - 2))
+        return run(shares.unflatten(1, (groups, -1)).amax(2))
+
+    return summed
+
+
+def stored_layout(merge: Merge, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a merge makes, by name within the layer, laid out as it is stored."""
+    found = dict(values)
+    if merge.geometry.is_transposed:
+        found["weight"] = transposed_layout(found["weight"], merge.geometry.groups)
+    return found
+
+
+def with_values(
+    layer: RecipeLayer, values: Mapping[str, Tensor], *, biases: bool = True, signs: bool = True
+) -> SqueezedConv:
+    """A recipe's layer with these values, by name within it, laid out as they are stored; `biases`
+    and `signs` as for `SqueezedConv.converted`. Raises GeometryError where they do not fit.
+    """
+    kept = {name: t for name, t in values.items() if biases or not name.endswith("bias")}
+    inside = f"{BORDER}."
+    border = {n.removeprefix(inside): t for n, t in kept.items() if n.startswith(inside)}
+    module = SqueezedConv(layer, kept["weight"], kept.get("bias"), border, signs=signs)
+    return module.requires_grad_(False)
 
 
 def run_of(module: SqueezedConv) -> Run:

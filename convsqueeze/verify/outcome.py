@@ -3,7 +3,7 @@
 Knows outputs, bounds and places; nothing of how inputs are chosen or layers are run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.leaks import wrong_rows
 from convsqueeze.errors import GeometryError
 from convsqueeze.plan import Merge
@@ -27,16 +28,24 @@ class Worst:
     share: float = 0.0
     place: str = ""
 
+    @property
+    def problem(self) -> str | None:
+        """What is told of it where it is beyond the bound."""
+        if self.share <= 1.0:
+            return None
+        told = f"differs by {self.error:.3e} where at most {self.bound:.3e} is rounding"
+        return f"{told}, {self.place}"
+
 
 @dataclass(frozen=True)
 class LayerReport:
     """What verification saw of one squeezed layer.
 
-    `interior` and `border` are apart; under the `interior` policy the border is measured and not
-    held to the bound, and `border_error` is its largest absolute difference, `border_range` the
-    largest output there, both for random images of the largest of the `sizes`. `largest` is the
-    largest error of all that is held to the bound, wherever it came nearest to it. `inputs` counts
-    the images that were run.
+    `interior` and `border` are the worst stored numbers and outputs, apart; under the `interior`
+    policy the border's are measured and not held to the bound, and `border_error` is their largest
+    absolute difference, `border_range` the largest output there, both for random images of the
+    largest of the `sizes`. `largest` is the largest error of an output that is held to the bound,
+    wherever it came nearest to it. `inputs` counts the images that were run.
     """
 
     name: str
@@ -66,13 +75,14 @@ class LayerReport:
 class Probe:
     """Inputs of one kind, made on the CPU so that a seed means the same everywhere, and the two
     functions that must agree on them, whose outputs have the `channels` of the layer's outputs, by
-    default all.
+    default all. What is `measured` goes into the report, of other probes only what is wrong.
     """
 
     kind: str
     inputs: Iterator[Tensor]
     both: Comparison
     channels: Sequence[int] | None = None
+    measured: bool = True
 
 
 def checked(report: LayerReport, merge: Merge, probe: Probe) -> LayerReport:
@@ -106,36 +116,46 @@ def _compared(report: LayerReport, merge: Merge, probe: Probe, x: Tensor) -> Lay
         )
     infinite = (~actual.isfinite()).nonzero()
     if len(infinite):
-        place = _place(probe, size, infinite[0].tolist())
+        place = _place(probe, x, infinite[0].tolist())
         return replace(report, problem=f"is {actual[tuple(infinite[0])].item()}, {place}")
     difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
     share = torch.where(difference > 0, difference / bound, 0.0)
     at_border = _border_mask(merge, size, expected.shape[2:]).to(expected.device)
-    interior = _worse(report.interior, difference, bound, share, ~at_border, probe, size)
-    border = _worse(report.border, difference, bound, share, at_border, probe, size)
     held = ~at_border if merge.border == "interior" else torch.ones_like(at_border)
-    largest = _worse(report.largest, difference, bound, difference, held, probe, size)
-    largest_size = max(report.sizes, key=prod)  # one ordinary size: small ones are all border
-    loud = probe.kind == "random" and size == largest_size and bool(at_border.any())
+
+    def worst_of(mask: Tensor, rank: Tensor, known: Worst) -> Worst:
+        return _worse(known, difference, bound, rank, mask, lambda at: _place(probe, x, at))
+
+    problem = worst_of(held, share, Worst()).problem
+    report = replace(report, inputs=report.inputs + x.shape[0], problem=problem)
+    if not probe.measured:
+        return report
     report = replace(
         report,
-        interior=interior,
-        border=border,
-        largest=largest,
-        border_error=max(report.border_error, _largest(difference, at_border) if loud else 0.0),
-        border_range=max(report.border_range, _largest(expected.abs(), at_border) if loud else 0.0),
-        inputs=report.inputs + x.shape[0],
+        interior=worst_of(~at_border, share, report.interior),
+        border=worst_of(at_border, share, report.border),
+        largest=worst_of(held, difference, report.largest),
     )
-    return judged(report)
-
-
-def judged(report: LayerReport) -> LayerReport:
-    """The report, with a problem where more than rounding has been met."""
-    worst = report.worst
-    if worst.share <= 1.0:
+    if merge.border != "interior" or size != max(report.sizes, key=prod):
         return report
-    told = f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding"
-    return replace(report, problem=f"{told}, {worst.place}")
+    return replace(
+        report,
+        border_error=max(report.border_error, _largest(difference, at_border)),
+        border_range=max(report.border_range, _largest(expected.abs(), at_border)),
+    )
+
+
+def with_number(report: LayerReport, name: str, worst: Worst, problem: str | None) -> LayerReport:
+    """The report after the stored numbers of one tensor, by name within the layer."""
+    if name.startswith(f"{BORDER}."):
+        report = replace(report, border=_nearer(report.border, worst))
+    else:
+        report = replace(report, interior=_nearer(report.interior, worst))
+    return replace(report, problem=problem)
+
+
+def _nearer(known: Worst, found: Worst) -> Worst:
+    return found if not known.place or found.share > known.share else known
 
 
 def _largest(values: Tensor, mask: Tensor) -> float:
@@ -152,13 +172,8 @@ def _border_mask(merge: Merge, size: Size, output: torch.Size) -> Tensor:
             rows = sorted(wrong_rows(merge.geometry_tree, axis, given))
         else:
             own = merge.geometry.axes[axis]
-            last = own.upsample * (given - 1)
-            starts = [own.stride * index for index in range(count)]
-            rows = [
-                index
-                for index, start in enumerate(starts)
-                if start + own.taps[0] < 0 or start + own.taps[-1] > last
-            ]
+            low, high = -own.taps[0], own.upsample * (given - 1) - own.taps[-1]
+            rows = [row for row in range(count) if not low <= own.stride * row <= high]
         mask.index_fill_(axis, torch.tensor(rows, dtype=torch.long), True)
     return mask
 
@@ -169,8 +184,7 @@ def _worse(
     bound: Tensor,
     rank: Tensor,
     mask: Tensor,
-    probe: Probe,
-    size: Size,
+    place: Callable[[list[int]], str],
 ) -> Worst:
     """The output that ranks highest where the mask holds, or the known one if that ranks higher.
 
@@ -181,20 +195,22 @@ def _worse(
     masked = torch.where(mask, rank, -1.0)
     index = np.unravel_index(int(masked.argmax()), masked.shape)  # torch's own imports sympy
     found = float(error[index]), float(bound[index])
-    share = share_of(*found)
+    share = _share_of(*found)
     by_error = rank is error
     if known.place and (found[0] <= known.error if by_error else share <= known.share):
         return known
-    return Worst(*found, share, _place(probe, size, [int(i) for i in index]))
+    return Worst(*found, share, place([int(i) for i in index]))
 
 
-def _place(probe: Probe, size: Size, index: list[int]) -> str:
+def _place(probe: Probe, x: Tensor, index: list[int]) -> str:
     """Where an output stands: `index` is its batch entry, channel and position."""
+    kind = probe.kind if bool(x[index[0]].any()) else "zero"
     channel = index[1] if probe.channels is None else probe.channels[index[1]]
-    return f"{probe.kind} input of {_shown(size)}, output channel {channel}, at {index[2:]}"
+    size = _shown(tuple(x.shape[2:]))
+    return f"{kind} input of {size}, output channel {channel}, at {index[2:]}"
 
 
-def share_of(error: float, bound: float) -> float:
+def _share_of(error: float, bound: float) -> float:
     if error == 0:
         return 0.0
     return error / bound if bound > 0 else torch.inf

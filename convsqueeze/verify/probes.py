@@ -4,7 +4,6 @@ Knows geometry and the border; no values of weights.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
@@ -23,148 +22,105 @@ from convsqueeze.errors import GeometryError
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
 _OUTPUTS_SHOWN = {1: 64, 2: 32, 3: 16}
+_SMALL = 2
+"""Samples that a small image has beyond the smallest, on each axis."""
+_MOST_PHASES = 4
+"""Remainders by the strides of which each has its image; of more the ends and the middle have."""
 
 
-@dataclass(frozen=True)
-class Impulses:
-    """Impulses at every combination of `positions` on the axes of images of `size`."""
-
-    size: Size
-    positions: tuple[tuple[int, ...], ...]
+# Sizes
 
 
-def sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
-    """Input sizes to try: the smallest legal one; one that is a multiple of the strides and one
-    that is not, both past every kernel; one larger; and one small on the first axis alone.
+def plain_sizes(tree: Tree[Geometry], fixed: Size | None = None) -> list[Size]:
+    """Sizes on which a plain convolution that differs from the layers shows it: one for each
+    remainder by the strides, at which every tap reads some sample.
 
-    With a `fixed` input only that size, or the smallest that meets the border in the same way.
-    """
-    rank = len(merged(tree).axes)
-    if rank == 0:
-        return [()]
-    if fixed is not None:
-        return [tuple(_equivalent(tree, axis, n) for axis, n in enumerate(fixed))]
-    smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
-    multiple = tuple(_multiple(tree, axis) for axis in range(rank))
-    odd = tuple(n + 1 for n in multiple)
-    larger = tuple(n + 3 + merged(tree).axes[a].extent for a, n in enumerate(multiple))
-    mixed = (smallest[0], *odd[1:])
-    return list(dict.fromkeys([smallest, multiple, odd, larger, mixed]))
-
-
-def _multiple(tree: Tree[Geometry], axis: int) -> int:
-    repeat, enough = period(tree, axis), smallest_size(tree, axis) + reach(tree, axis)
-    return -(-enough // repeat) * repeat
-
-
-def _equivalent(tree: Tree[Geometry], axis: int, size: int, least: int = 0) -> int:
-    repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
-    return size if size <= enough + repeat else enough + (size - enough) % repeat
-
-
-def _past_both_borders(tree: Tree[Geometry], axis: int, least: int) -> int:
-    return max(smallest_size(tree, axis) + 2 * reach(tree, axis), least)
-
-
-def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
-    """One input size that shows both the border and the inside: past every kernel, with some tens
-    of outputs on each axis, and where sizes meet the border differently, the one with the most
-    spoiled outputs, and among those the most wrong taps. With a `fixed` input the smallest such
-    that meets the border as that does.
-    """
-    chosen = []
-    for axis, whole in enumerate(axes := merged(tree).axes):
-        least = -(-_OUTPUTS_SHOWN[len(axes)] * whole.stride // whole.upsample)
-        if fixed is not None:
-            chosen.append(_equivalent(tree, axis, fixed[axis], least))
-            continue
-        repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
-        spoiled = {n: _spoiled(tree, axis, n) for n in range(enough, enough + repeat)}
-        chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
-    return tuple(chosen)
-
-
-def _spoiled(tree: Tree[Geometry], axis: int, size: int) -> tuple[int, int]:
-    """How many output rows a plain merge has wrong on an axis, and by how many taps."""
-    rows = len(wrong_rows(tree, axis, size))
-    try:
-        found = corrections(tree)
-    except GeometryError:  # too many combinations of taps to look at each
-        return rows, 0
-    return rows, 0 if found is None else len(found.axes[axis].of(size).weights)
-
-
-def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
-    """Normal values, float64, (batch, in_channels, *size)."""
-    shape = (batch, geometry.in_channels, *size)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def bounded_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
-    """Values of either sign between a half and one in size, float64, as `random_image`.
-
-    None is so small that it could hide a weight, none above one, which bounds what is added up, and
-    no two are alike, so that weights which are exchanged do not cancel.
-    """
-    shape = (batch, geometry.in_channels, *size)
-    values = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
-    return values + values.sign() / 2
-
-
-def showing_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
-    """A size, hardly larger than the smallest, at which every tap of the merged kernel reads some
-    sample for an output that the border does not spoil.
-
-    With a `fixed` input the size that stands for it, whatever that shows.
+    With a `fixed` input the one that stands for it. No other size is needed. Where padding is zeros
+    a difference at the border comes from one combination of taps that leaves an image in between.
+    Its taps are together one of the merged kernel's: at the output next to the border where that
+    one reads a sample, the combination leaves the image as well, and so it does in every image that
+    has such an output. Where padding repeats the image, images reach past every kernel, so that no
+    sample is taken for another.
     """
     axes = range(len(merged(tree).axes))
     if fixed is not None:
-        return tuple(_equivalent(tree, axis, fixed[axis]) for axis in axes)
-    return tuple(_showing(tree, axis) for axis in axes)
+        return [tuple(_standing_for(tree, axis, fixed[axis]) for axis in axes)]
+    return _along_the_diagonal([_every_phase(tree, axis) for axis in axes])
 
 
-def _showing(tree: Tree[Geometry], axis: int) -> int:
-    whole, first = merged(tree).axes[axis], smallest_size(tree, axis)
-
-    def shows(size: int) -> bool:
-        if output_size(tree, axis, size) is None:
-            return False
-        return _shows_every_tap(whole, size, 0, size, wrong_rows(tree, axis, size))
-
-    last = 2 * reach(tree, axis) + 2 * whole.stride
-    steps = [first, *(first + 2**k for k in range(last.bit_length() + 1))]
-    enough = next((size for size in steps if shows(size)), steps[-1])
-    known = max((size for size in steps if size < enough), default=enough - 1)
-    while enough - known > 1:  # halving: what shows at one size mostly does at the next
-        middle = (known + enough) // 2
-        known, enough = (known, middle) if shows(middle) else (middle, enough)
-    return enough
-
-
-def kernel_impulses(tree: Tree[Geometry], fixed: Size | None) -> Impulses:
-    """A small image and positions whose impulses show every tap of the kernel in outputs that
-    the border does not spoil.
+def interior_sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
+    """Those of `plain_sizes` for any input, as taps are told from outputs that the border does not
+    spoil, and the one that stands for a `fixed` input, which may have none.
     """
-    chosen = [
-        _covering(tree, axis, fixed[axis] if fixed else None)
-        for axis in range(len(merged(tree).axes))
+    standing = [] if fixed is None else plain_sizes(tree, fixed)
+    return list(dict.fromkeys([*standing, *plain_sizes(tree)]))
+
+
+def small_size(tree: Tree[Geometry], size: Size) -> Size:
+    """The size itself, or one hardly larger than the smallest that the layers take."""
+    return tuple(_small(tree, axis, n) for axis, n in enumerate(size))
+
+
+def _small(tree: Tree[Geometry], axis: int, size: int) -> int:
+    smallest = smallest_size(tree, axis)
+    tried = range(smallest, min(smallest + _SMALL, size) + 1)
+    return max(n for n in tried if output_size(tree, axis, n) is not None)
+
+
+def _along_the_diagonal(per_axis: Sequence[Sequence[int]]) -> list[Size]:
+    """Each number of each axis, with those of the others that have its place or come last."""
+    count = max(map(len, per_axis), default=1)
+    sizes = [tuple(some[min(index, len(some) - 1)] for some in per_axis) for index in range(count)]
+    return list(dict.fromkeys(sizes))
+
+
+def _every_phase(tree: Tree[Geometry], axis: int) -> list[int]:
+    """For each remainder by the strides the smallest size that shows every tap."""
+    repeat, first = period(tree, axis), _showing(tree, axis)
+    phases = (*range(repeat),)
+    if repeat > _MOST_PHASES:
+        phases = 0, 1, repeat // 2, repeat - 1
+    found = [_at_phase(tree, axis, first + phase) for phase in phases]
+    return [size for size in found if size is not None]
+
+
+def _standing_for(tree: Tree[Geometry], axis: int, size: int) -> int:
+    """The smallest size that shows every tap and meets the border as this one does, if any is."""
+    first = _showing(tree, axis)
+    same = first + (size - first) % period(tree, axis)
+    return min(_at_phase(tree, axis, same) or size, size)
+
+
+def _at_phase(tree: Tree[Geometry], axis: int, first: int) -> int | None:
+    """The first that shows every tap of this size and those that the strides take for it."""
+    last = first + 2 * reach(tree, axis)
+    legal = [
+        size
+        for size in range(first, last + 1, period(tree, axis))
+        if output_size(tree, axis, size) is not None
     ]
-    size, positions = zip(*chosen, strict=True) if chosen else ((), ())
-    return Impulses(tuple(size), tuple(map(tuple, positions)))
+    shown = (size for size in legal if _shows(tree, axis, size))
+    return next(shown, legal[-1] if legal else None)
 
 
-def border_impulses(tree: Tree[Geometry], wanted: Corrections) -> list[Impulses]:
-    """Images and positions whose impulses (and whose zeros, for biases) show every border tap, on
-    the other axes together with every tap of the merged kernel.
+def corrected_sizes(tree: Tree[Geometry], wanted: Corrections, fixed: Size | None) -> list[Size]:
+    """Sizes on which corrections that are wrong show it: those of every class, and with room those
+    of all combinations of classes that tell every border tap apart, together with every tap of the
+    merged kernel.
     """
     per_axis = [
-        [_at_the_ends(tree, axis, one, found) for one in _classes_for_every_tap(found)]
+        [_with_room(tree, axis, one, found) for one in _classes_for_every_tap(found)]
         for axis, found in enumerate(wanted.axes)
     ]
-    return [
-        Impulses(tuple(size for size, _ in choice), tuple(places for _, places in choice))
-        for choice in product(*per_axis)
-    ]
+    sizes = [*every_kind(wanted), *product(*per_axis)]
+    shown = tuple(_showing(tree, axis) for axis in range(len(wanted.axes)))
+    if fixed is None and not any(_holds(size, shown) for size in sizes):
+        sizes.append(shown)
+    return sorted(dict.fromkeys(sizes), key=prod)
+
+
+def _holds(size: Size, other: Size) -> bool:
+    return all(one >= least for one, least in zip(size, other, strict=True))
 
 
 def every_kind(wanted: Corrections) -> list[Size]:
@@ -202,55 +158,54 @@ def _rank(matrix: Tensor) -> int:
     return int(torch.linalg.matrix_rank(matrix.double())) if matrix.numel() else 0
 
 
-def _at_the_ends(
-    tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections
-) -> tuple[int, tuple[int, ...]]:
-    """The smallest size of a class with room for its corrections, and positions: every sample that
-    they read and some in the middle that show every tap of the merged kernel. Of a small size that
-    is its own class: all.
+def _with_room(tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections) -> int:
+    """The smallest size of a class at which the corrections of either end have places of their own
+    and every tap of the merged kernel reads a sample. A small size is its own class.
     """
     if one.size < found.settled:
-        return one.size, tuple(range(one.size))
+        return one.size
     whole = merged(tree).axes[axis]
     last = one.size + 2 * reach(tree, axis) + 2 * whole.stride + found.period
     for size in range(one.size, last, found.period):
         outputs = output_size(tree, axis, size) or 0
         room = all(-size <= column < size for column in one.columns)
         room = room and all(-outputs <= row < outputs for row in one.rows)
-        start = max((size - whole.stride) // 2, 0)
-        middle = range(start, min(start + whole.stride, size))
-        if room and _shows_every_tap(whole, size, start, len(middle), frozenset()):
+        if room and _shows_every_tap(whole, size, frozenset()):
             break
-    return size, tuple(sorted({column % size for column in one.columns} | set(middle)))
+    return size
 
 
-def _covering(tree: Tree[Geometry], axis: int, fixed: int | None) -> tuple[int, range]:
-    """A small size, and the positions around its middle, one for each stride phase, that show
-    every tap; every position of the last size tried where none does.
+def _showing(tree: Tree[Geometry], axis: int) -> int:
+    """A size, hardly larger than the smallest, that shows every tap; past every kernel where
+    padding repeats the image.
     """
-    whole = merged(tree).axes[axis]
     first = smallest_size(tree, axis)
-    candidates = [_equivalent(tree, axis, fixed)] if fixed is not None else []
-    if fixed is None:
-        last = 2 * reach(tree, axis) + 2 * whole.stride
-        candidates = [first, *(first + 2**k for k in range(last.bit_length() + 1))]
-    for size in candidates:
-        if output_size(tree, axis, size) is None:
-            continue
-        count = min(whole.stride, size)
-        start = (size - count) // 2
-        if _shows_every_tap(whole, size, start, count, wrong_rows(tree, axis, size)):
-            return size, range(start, start + count)
-    return candidates[-1], range(candidates[-1])
+    last = first + 2 * reach(tree, axis) + 2 * merged(tree).axes[axis].stride
+    if any(leaf.axes[axis].padding_mode != "zeros" for leaf in leaves(tree)):
+        first += reach(tree, axis)
+    steps = [first, *(first + 2**k for k in range((last - first).bit_length() + 1))]
+    enough = next((size for size in steps if _shows(tree, axis, size)), steps[-1])
+    known = max((size for size in steps if size < enough), default=enough - 1)
+    while enough - known > 1:  # halving: what shows at one size mostly does at the next
+        middle = (known + enough) // 2
+        known, enough = (known, middle) if _shows(tree, axis, middle) else (middle, enough)
+    return enough
 
 
-def _shows_every_tap(
-    axis: Axis, size: int, start: int, count: int, spoiled: frozenset[int]
-) -> bool:
-    """Whether each tap meets an impulse at one of the positions in an output not spoiled."""
+def _shows(tree: Tree[Geometry], axis: int, size: int) -> bool:
+    """Whether every tap reads some sample for an output that the border does not spoil, and strides
+    lead to a second output.
+    """
+    if (output_size(tree, axis, size) or 0) < 2:
+        return False
+    return _shows_every_tap(merged(tree).axes[axis], size, wrong_rows(tree, axis, size))
+
+
+def _shows_every_tap(axis: Axis, size: int, spoiled: frozenset[int]) -> bool:
+    """Whether each tap meets a sample in an output not spoiled."""
     outputs = axis.output_size(size)
     for tap in axis.taps:
-        met = (divmod(axis.upsample * p - tap, axis.stride) for p in range(start, start + count))
+        met = (divmod(axis.upsample * p - tap, axis.stride) for p in range(size))
         if not any(
             rest == 0 and 0 <= output < outputs and output not in spoiled for output, rest in met
         ):
@@ -258,47 +213,94 @@ def _shows_every_tap(
     return True
 
 
-def every_impulse(tree: Tree[Geometry], fixed: Size | None) -> list[Impulses]:
-    """Impulses at every position of the smallest image and of one that holds every position class
-    (each stride phase, each distance from each border that any kernel can tell apart).
+def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
+    """One input size that shows both the border and the inside: past every kernel, with some tens
+    of outputs on each axis, and where sizes meet the border differently, the one with the most
+    spoiled outputs, and among those the most wrong taps. With a `fixed` input the smallest such
+    that meets the border as that does.
     """
-    rank = len(merged(tree).axes)
-    if rank == 0:
-        return [Impulses((), ())]
+    chosen = []
+    for axis, whole in enumerate(axes := merged(tree).axes):
+        least = -(-_OUTPUTS_SHOWN[len(axes)] * whole.stride // whole.upsample)
+        if fixed is not None:
+            chosen.append(_equivalent(tree, axis, fixed[axis], least))
+            continue
+        repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
+        spoiled = {n: _spoiled(tree, axis, n) for n in range(enough, enough + repeat)}
+        chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
+    return tuple(chosen)
+
+
+def _equivalent(tree: Tree[Geometry], axis: int, size: int, least: int = 0) -> int:
+    repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
+    return size if size <= enough + repeat else enough + (size - enough) % repeat
+
+
+def _past_both_borders(tree: Tree[Geometry], axis: int, least: int) -> int:
+    return max(smallest_size(tree, axis) + 2 * reach(tree, axis), least)
+
+
+def _spoiled(tree: Tree[Geometry], axis: int, size: int) -> tuple[int, int]:
+    """How many output rows a plain merge has wrong on an axis, and by how many taps."""
+    rows = len(wrong_rows(tree, axis, size))
+    try:
+        found = corrections(tree)
+    except GeometryError:  # too many combinations of taps to look at each
+        return rows, 0
+    return rows, 0 if found is None else len(found.axes[axis].of(size).weights)
+
+
+# Images
+
+
+def random_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
+    """Normal values, float64, (batch, in_channels, *size)."""
+    shape = (batch, geometry.in_channels, *size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def bounded_image(geometry: Geometry, size: Size, generator: torch.Generator, batch: int) -> Tensor:
+    """Values of either sign between a half and one in size, float64, as `random_image`.
+
+    None is so small that it could hide a weight, and no two are alike, so that weights which are
+    exchanged do not cancel.
+    """
+    shape = (batch, geometry.in_channels, *size)
+    values = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
+    return values + values.sign() / 2
+
+
+# Impulses
+
+
+def exhaustive_sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
+    """The smallest size and one that holds every kind of position (each stride phase, each distance
+    from each border that any kernel can tell apart).
+
+    With a `fixed` input that size, or the smallest that meets the border in the same way.
+    """
+    axes = range(len(merged(tree).axes))
     if fixed is not None:
-        chosen = sizes(tree, fixed)
-    else:
-        smallest = tuple(smallest_size(tree, axis) for axis in range(rank))
-        whole = tuple(smallest[a] + reach(tree, a) + period(tree, a) for a in range(rank))
-        chosen = list(dict.fromkeys([smallest, whole]))
-    return [Impulses(size, tuple(tuple(range(n)) for n in size)) for size in chosen]
+        return [tuple(_equivalent(tree, axis, n) for axis, n in enumerate(fixed))]
+    smallest = tuple(smallest_size(tree, axis) for axis in axes)
+    whole = tuple(smallest[a] + reach(tree, a) + period(tree, a) for a in axes)
+    return list(dict.fromkeys([smallest, whole]))
 
 
-def impulse_batches(tree: Tree[Geometry], impulses: Impulses) -> Iterator[Tensor]:
+def every_impulse(tree: Tree[Geometry], size: Size) -> Iterator[Tensor]:
     """Images (batch, in_channels, *size) with one impulse for each channel and position.
 
     The groups of a layer do not meet, so one image carries an impulse in each of them.
     """
     geometry = merged(tree)
     per_group = geometry.in_channels // geometry.groups
-    wanted = [
-        (channel, position)
-        for position in product(*impulses.positions)
-        for channel in range(per_group)
-    ]
+    wanted = list(product(product(*map(range, size)), range(per_group)))
     widest = max(max(prod(leaf.weight_shape[1:]), leaf.out_channels) for leaf in leaves(tree))
-    batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(impulses.size), 1)))
+    batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(size), 1)))
     for begin in range(0, len(wanted), batch):
         chunk = wanted[begin : begin + batch]
-        yield impulse_images(chunk, geometry.groups, per_group, impulses.size)
-
-
-def impulse_images(
-    wanted: Sequence[tuple[int, tuple[int, ...]]], groups: int, per_group: int, size: Size
-) -> Tensor:
-    """One image for each channel (of every group) and position: zeros, and ones there."""
-    x = torch.zeros(len(wanted), groups * per_group, *size, dtype=torch.float64)
-    for index, (channel, position) in enumerate(wanted):
-        place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
-        x[place] = 1.0
-    return x
+        x = torch.zeros(len(chunk), geometry.in_channels, *size, dtype=torch.float64)
+        for index, (position, channel) in enumerate(chunk):
+            place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
+            x[place] = 1.0
+        yield x

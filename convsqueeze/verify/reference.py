@@ -53,14 +53,17 @@ def _applied(
     resolved: ResolvedLayer, x: Tensor, load: Callable[[str], Tensor], part: Part, magnitude: bool
 ) -> Tensor:
     layer = resolved.layer
-    tensors: Tensors = {
-        role: stored_values(p.keys, load) for role, p in resolved.parameters.items()
-    }
+    tensors: Tensors = stored_tensors(resolved, load)
     if part == "linear":
         layer, tensors = layer.linear_part(tensors)
     if magnitude:
         layer, tensors = layer.magnitudes(tensors)
     return layer.run(x, tensors)
+
+
+def stored_tensors(resolved: ResolvedLayer, load: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+    """A layer's parameters in float64, by role."""
+    return {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
 
 
 def stored_values(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:

@@ -3,9 +3,7 @@
 The snippet convolves the first kernel with the second one reversed, in float64. Every round runs
 the snippet, the merge and one large square product in turn, all with the threads that torch has by
 default, and ratios are medians over the rounds; what is short runs several times in a row, as the
-merges of a checkpoint do. Both start from float32 weights and end with float64 ones, of which the
-merge knows that they round to float32 as the exact ones do; rates count the multiplications of the
-direct sum.
+merges of a checkpoint do. Both start from float32 weights and end with float64 ones.
 """
 
 import time
@@ -22,14 +20,13 @@ from rich.table import Table
 from torch import Tensor
 
 from convsqueeze import layers
-from convsqueeze.algebra.conv import composed
 
 TITLE = "time of merging two kernels, beside the snippet and the machine's product of matrices"
 SIDE = 2048
-LEAST_GAIN = 5.0
+LEAST_GAIN = 3.0
 """Geometric mean over the listed cases of how many times faster than the snippet merging is."""
-LEAST_RATE, LEAST_RATE_BOTH = 0.75, 1.0
-"""Share of the rate of `torch.mm` on large cases, and where both kernels have 3x3 taps."""
+LEAST_RATE = 0.8
+"""Share of the rate of `torch.mm` on large cases."""
 LARGE = 1e9
 """Multiplications of a large case."""
 REST = 0.02
@@ -104,12 +101,10 @@ class Measured:
     def broken(self) -> list[str]:
         """Claims that did not hold in this run."""
         found = []
-        if self.case.listed and self.case.multiplications >= LARGE:
-            both = min(self.case.kernel_sizes) > 1
-            least = LEAST_RATE_BOTH if both else LEAST_RATE
-            if self.share < least:
-                share = f"{self.share:.0%} of the rate of torch.mm"
-                found.append(f"{self.case.name}: {share}, {least:.0%} was needed")
+        large = self.case.listed and self.case.multiplications >= LARGE
+        if large and self.share < LEAST_RATE:
+            share = f"{self.share:.0%} of the rate of torch.mm"
+            found.append(f"{self.case.name}: {share}, {LEAST_RATE:.0%} was needed")
         if not self.case.listed and self.gain < 1:
             found.append(f"{self.case.name}: {self.gain:.2f} times as fast as the snippet")
         return found
@@ -145,7 +140,7 @@ def measure(case: Case, rounds: int) -> Measured:
     result = torch.empty(SIDE, SIDE, dtype=torch.float64)
 
     def merge() -> Tensor:
-        return composed(outer, inner, stored=torch.float32).weight
+        return (outer @ inner).weight
 
     ways: list[Callable[[], object]] = [
         lambda: snippet(first, second, case.groups),

@@ -1,4 +1,4 @@
-"""What verifying a layer takes, beside merging it: in `merge` and, computed anew, in `verify`.
+"""What verifying a layer takes, beside merging it: in `merge`, and in `verify`, which recomputes.
 
 Processor time of one thread, as merging uses: what else the machine does then counts little. Within
 a round each is run once, in turn, and the median is told. Memory is the peak of a child process
@@ -44,10 +44,11 @@ class Case:
     first: Mapping[str, Any] | None = None
     second: Mapping[str, Any] | None = None
     border: str = "exact"
+    rank: int = 2
 
     @property
     def name(self) -> str:
-        sizes = " ".join(f"{k}x{k}" for k in self.kernels)
+        sizes = " ".join("x".join([str(k)] * self.rank) for k in self.kernels)
         groups = [(entry or {}).get("groups", 1) for entry in (self.first, self.second)]
         told = f", groups {groups[0]} and {groups[1]}" if max(groups) > 1 else ""
         kind = ", corrected" if self.border == "corrected" else ""
@@ -63,8 +64,8 @@ class Case:
         ):
             kernel = self.kernels["ab".index(name)]
             inputs = shape[1] // (entry or {}).get("groups", 1)
-            weight = torch.randn(shape[0], inputs, kernel, kernel)
-            tensors[f"{name}.weight"] = weight / (inputs * kernel**2) ** 0.5
+            weight = torch.randn(shape[0], inputs, *[kernel] * self.rank)
+            tensors[f"{name}.weight"] = weight / (inputs * kernel**self.rank) ** 0.5
             tensors[f"{name}.bias"] = torch.randn(shape[0])
         chain = [{"name": "a", **(self.first or {})}, {"name": "b", **(self.second or {})}]
         pairs = [{"into": "c", "chain": chain}]
@@ -94,11 +95,17 @@ CASES = (
         (64, 64, 64), (5, 7), {"padding": 2, "groups": 64},
         {"padding": 9, "dilation": 3, "groups": 64}, "corrected",
     ),
-    Case((64, 64, 64), (31, 1), {"padding": 15, "groups": 64}),
     Case((256, 512, 256), (3, 3), {"groups": 4}, {"groups": 8}),
+    Case((128, 128, 128), (31, 5), {"padding": 15, "groups": 128}, {"groups": 128}),
+    Case((512, 512, 512), (3, 3), {"padding": 1, "groups": 512}, {"groups": 512}),
+    Case((1024, 1024, 1024), (13, 5), {"padding": 6, "groups": 1024}, {"groups": 1024}),
+    Case((1024, 1024, 1024), (13, 3), {"stride": 2, "groups": 1024}, {"groups": 1024}),
     Case((20_000, 20_000, 20_000), (3, 3), {"groups": 20_000}, {"groups": 20_000}),
+    Case((3, 64, 128), (4, 1), {"stride": 4}),
+    Case((64, 128, 64), (3, 3), rank=3),
+    Case((16, 32, 16), (3, 3), {"padding": 1}, {"padding": 1}, "corrected", rank=3),
 )  # fmt: skip
-WAYS = ("merge", "merge's check", "anew", "verify's check")
+WAYS = ("merge", "merge's check", "values", "verify's check")
 
 
 def _prepared(case: Case) -> dict[str, Callable[[], Any]]:
@@ -116,7 +123,7 @@ def _prepared(case: Case) -> dict[str, Callable[[], Any]]:
     return {
         "merge": lambda: squeeze_one(merge, load),
         "merge's check": lambda: check(squeezed.exact),
-        "anew": lambda: exact_values(merge, load, merge.dtype),
+        "values": lambda: exact_values(merge, load),
         "verify's check": lambda: check(None),
     }
 
@@ -131,11 +138,11 @@ class Measured:
 
     @property
     def broken(self) -> list[str]:
-        """`verify` merges anew where it has to, which is counted beside what it checks."""
+        """`verify` recomputes the values, which is counted beside what it checks."""
         merge, found = self.seconds["merge"], []
         for way, allowed in (
             ("merge's check", merge + MOMENT),
-            ("verify's check", merge + self.seconds["anew"] + MOMENT),
+            ("verify's check", merge + self.seconds["values"] + MOMENT),
         ):
             if self.seconds[way] > allowed:
                 took = f"{1e3 * self.seconds[way]:.0f} ms, {1e3 * allowed:.0f} ms are allowed"

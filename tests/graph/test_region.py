@@ -12,6 +12,8 @@ from convsqueeze.graph import AddOp, LayerOp, Region, result_of
 from convsqueeze.kinds.conv import ConvLayer
 from convsqueeze.manifest import ChainEntry, ChainItem, SumItem, entry_of, request_of
 
+pytestmark = pytest.mark.quick
+
 NAMES = [f"layer{number}" for number in range(40)]
 
 

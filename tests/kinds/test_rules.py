@@ -23,6 +23,8 @@ from convsqueeze.kinds.call import (
 from convsqueeze.kinds.registry import KINDS, semantics_of, semantics_of_module
 from convsqueeze.kinds.semantics import Adding, Identity, Linear, Reason
 
+pytestmark = pytest.mark.quick
+
 IMAGE = Value(("n", 4, "h", "w"), torch.float32)
 OUT = Value(("n", 6, "h", "w"), torch.float32)
 

@@ -17,6 +17,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import make_plan
 from convsqueeze.verify.reference import reference
 
+pytestmark = pytest.mark.quick
+
 SHAPES = {
     "vector": (-1,),
     "map": (-1, 1, 1),

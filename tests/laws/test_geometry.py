@@ -13,6 +13,8 @@ from convsqueeze.errors import GeometryError
 
 from .drawn import whole
 
+pytestmark = pytest.mark.quick
+
 
 def test_axes_that_compute_the_same_are_equal() -> None:
     assert Axis(1, dilation=3) == Axis(1)

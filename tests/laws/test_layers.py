@@ -16,6 +16,8 @@ from convsqueeze.errors import GeometryError
 
 from .drawn import MODES, channel_counts, law, per_axis, ranks, seeds, sides, whole
 
+pytestmark = pytest.mark.quick
+
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_MODULE = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

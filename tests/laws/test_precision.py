@@ -16,6 +16,8 @@ from convsqueeze.algebra.precision import STORAGE_DTYPES, half_ulp, round_once
 
 from .drawn import law
 
+pytestmark = pytest.mark.quick
+
 FORMATS = {torch.float16: (11, -14, 15), torch.bfloat16: (8, -126, 127)}
 """Bits of the significand, smallest and largest exponent (IEEE 754; bfloat16: float32, cut)."""
 

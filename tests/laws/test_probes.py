@@ -12,24 +12,23 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from convsqueeze import layers
-from convsqueeze.algebra import Chain, Conv, Geometry
+from convsqueeze.algebra import Axis, Chain, Conv, Geometry
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import wrong_rows
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
-from convsqueeze.algebra.tree import Tree
+from convsqueeze.algebra.tree import Tree, leaves
 from convsqueeze.verify import probes
 from convsqueeze.verify.probes import (
-    Impulses,
-    border_impulses,
     bounded_image,
+    corrected_sizes,
     every_impulse,
     every_kind,
-    impulse_batches,
-    kernel_impulses,
+    exhaustive_sizes,
+    interior_sizes,
+    plain_sizes,
     random_image,
-    showing_size,
-    sizes,
+    small_size,
     telling_size,
 )
 
@@ -55,53 +54,76 @@ def shapes(draw: st.DrawFn, rank: int) -> Tree[Geometry]:
     return geometries(tree)
 
 
-@law(80)
+def legal(tree: Tree[Geometry], axis: int) -> list[int]:
+    """Every size that the layers take, as far as anything can be told apart."""
+    first = smallest_size(tree, axis)
+    sizes = range(first, first + 3 * (reach(tree, axis) + period(tree, axis)) + 1)
+    return [n for n in sizes if output_size(tree, axis, n) is not None]
+
+
+def test_a_plain_merge_that_is_wrong_anywhere_is_wrong_on_a_plain_size() -> None:
+    """No other size need be run: on each axis, whatever the padding, and for a fixed size too."""
+    answers: Counter[bool] = Counter()
+
+    @law(300)
+    @given(st.data(), st.sampled_from((1, 1, 1, 2)))
+    def each(data: st.DataObject, rank: int) -> None:
+        tree = data.draw(shapes(rank))
+        for axis in range(rank):
+            wrong = {n: bool(wrong_rows(tree, axis, n)) for n in legal(tree, axis)}
+            answers[any(wrong.values())] += 1
+            tried = {size[axis] for size in plain_sizes(tree)}
+            assert tried <= wrong.keys()
+            if period(tree, axis) <= 4:
+                assert any(wrong[n] for n in tried) == any(wrong.values())
+        fixed = tuple(data.draw(st.sampled_from(legal(tree, axis))) for axis in range(rank))
+        (standing,) = plain_sizes(tree, fixed)
+        for axis, (n, other) in enumerate(zip(fixed, standing, strict=True)):
+            assert other <= n
+            assert (n - other) % period(tree, axis) == 0
+            assert bool(wrong_rows(tree, axis, other)) == bool(wrong_rows(tree, axis, n))
+
+    each()
+    assert min(answers.values()) > 40
+
+
+@law(100)
 @given(st.data(), st.sampled_from((1, 1, 2, 3)))
-def test_sizes_are_the_smallest_and_some_past_every_kernel(data: st.DataObject, rank: int) -> None:
-    """A multiple of the period and its neighbour, one further off, one small on the first axis."""
+def test_plain_sizes_have_every_remainder_and_a_small_one_is_beside_them(
+    data: st.DataObject, rank: int
+) -> None:
     tree = data.draw(shapes(rank))
-    smallest, multiple, odd, *others = (found := sizes(tree, None))
+    found = plain_sizes(tree)
     assert len(set(found)) == len(found)
     for size in found:
         assert all(output_size(tree, axis, n) is not None for axis, n in enumerate(size))
     for axis in range(rank):
-        repeat, enough = period(tree, axis), past(tree, axis, 1)
-        assert smallest[axis] == smallest_size(tree, axis)
-        assert multiple[axis] % repeat == 0
-        assert enough <= multiple[axis] < enough + repeat
-        assert odd[axis] == multiple[axis] + 1
-    extents = [axis.extent for axis in merged(tree).axes]
-    larger = tuple(n + 3 + extent for n, extent in zip(multiple, extents, strict=True))
-    mixed = (smallest[0], *odd[1:])
-    assert others == ([larger] if mixed == smallest else [larger, mixed])
+        repeat = period(tree, axis)
+        possible = {n % repeat for n in legal(tree, axis)}
+        tried = {size[axis] % repeat for size in found}
+        assert tried == possible if repeat <= 4 else len(tried) > 1
+        small = small_size(tree, found[0])[axis]
+        assert smallest_size(tree, axis) <= small <= found[0][axis]
+        assert small <= smallest_size(tree, axis) + 2
+        assert output_size(tree, axis, small) is not None
 
 
 def test_a_linear_layer_has_one_size() -> None:
     tree = Chain((layers.linear(whole(1, 3, 2)).geometry,) * 1)
-    assert sizes(tree, None) == sizes(tree, ()) == [()]
-    assert every_impulse(tree, None) == [Impulses((), ())]
-    assert kernel_impulses(tree, None) == Impulses((), ())
+    assert plain_sizes(tree) == plain_sizes(tree, ()) == interior_sizes(tree, None) == [()]
+    assert exhaustive_sizes(tree, None) == exhaustive_sizes(tree, ()) == [()]
+    assert small_size(tree, ()) == ()
 
 
-@law(80)
-@given(st.data(), st.integers(0, 200))
-def test_a_fixed_size_is_tried_as_the_smallest_that_is_like_it(
-    data: st.DataObject, more: int
-) -> None:
+@law(60)
+@given(st.data(), st.integers(0, 60))
+def test_the_interior_is_seen_whatever_size_is_fixed(data: st.DataObject, more: int) -> None:
     tree = data.draw(shapes(1))
-    repeat, enough = period(tree, 0), past(tree, 0, 2)
-    size = smallest_size(tree, 0) + more
-    ((tried,),) = sizes(tree, (size,))
-    if size <= enough + repeat:
-        assert tried == size
-    else:
-        assert enough <= tried < enough + repeat
-        assert (size - tried) % repeat == 0
-        outputs, fewer = output_size(tree, 0, size), output_size(tree, 0, tried)
-        wrong, told = wrong_rows(tree, 0, size), wrong_rows(tree, 0, tried)
-        assert outputs is not None
-        assert fewer is not None
-        assert {min(n, outputs - 1 - n) for n in wrong} == {min(n, fewer - 1 - n) for n in told}
+    fixed = (smallest_size(tree, 0) + more,)
+    assume(output_size(tree, 0, fixed[0]) is not None)
+    found = interior_sizes(tree, fixed)
+    assert set(found) == {*plain_sizes(tree, fixed), *plain_sizes(tree)}
+    assert interior_sizes(tree, None) == plain_sizes(tree)
 
 
 @law(80)
@@ -155,38 +177,7 @@ def seen(tree: Tree[Geometry], axis: int, size: int, positions: tuple[int, ...])
     )
 
 
-def test_kernel_impulses_show_every_tap() -> None:
-    """For one position in each phase of the stride; where no size does, every position is tried."""
-    answers: Counter[bool] = Counter()
-
-    @law(120)
-    @given(st.data(), st.sampled_from((1, 1, 2)), st.booleans())
-    def each(data: st.DataObject, rank: int, is_fixed: bool) -> None:
-        tree = data.draw(shapes(rank))
-        fixed = None
-        if is_fixed:
-            more = data.draw(st.integers(0, 40))
-            fixed = tuple(smallest_size(tree, axis) + more for axis in range(rank))
-        found = kernel_impulses(tree, fixed)
-        for axis, (size, positions) in enumerate(zip(found.size, found.positions, strict=True)):
-            stride = merged(tree).axes[axis].stride
-            assert output_size(tree, axis, size) is not None
-            assert fixed is None or (fixed[axis] - size) % period(tree, axis) == 0
-            if seen(tree, axis, size, positions):
-                answers[True] += 1
-                assert len(positions) in (min(stride, size), size)
-                continue
-            answers[False] += 1
-            assert positions == tuple(range(size))
-            phases = range((size - min(stride, size)) // 2, size)[: min(stride, size)]
-            assert not seen(tree, axis, size, tuple(phases))
-
-    each()
-    assert answers[True] > 20
-    assert answers[False]
-
-
-def test_a_showing_size_is_hardly_larger_than_it_must_be() -> None:
+def test_a_plain_size_shows_every_tap_and_is_hardly_larger_than_it_must_be() -> None:
     """Every tap reads a sample for an output that the border leaves alone, where any size does."""
     answers: Counter[bool] = Counter()
 
@@ -194,31 +185,38 @@ def test_a_showing_size_is_hardly_larger_than_it_must_be() -> None:
     @given(st.data(), st.sampled_from((1, 1, 2)))
     def each(data: st.DataObject, rank: int) -> None:
         tree = data.draw(shapes(rank))
-        for axis, size in enumerate(showing_size(tree, None)):
-            assert output_size(tree, axis, size) is not None
+        repeats = [
+            any(leaf.axes[a].padding_mode != "zeros" for leaf in leaves(tree)) for a in range(rank)
+        ]
+        for axis, size in enumerate(plain_sizes(tree)[0]):
             shown = seen(tree, axis, size, tuple(range(size)))
             answers[shown] += 1
-            first = smallest_size(tree, axis)
+            if shown:
+                assert (output_size(tree, axis, size) or 0) >= 2
+            first = smallest_size(tree, axis) + (reach(tree, axis) if repeats[axis] else 0)
             smaller = [n for n in range(first, size) if output_size(tree, axis, n) is not None]
             before = smaller[-1:]  # halving finds a size whose neighbour does not show them
-            assert not any(seen(tree, axis, n, tuple(range(n))) for n in before)
+            assert not any(
+                (output_size(tree, axis, n) or 0) >= 2 and seen(tree, axis, n, tuple(range(n)))
+                for n in before
+            )
 
     each()
     assert answers[True] > 50
 
 
-def test_a_showing_size_of_a_wide_kernel_with_padding_is_half_of_it() -> None:
+def test_a_size_for_a_wide_kernel_with_padding_is_half_of_it() -> None:
     tree = Chain((layers.convolution(whole(1, 1, 1, 31, 5), padding=(15, 0)).geometry,))
-    assert showing_size(tree, None) == (16, 5)
-    assert showing_size(tree, (40, 9)) == sizes(tree, (40, 9))[0]
+    assert plain_sizes(tree) == [(16, 6)]
+    assert plain_sizes(tree, (40, 9)) == [(16, 6)]
+    assert plain_sizes(tree, (7, 5)) == [(7, 5)]
+    assert small_size(tree, (16, 6)) == (3, 6)
 
 
-def test_an_impulse_stands_in_the_middle_of_a_small_image() -> None:
-    tree = Chain((layers.convolution(whole(1, 1, 1, 5), padding=2).geometry,))
-    found = kernel_impulses(tree, None)
-    (size,), ((position,),) = found.size, found.positions
-    assert size <= 9
-    assert abs(2 * position - (size - 1)) <= 1
+def test_where_padding_repeats_the_image_a_size_is_past_every_kernel() -> None:
+    layer = layers.convolution(whole(1, 1, 1, 5), padding=2, padding_mode="circular").geometry
+    (size,) = plain_sizes(Chain((layer,)))[0]
+    assert size >= reach(Chain((layer,)), 0)
 
 
 @law(60)
@@ -234,16 +232,12 @@ def test_every_channel_and_position_has_its_impulse(
     )
     outer = layers.convolution(whole(seed, out, middle, 1, taps))
     geometry = merged(tree := Chain((inner.geometry, outer.geometry)))
-    impulses = Impulses((4, 5), ((0, 2, 3), (1, 4)))
-    images = torch.cat(list(impulse_batches(tree, impulses)))
+    images = torch.cat(list(every_impulse(tree, (4, 5))))
     per_group = geometry.in_channels // geometry.groups
-    assert images.shape == (6 * per_group, geometry.in_channels, 4, 5)
+    assert images.shape == (20 * per_group, geometry.in_channels, 4, 5)
     assert images.dtype == torch.float64
     assert torch.equal(images, images.bool().double())
-    counts = images.sum(0)
-    for row, column in product(range(4), range(5)):
-        wanted = row in (0, 2, 3) and column in (1, 4)
-        assert torch.equal(counts[:, row, column], torch.full((given_channels,), float(wanted)))
+    assert torch.equal(images.sum(0), torch.ones(given_channels, 4, 5, dtype=torch.float64))
     grouped = images.unflatten(1, (geometry.groups, per_group))
     assert bool((grouped.sum((2, 3, 4)) == 1).all())
     assert torch.equal(grouped, grouped[:, :1].expand_as(grouped))
@@ -258,33 +252,32 @@ def test_batches_of_impulses_are_as_large_as_memory_allows(
     second = layers.convolution(whole(2, 72, 3, 1)).geometry
     widest, size = 72, 10
     monkeypatch.setattr(probes, "_CHUNK_NUMBERS", numbers)
-    found = list(impulse_batches(Chain((first, second)), Impulses((size,), (tuple(range(size)),))))
+    found = list(every_impulse(Chain((first, second)), (size,)))
     most = max(1, numbers // (widest * size))
     assert sum(map(len, found)) == 4 * size
     assert all(len(x) == most for x in found[:-1])
     assert 1 <= len(found[-1]) <= most
     widened = layers.convolution(whole(2, 1, 3, 30)).geometry
     monkeypatch.setattr(probes, "_CHUNK_NUMBERS", 2 * 90 * 40)
-    long = impulse_batches(Chain((first, widened)), Impulses((40,), ((0, 1, 2),)))
-    assert [len(x) for x in long] == [2] * 6
+    long = every_impulse(Chain((first, widened)), (40,))
+    assert [len(x) for x in long] == [2] * 80
 
 
 @law(40)
 @given(st.data(), st.sampled_from((1, 2)))
-def test_every_impulse_stands_in_the_smallest_image_and_in_one_past_the_kernels(
+def test_exhaustive_sizes_are_the_smallest_and_one_past_the_kernels(
     data: st.DataObject, rank: int
 ) -> None:
     tree = data.draw(shapes(rank))
-    smallest, larger = every_impulse(tree, None)
+    smallest, larger = exhaustive_sizes(tree, None)
     for axis in range(rank):
-        assert smallest.size[axis] == smallest_size(tree, axis)
-        assert larger.size[axis] == past(tree, axis, 1) + period(tree, axis)
-    for one in (smallest, larger):
-        assert one.positions == tuple(tuple(range(n)) for n in one.size)
-    fixed = tuple(n + 50 for n in smallest.size)
-    (only,) = every_impulse(tree, fixed)
-    assert [only.size] == sizes(tree, fixed)
-    assert only.positions == tuple(tuple(range(n)) for n in only.size)
+        assert smallest[axis] == smallest_size(tree, axis)
+        assert larger[axis] == past(tree, axis, 1) + period(tree, axis)
+    fixed = tuple(n + 50 for n in smallest)
+    (only,) = exhaustive_sizes(tree, fixed)
+    for axis, (n, tried) in enumerate(zip(fixed, only, strict=True)):
+        assert (n - tried) % period(tree, axis) == 0
+        assert tried == n if n <= past(tree, axis, 2) + period(tree, axis) else tried < n
 
 
 def factors(found: AxisCorrections, classes: list[SizeClass], role: str) -> torch.Tensor:
@@ -306,55 +299,54 @@ def rank_of(matrix: torch.Tensor) -> int:
 
 @law(30)
 @given(st.data())
-def test_border_impulses_tell_all_border_taps_apart(data: st.DataObject) -> None:
-    """No change of the taps cancels at every place that is looked at, and each sample that a
-    correction reads has its impulse.
-    """
+def test_corrected_sizes_tell_all_border_taps_apart(data: st.DataObject) -> None:
+    """No change of the taps cancels at every place of all sizes, and every class is among them."""
     tree = data.draw(shapes(1))
     found = corrections(tree)
     assume(found is not None)
     assert found is not None
     (axis,) = found.axes
-    looked_at = border_impulses(tree, found)
-    classes = [axis.of(one.size[0]) for one in looked_at]
+    sizes = [size for (size,) in corrected_sizes(tree, found, None)]
+    assert sizes == sorted(set(sizes))
+    roomy = [n for n in sizes if n < axis.settled or has_room(tree, axis, n)]
+    classes = [axis.of(n) for n in roomy]
     assert rank_of(factors(axis, classes, "weights")) == axis.taps
     assert rank_of(factors(axis, classes, "biases")) == axis.bias_taps
-    assert len(set(classes)) == len(classes) <= max(1, axis.taps + axis.bias_taps)
-    for impulses, one in zip(looked_at, classes, strict=True):
-        (size,), (positions,) = impulses.size, impulses.positions
-        outputs = output_size(tree, 0, size)
-        assert outputs is not None
-        if size < axis.settled:
-            assert positions == tuple(range(size))
-            continue
-        assert list(positions) == sorted(set(positions))
-        assert all(-outputs <= row < outputs for row in one.rows)
-        assert {column % size for column in one.columns} <= set(positions)
-        assert all(-size <= column < size for column in one.columns)
-        own = merged(tree).axes[0]
-        assert all(
-            any(own.stride * n + tap == own.upsample * p for n in range(outputs) for p in positions)
-            for tap in own.taps
-        )
-        assert len(positions) <= len(one.columns) + own.stride
+    assert {axis.class_size(n) for n in sizes} == {one.size for one in axis.classes}
+    own = merged(tree).axes[0]
+    assert any(reads_every_tap(own, n) for n in sizes)
+
+
+def has_room(tree: Tree[Geometry], axis: AxisCorrections, size: int) -> bool:
+    """Whether entries from either end have places of their own."""
+    outputs, one = output_size(tree, 0, size) or 0, axis.of(size)
+    rows = all(-outputs <= row < outputs for row in one.rows)
+    return rows and all(-size <= column < size for column in one.columns)
+
+
+def reads_every_tap(own: Axis, size: int) -> bool:
+    outputs = range(own.output_size(size))
+    return all(
+        any(own.stride * n + tap == own.upsample * p for n in outputs for p in range(size))
+        for tap in own.taps
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_border_impulses_stand_in_every_corner(stride: int) -> None:
-    """Each class of one axis together with each of the other's."""
+def test_corrected_sizes_have_every_corner(stride: int) -> None:
+    """Each of one axis that tells taps apart together with each of the other's."""
     first = layers.convolution(whole(1, 1, 1, 3, 3), stride=stride, padding=(1, 2))
     second = layers.convolution(whole(2, 1, 1, 3, 5), stride=(stride, 1), padding=(1, 2))
     tree = Chain((first.geometry, second.geometry))
     found = corrections(tree)
     assert found is not None
-    looked_at = border_impulses(tree, found)
-    per_axis = [{(one.size[n], one.positions[n]) for one in looked_at} for n in range(2)]
-    assert len(looked_at) == len(per_axis[0]) * len(per_axis[1])
-    pairs = {tuple(zip(one.size, one.positions, strict=True)) for one in looked_at}
-    assert pairs == set(product(*per_axis))
-    for axis, some in zip(found.axes, per_axis, strict=True):
-        classes = [axis.of(size) for size, _ in some]
-        assert rank_of(factors(axis, classes, "weights")) == axis.taps
+    tried = corrected_sizes(tree, found, None)
+    kinds = set(every_kind(found))
+    assert kinds <= set(tried)
+    rows, columns = ({size[n] for size in set(tried) - kinds} for n in range(2))
+    assert set(product(rows, columns)) <= set(tried)
+    for axis, some in zip(found.axes, (rows, columns), strict=True):
+        assert rank_of(factors(axis, [axis.of(n) for n in some], "weights")) == axis.taps
 
 
 @pytest.mark.parametrize("counts", [(1,), (3,), (2, 5), (5, 2), (1, 4, 3)])

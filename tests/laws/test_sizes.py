@@ -20,6 +20,8 @@ from convsqueeze.algebra.sizes import (
 
 from .drawn import LARGEST, convolutions, law, whole
 
+pytestmark = pytest.mark.quick
+
 
 def layer(axis: Axis) -> Geometry:
     return Geometry(in_channels=1, out_channels=1, axes=(axis,))

@@ -26,13 +26,15 @@ from tests.mutation.trials import Limits, Results, Served, Trial, key, read, ser
 
 MODULES = (
     *(f"algebra/{name}.py" for name in ("conv", "precision", "tree", "geometry", "groups")),
-    *(f"algebra/{name}.py" for name in ("layers", "apply", "sizes")),
+    *(f"algebra/{name}.py" for name in ("apply", "sizes")),
     *(f"algebra/border/{name}.py" for name in ("trace", "taps", "corrections", "values")),
     *(f"algebra/border/{name}.py" for name in ("leaks", "strips")),
-    "squeeze.py",
+    *(f"kinds/{name}.py" for name in ("conv", "conv_transpose", "linear", "batch_norm", "scale")),
+    *(f"kinds/{name}.py" for name in ("avg_pool", "pad", "identity", "operators", "oracle")),
+    "squeezing.py",
     *(f"verify/{name}.py" for name in ("layer", "probes", "reference", "files", "maps")),
-    *(f"verify/{name}.py" for name in ("anew", "amplitude", "comparison", "effort")),
-    *(f"verify/{name}.py" for name in ("numbers", "outcome", "slices")),
+    *(f"verify/{name}.py" for name in ("comparison", "groups", "magnitudes")),
+    *(f"verify/{name}.py" for name in ("numbers", "outcome")),
     *(f"module/{name}.py" for name in ("layer", "border")),
 )
 

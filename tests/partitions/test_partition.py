@@ -33,6 +33,8 @@ from convsqueeze.plan import (
 from .brute_force import Everything, Numbers
 from .chains import Drawn, Item, Size, Source, written
 
+pytestmark = pytest.mark.stress
+
 BORDERS = ("exact", "corrected", "interior")
 CHAINS, BATCH = 520, 40
 
@@ -189,18 +191,21 @@ def disagrees(seeds: range, drawn: Callable[[int], tuple[Everything, Item, Size]
 
 
 def test_a_search_that_forgets_a_run_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    cheapest = partition._cheapest
+    cheapest = partition._Search._cheapest
 
-    def forgetful(asked: Any, group: Any, options: Any) -> Any:
+    def forgetful(self: Any, group: Any, options: Any) -> Any:
         kept = [one for one in options if len(one[1]) != 3]
-        return cheapest(asked, group, iter(kept))
+        return cheapest(self, group, iter(kept))
 
-    monkeypatch.setattr(partition, "_cheapest", forgetful)
+    monkeypatch.setattr(partition._Search, "_cheapest", forgetful)
     assert disagrees(range(40), drawn_chain)
 
 
 def test_a_search_that_takes_the_first_that_fits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_may_win", lambda *asked: asked[3][-1] - asked[3][0] == 1)
+    def neighbours(self: Any, group: Any, rest: Any, places: Any, best: Any) -> bool:
+        return bool(places[-1] - places[0] == 1)
+
+    monkeypatch.setattr(partition._Search, "_may_win", neighbours)
     assert disagrees(range(40), drawn_chain)
 
 
@@ -210,7 +215,8 @@ def test_a_size_that_is_not_passed_on_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_search_that_forgets_groups_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_best_subsets", partition._best_runs)
+    search = partition._Search
+    monkeypatch.setattr(search, "_best_subsets", search._best_runs)
     assert disagrees(range(60), drawn_sum)
 
 
@@ -314,9 +320,9 @@ def test_a_veto_is_heard_before_planning_and_another_run_taken() -> None:
 
 
 def test_a_part_gets_the_name_that_the_caller_has_for_it() -> None:
-    found = best(CHAIN, WIDE, name=lambda part: f"block.{part.indices[0]}")
-    assert [one.merge.into for one in found.merged] == ["block.0"]
-    assert found.entries[0].into == "block.0"
+    found = best(CHAIN, WIDE, name=lambda part: f"block.{part.labels[0]}")
+    assert [one.merge.into for one in found.merged] == ["block.a"]
+    assert found.entries[0].into == "block.a"
     assert best({**CHAIN, "into": "all"}, WIDE).merged[0].merge.into == "all"
 
 

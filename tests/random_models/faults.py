@@ -178,7 +178,7 @@ FAULTS = (
     Fault("stride is forgotten", stride_forgotten, 14),
     Fault("subtraction is addition", subtraction_as_addition, 4),
     Fault("factors are forgotten", factor_forgotten, 10),
-    Fault("padding modes are forgotten", mode_forgotten, 33),
+    Fault("padding modes are forgotten", mode_forgotten, 24),
     Fault("branches pass what they add", branches_pass, 133),
     Fault("surgery on the given model", in_the_given_model, 1),
 )

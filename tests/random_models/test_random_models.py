@@ -12,6 +12,8 @@ from .drawn import CODES
 from .faults import FAULTS, Fault, is_seen
 from .oracle import examine
 
+pytestmark = pytest.mark.stress
+
 BLOCK = 15
 
 

@@ -32,6 +32,8 @@ from .manifests import Case
 from .original import Disagreement, workable_case
 from .trial import examine
 
+pytestmark = pytest.mark.stress
+
 CASES = 160
 Change = Callable[[AxisCorrections], AxisCorrections]
 

@@ -23,6 +23,8 @@ from .original import Disagreement, workable_case
 from .torch_layers import is_nested
 from .trial import examine
 
+pytestmark = pytest.mark.stress
+
 CASES = 300
 BLOCK = 75
 

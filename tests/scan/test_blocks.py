@@ -26,6 +26,8 @@ from convsqueeze.squeezing import exact_values
 from scan.blocks import BLOCKS, Block
 from scan.code import image, largest_share, made, merged_layers, reasons, scanned
 
+pytestmark = pytest.mark.stress
+
 EXACT = 1e-11
 """Of the largest output, in float64."""
 
@@ -81,7 +83,7 @@ def test_the_regions_are_those_written_by_hand(block: Block) -> None:
         other = found[tensors]
         assert other.geometry == merge.geometry
         assert other.weights_after == merge.weights_after
-        values, others = (exact_values(one, own.load, None) for one in (merge, other))
+        values, others = (exact_values(one, own.load) for one in (merge, other))
         assert values.keys() == others.keys()
         for name, value in values.items():
             torch.testing.assert_close(others[name], value, rtol=1e-12, atol=1e-12)

@@ -298,9 +298,11 @@ def test_a_module_that_holds_a_layer_and_numbers_is_merged_as_a_whole() -> None:
 
 
 def test_a_number_grows_a_layer_by_its_bias() -> None:
-    """It is no stored weight, but the bias that it becomes is one."""
+    """It is no stored weight, but the bias that it becomes is one. The two numbers that the module
+    holds and does not read go with it.
+    """
     model = made(lambda: nn.Sequential(Shifted(2, 6, 3, 1, 0, 1, 1, False), nn.ReLU())).double()
     assert scanned(model, X).entries == ()
     with_bias = made(lambda: nn.Sequential(Shifted(2, 6, 3), nn.ReLU())).double()
     (merged,) = scanned(with_bias, X).merged
-    assert merged.merge.weights_before == merged.merge.weights_after == 42
+    assert (merged.merge.weights_before, merged.merge.weights_after) == (42 + 2, 42)

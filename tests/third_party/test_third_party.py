@@ -12,6 +12,8 @@ from .cases import CASES, Case
 from .running import example, squeezed, stored_numbers, tensors
 from .scanning import kinds, regions, scanned
 
+pytestmark = pytest.mark.stress
+
 FLOAT64_LOSS = 1e-12
 
 

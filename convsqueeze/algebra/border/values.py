@@ -12,9 +12,7 @@ Values are computed on the layers' device; which sums there are is found on the 
 
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from itertools import product
 from math import gcd
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +22,8 @@ from convsqueeze.algebra.border.taps import AxisTaps
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.groups import cells, joined, regrouped
-from convsqueeze.algebra.products import LARGE, ROWS, parts
+from convsqueeze.algebra.products import summed_products
 from convsqueeze.algebra.sizes import merged
-from convsqueeze.algebra.threads import Scratch, share
 from convsqueeze.algebra.tree import Step, Tree, mapped, paths
 
 Sums = Sequence[Tensor]
@@ -130,59 +127,30 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
             # the axis goes to the end
             weight = torch.tensordot(weight, factors.to(weight.device), dims=([2], [1]))
         return weight, last.groups
-    rests = [
-        _Rest.of(factors, taps) for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
-    ]
-    inner, inner_groups = _of_chain(before, [rest.sums for rest in rests])
-    first, second = cells(last.weight.double(), last.groups, inner, inner_groups)
-    term = first.new_zeros(
-        (second.shape[0], second.shape[1], first.shape[2], *(len(one) for one in sums))
+    rests, tables = zip(
+        *(
+            _behind(factors, taps)
+            for factors, taps in zip(sums, last.weight.shape[2:], strict=True)
+        ),
+        strict=True,
     )
-
-    def add_taps(rows: slice, _: Scratch) -> Iterator[None]:
-        for tap in product(*(range(taps) for taps in last.weight.shape[2:])):
-            at_tap: tuple[Any, ...] = (..., *tap)
-            chosen = [rest.behind(index) for rest, index in zip(rests, tap, strict=True)]
-            picked = first[_grid([rest for _, rest in chosen])]
-            found = second[:, rows][at_tap] @ picked.flatten(2)
-            term[:, rows][_grid([whole for whole, _ in chosen])] += found.unflatten(
-                2, picked.shape[2:]
-            )
-            yield
-
-    large = term.numel() * second.shape[2] * last.weight[0, 0].numel() >= LARGE
-    share(add_taps, parts(term.shape[1], ROWS), large=large and term.device.type == "cpu")
+    inner, inner_groups = _of_chain(before, rests)
+    first, second = cells(last.weight, last.groups, inner, inner_groups)
+    term = summed_products(second, first, tables)
     return joined(term, last.groups, inner_groups), gcd(last.groups, inner_groups)
-
-
-def _grid(indices: Sequence[Tensor]) -> tuple[Any, ...]:
-    """The index of every combination of places on the last dimensions."""
-    count = len(indices)
-    return (..., *(one.reshape(_shape_along(x, count)) for x, one in enumerate(indices)))
 
 
 def _shape_along(axis: int, count: int) -> tuple[int, ...]:
     return tuple(-1 if x == axis else 1 for x in range(count))
 
 
-class _Rest:
-    """Sums of one axis once the last layer's tap is chosen: sums over the layers before it.
-
-    `sums` are those that differ; `behind(tap)` says which of the whole sums have one, and which.
+def _behind(sums: Tensor, taps: int) -> tuple[Tensor, Tensor]:
+    """Sums of one axis with the last layer's tap taken out: sums over the layers before it, those
+    that differ, and for each tap and whole sum which of them it has, -1 for none: (taps, sums).
     """
-
-    def __init__(self, sums: Tensor, places: Tensor) -> None:
-        self.sums, self._places = sums, places
-
-    @classmethod
-    def of(cls, sums: Tensor, taps: int) -> "_Rest":
-        apart = sums.unflatten(1, (taps, -1))
-        places = torch.full(apart.shape[:2], -1)
-        there = apart.any(2)
-        distinct, inverse = torch.unique(apart[there], dim=0, return_inverse=True)
-        places[there] = inverse
-        return cls(distinct, places)
-
-    def behind(self, tap: int) -> tuple[Tensor, Tensor]:
-        whole = (self._places[:, tap] >= 0).nonzero().flatten()
-        return whole, self._places[whole, tap]
+    by_tap = sums.unflatten(1, (taps, -1))
+    table = torch.full(by_tap.shape[:2], -1)
+    there = by_tap.any(2)
+    distinct, inverse = torch.unique(by_tap[there], dim=0, return_inverse=True)
+    table[there] = inverse
+    return distinct, table.T

@@ -24,7 +24,7 @@ def merge(
         Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
     ] = None,
     border: options.BorderPolicy = None,
-    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
+    growth: options.GrowthPolicy = "refuse",
     widen: Annotated[
         bool, typer.Option("--widen", help="Store a tensor wider whose dtype cannot hold it.")
     ] = False,
@@ -62,7 +62,6 @@ def merge(
 
             check_onnx_destination(onnx, overwrite=overwrite)
     console, errors = consoles(as_json)
-    policies: Any = {"border": border.value if border else None, "growth": growth.value}
     manifest: Any = pairs
     onnx_place: Any = onnx
     notes: tuple[str, ...] = ()
@@ -88,13 +87,14 @@ def merge(
             notes = own.notes
             whole = WholeJob(own, seed=seed, track=track)
             if pairs is None:
-                manifest = planner_from_code(own, code, track, **policies)
+                manifest = planner_from_code(own, code, track, border=border, growth=growth)
         done = merge_file(
             model,
             manifest,
             output,
             key=key,
-            **policies,
+            border=border,
+            growth=growth,
             widen=widen,
             settings=Settings(trials, seed),
             dry_run=dry_run,

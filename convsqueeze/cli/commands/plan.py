@@ -7,10 +7,10 @@ from convsqueeze.cli.importing import importing
 def plan(
     model: options.Model,
     pairs: options.Pairs,
-    minimize: options.Minimize = options.MinimizeChoice.weights,
+    minimize: options.Minimize = "weights",
     border: options.BorderPolicy = None,
-    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
-    runtime: options.Runtime = options.RuntimeChoice.onnxruntime,
+    growth: options.GrowthPolicy = "refuse",
+    runtime: options.Runtime = "onnxruntime",
     key: options.Key = None,
     as_json: options.AsJson = False,
     debug: options.Debug = False,
@@ -24,19 +24,19 @@ def plan(
         from convsqueeze.pipeline import review_file
 
         latency = None
-        if minimize is options.MinimizeChoice.latency:
+        if minimize == "latency":
             from convsqueeze.latency import measuring
 
-            latency = measuring(runtime.value)
+            latency = measuring(runtime)
     console, errors = consoles(as_json)
     with DelayedProgress(errors, quiet=False) as track:
         found = review_file(
             model,
             pairs,
             key=key,
-            border=border.value if border else None,
-            growth=growth.value,
-            minimize=minimize.value,
+            border=border,
+            growth=growth,
+            minimize=minimize,
             latency=latency,
             track=track,
         )

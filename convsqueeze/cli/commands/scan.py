@@ -25,10 +25,10 @@ def scan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The manifest; default: standard output.")
     ] = None,
-    minimize: options.Minimize = options.MinimizeChoice.weights,
+    minimize: options.Minimize = "weights",
     border: options.BorderPolicy = None,
-    growth: options.GrowthPolicy = options.GrowthChoice.refuse,
-    runtime: options.Runtime = options.RuntimeChoice.onnxruntime,
+    growth: options.GrowthPolicy = "refuse",
+    runtime: options.Runtime = "onnxruntime",
     key: options.Key = None,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
@@ -47,10 +47,10 @@ def scan(
         from convsqueeze.scan.writing import left_lines, scan_yaml
 
         latency = None
-        if minimize is options.MinimizeChoice.latency:
+        if minimize == "latency":
             from convsqueeze.latency import measuring
 
-            latency = measuring(runtime.value)
+            latency = measuring(runtime)
     console, errors = consoles(as_json or output is None)
     if output is not None:
         check_place(output, overwrite=overwrite, inputs=[checkpoint] if checkpoint else [])
@@ -60,9 +60,9 @@ def scan(
         found = scan_model(
             own.model,
             own.inputs,
-            minimize=minimize.value,
-            border=border.value if border else "exact",
-            growth=growth.value,
+            minimize=minimize,
+            border=border or "exact",
+            growth=growth,
             latency=latency,
             sandbox=own.sandbox,
         )

@@ -1,12 +1,15 @@
-"""Tensors whose values lie in order in a range of a file: read, or on a map of it."""
+"""Tensors whose values lie in order in a range of a file: read, waiting there, or as maps."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import TensorInfo
 from convsqueeze.checkpoint.disk import FileRange, unreadable
+from convsqueeze.checkpoint.new_files import NewFiles, unwritable
 
 
 def read_tensor(place: FileRange, info: TensorInfo) -> torch.Tensor:
@@ -21,6 +24,47 @@ def read_strided(tensor: torch.Tensor, place: FileRange) -> torch.Tensor:
     """The tensor whose span of memory is a map of `place`, on memory of its own."""
     flat = torch.frombuffer(place.read(), dtype=tensor.dtype)
     return flat.as_strided(tensor.shape, tensor.stride())
+
+
+@dataclass(frozen=True)
+class TensorOnDisk:
+    """A new tensor whose values wait in a file, in order, until they are written."""
+
+    info: TensorInfo
+    place: FileRange
+
+    @property
+    def nbytes(self) -> int:
+        return self.info.nbytes
+
+    def load(self) -> torch.Tensor:
+        return read_tensor(self.place, self.info)
+
+
+class ScratchFile:
+    """Keeps new tensors on disk until the file that they belong to is written.
+
+    Its header comes before the data and describes all of them, and nothing is written before all of
+    them are verified. The scratch file is temporary, one of `files`, beside the `place` of the
+    output.
+    """
+
+    def __init__(self, files: NewFiles, place: Path) -> None:
+        self._files, self._place = files, place
+        self._file: BinaryIO | None = None
+
+    def keep(self, tensor: torch.Tensor) -> TensorOnDisk:
+        """The tensor, its values on disk. Raises OutputError where there is no room for them."""
+        if self._file is None:
+            self._file = self._files.scratch(self._place)
+        info = TensorInfo(tuple(tensor.shape), tensor.dtype)
+        start = self._file.tell()
+        try:
+            self._file.write(memory.raw_bytes(tensor))
+            self._file.flush()
+        except OSError as error:
+            raise unwritable(self._place, error) from error
+        return TensorOnDisk(info, FileRange(Path(self._file.name), start, info.nbytes))
 
 
 class FileMaps:

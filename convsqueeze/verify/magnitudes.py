@@ -1,0 +1,111 @@
+"""How large the products are that each stored number adds up: the merge of absolute values.
+
+What float64 loses of a sum follows these sizes, and not what is left where the products cancel: a
+number that is stored for the border can be a small difference of large ones. Only bounds are made
+of them; the values that are verified come from elsewhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from convsqueeze.algebra.border.corrections import BORDER
+from convsqueeze.algebra.border.taps import AxisTaps
+from convsqueeze.algebra.border.values import border_terms
+from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
+from convsqueeze.plan import Merge, ResolvedLayer
+from convsqueeze.squeezing import composed
+from convsqueeze.verify.reference import stored_tensors
+
+Load = Callable[[str], Tensor]
+_LARGEST_SCALE = 2.0**100
+"""Beyond which nothing is left of the other channels."""
+
+
+def magnitudes(
+    merge: Merge, load: Load, device: torch.device, inputs: Tensor | None = None
+) -> dict[str, Tensor]:
+    """For each number that a merge stores the sum of the absolute values of its products, by name
+    within the layer as `squeezing.exact_values` gives them, float64.
+
+    With `inputs` (in_channels,) each is multiplied by its input channel's and those of a group are
+    added up: weights are (out_channels, 1, *taps).
+    """
+    convs = mapped(merge.tree, lambda leaf: _absolute(leaf, load).on(device))
+    if inputs is not None:
+        convs = _summed(convs, inputs, merge.geometry.groups)
+    whole = composed(convs)
+    found = {"weight": whole.weight}
+    if whole.bias is not None:
+        found["bias"] = whole.bias
+    if merge.corrections is not None:
+        terms = border_terms(
+            convs, merge.corrections, [_absolute_taps(x) for x in merge.border_taps]
+        )
+        found |= {f"{BORDER}.{name}": value for name, value in terms.items()}
+    return found
+
+
+def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:
+    """How large each input channel has to be for it not to be lost beside the others, and one where
+    it would not be: (in_channels,), float64, on the CPU.
+
+    A channel's part of an output is what goes through it, in absolute values, of all that the
+    output adds up; where these parts make less than those of a mean channel together, it is as
+    much larger.
+    """
+    sums = mapped(merge.tree, lambda leaf: _tap_sums(_absolute(leaf, load).on(device)))
+    reached = _passed(sums, torch.ones(merge.geometry.in_channels, dtype=torch.float64).to(device))
+    parts = _passed(sums, torch.where(reached > 0, 1 / reached, 0.0), backwards=True).cpu()
+    mean = parts.mean()  # infinite where layers undo what others make too small for float64
+    known = (parts > 0) & mean.isfinite()
+    return torch.where(known, (mean / parts).clamp(1.0, _LARGEST_SCALE), 1.0)
+
+
+def _tap_sums(conv: Conv) -> Tensor:
+    """(groups, out_channels / groups, in_channels / groups)."""
+    taps = conv.weight.reshape(*conv.weight.shape[:2], -1)
+    return taps.sum(2).unflatten(0, (conv.groups, -1))
+
+
+def _passed(sums: Tree[Tensor], x: Tensor, *, backwards: bool = False) -> Tensor:
+    """What one number for each channel becomes, or what each output's comes from."""
+    if isinstance(sums, Chain):
+        for link in reversed(sums.links) if backwards else sums.links:
+            x = _passed(link, x, backwards=backwards)
+        return x
+    if isinstance(sums, Sum):
+        return torch.stack([_passed(way, x, backwards=backwards) for way in sums.branches]).sum(0)
+    matrix = sums.mT if backwards else sums
+    return (matrix @ x.reshape(len(matrix), -1, 1)).flatten()
+
+
+def _absolute(leaf: ResolvedLayer, load: Load) -> Conv:
+    """A layer of absolute values: none of what its operator holds is below zero."""
+    layer, tensors = leaf.layer.magnitudes(stored_tensors(leaf, load))
+    return layer.operator(tensors, len(leaf.geometry.axes), leaf.geometry.in_channels)
+
+
+def _summed(convs: Tree[Conv], inputs: Tensor, groups: int) -> Tree[Conv]:
+    """The tree for one input channel a group, with the first weights of the others added to it."""
+    if isinstance(convs, Chain):
+        first, *rest = convs.links
+        return Chain((_summed(first, inputs, groups), *rest))
+    if isinstance(convs, Sum):
+        return Sum(tuple(_summed(branch, inputs, groups) for branch in convs.branches))
+    shape = (convs.groups, 1, -1, *(1,) * len(convs.axes))
+    weight = convs.weight.unflatten(0, (convs.groups, -1)) * inputs.reshape(shape)
+    return replace(convs, weight=weight.sum(2, keepdim=True).flatten(0, 1), groups=groups)
+
+
+def _absolute_taps(axis: AxisTaps) -> AxisTaps:
+    return replace(
+        axis,
+        kernel=axis.kernel.abs(),
+        border=axis.border.abs(),
+        bias=axis.bias.abs(),
+        border_bias=axis.border_bias.abs(),
+    )
