@@ -36,6 +36,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import Squeezed, recipe_layer, squeeze_one
 
+pytestmark = pytest.mark.stress
+
 SUFFIXES = (".pt", ".safetensors")
 TRAINED = ("head", *(f"body.{i}" for i in range(5)), "tail")
 

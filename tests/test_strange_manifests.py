@@ -13,6 +13,8 @@ import convsqueeze
 from convsqueeze.errors import PlanError
 from convsqueeze.plan import memory
 
+pytestmark = pytest.mark.stress
+
 REFUSED = {**TWICE, **SHARED, **ORDERS, **NO_ORDER}
 
 

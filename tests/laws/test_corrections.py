@@ -36,6 +36,8 @@ from convsqueeze.recipe import RecipeLayer
 from .drawn import MODES, convolutions, fitting, law, ranks, seeds, whole
 from .test_border import chains, geometries, mergeable, plain, run
 
+pytestmark = pytest.mark.stress
+
 
 def in_whole_numbers(tree: Tree[Conv], seed: int) -> Tree[Conv]:
     """The same layers with weights and biases in which nothing is rounded."""

@@ -20,6 +20,8 @@ from convsqueeze.scan.writing import scan_yaml
 from scan.blocks import BLOCKS, Block
 from scan.code import image, made, scanned
 
+pytestmark = pytest.mark.stress
+
 NETWORK = SESR.with_name("network.py")
 
 

@@ -15,6 +15,8 @@ from convsqueeze.scan import Scan
 from convsqueeze.tracing import reading
 from scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
 
+pytestmark = pytest.mark.stress
+
 EXACT = 1e-14
 """Of the largest output, in float64."""
 

@@ -11,6 +11,8 @@ from scan.code import image, largest_share
 from scan.negatives import asked, by_fx, calls, kernels, shapes, sharing, values
 from scan.negatives.rows import INPUT, Row, Squeezed, squeezed_table
 
+pytestmark = pytest.mark.stress
+
 TABLES: Mapping[str, Sequence[Row]] = {
     "activations": values.ACTIVATIONS,
     "arithmetic": values.ARITHMETIC,
