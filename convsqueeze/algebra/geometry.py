@@ -11,7 +11,7 @@ tensor, file or layer name: planning is done with this module alone.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, reduce
+from functools import lru_cache, reduce
 from math import gcd, prod
 
 from convsqueeze.errors import GeometryError
@@ -65,17 +65,17 @@ class Axis:
                 "is not one convolution"
             )
 
-    @cached_property
+    @property
     def extent(self) -> int:
         """Samples from the first tap to the last, both counted: `d*(k-1) + 1`."""
         return self.dilation * (self.kernel_size - 1) + 1
 
-    @cached_property
+    @property
     def slack(self) -> int:
         """`1 + before + after - extent`: what the output size depends on beside strides."""
         return 1 + self.before + self.after - self.extent
 
-    @cached_property
+    @property
     def pads(self) -> bool:
         """Whether samples are added on either side."""
         return self.before > 0 or self.after > 0
@@ -265,11 +265,11 @@ class Geometry:
                     f"{channels} {name}put channels do not divide into groups = {self.groups}"
                 )
 
-    @cached_property
+    @property
     def kernel_size(self) -> tuple[int, ...]:
         return tuple(axis.kernel_size for axis in self.axes)
 
-    @cached_property
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """`(out_channels, in_channels / groups, *kernel_size)`."""
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
