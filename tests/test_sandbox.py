@@ -113,6 +113,7 @@ def test_the_copy_in_float64_is_one_while_nothing_changes() -> None:
 @pytest.mark.parametrize("kept", [name for name in KEPT if name not in ("hook", "mode")])
 @pytest.mark.filterwarnings("ignore:The tensor attribute")
 def test_what_code_keeps_is_neither_in_the_model_nor_in_its_way(kept: str) -> None:
+    torch.manual_seed(0)  # of some weights the activation lets nothing through
     model = Keeping(KEPT[kept]).eval()
     state, held = copy.deepcopy(model.state_dict()), dict(vars(model))
     table, scale = copy.deepcopy(model.table), model.scale.clone()
