@@ -106,11 +106,11 @@ def test_a_guess_is_an_input_that_the_model_takes(
     build: Callable[[], nn.Module], shape: str
 ) -> None:
     model = build()
-    guess = guess_inputs(model)
-    assert str(guess.inputs) == shape
-    assert guess.note.startswith(f"input {shape}: guessed from")
+    inputs, note = guess_inputs(model)
+    assert str(inputs) == shape
+    assert note.startswith(f"input {shape}: guessed from")
     with torch.no_grad():
-        model(*guess.inputs.drawn(0))
+        model(*inputs.drawn(0))
 
 
 def test_guessing_leaves_no_trace_and_takes_no_memory() -> None:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.copying import Sandbox
-from convsqueeze.models import code as code_home
-from convsqueeze.models import load_model
+from convsqueeze.models import factory, load_model
 
 NETWORK = f"{SAMPLES}/sesr/network.py:SESR"
 
@@ -167,7 +166,7 @@ def test_the_commands_copy_and_run_the_sample_a_few_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(NETWORK)
-    monkeypatch.setattr(code_home, "load_model", lambda place: model)
+    monkeypatch.setattr(factory, "load_model", lambda place: model)
     squeezed = tmp_path / "squeezed.pt"
     with counted(type(model)) as counts:
         assert run_here("merge", SESR, "--model", NETWORK, "-o", squeezed).status == 0

@@ -17,13 +17,13 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import ModelInputError, ModelMismatchError, VerificationError
 from convsqueeze.models import (
     WholeReport,
-    compare_models,
     exact_parameters,
     inputs_of,
     parsed_inputs,
     verify_whole,
 )
 from convsqueeze.models.running import Running
+from convsqueeze.squeezing import exact_values
 from convsqueeze.surgery import plan_of
 
 INPUTS = parsed_inputs(["2,3,17,18"])
@@ -172,16 +172,19 @@ def test_a_fault_is_seen_in_any_dtype(
 def compare(
     before: nn.Module, after: nn.Module, exact: dict[str, Tensor], pooled: bool
 ) -> WholeReport:
-    if not pooled:
-        return compare_models(before, after, INPUTS, exact=exact)
-    inner = {f"inner.{name}": value for name, value in exact.items()}
-    kept = {n: v for n, v in inner.items() if n in dict(PooledAlone(after).named_parameters())}
-    return compare_models(PooledAlone(before), PooledAlone(after), LARGE, exact=kept)
+    inputs = INPUTS
+    if pooled:
+        exact = {f"inner.{name}": value for name, value in exact.items()}
+        before, after, inputs = PooledAlone(before), PooledAlone(after), LARGE
+    names = dict(after.named_parameters())
+    kept = {name: value for name, value in exact.items() if name in names}
+    return verify_whole(before, after, inputs, exact=kept)
 
 
 def values_before_rounding(one: Scene) -> dict[str, Tensor]:
-    plan = plan_of(from_state_dict(one.model.state_dict()), one.recipe)
-    return exact_parameters(one.model, plan)
+    own = from_state_dict(one.model.state_dict())
+    plan = plan_of(own, one.recipe)
+    return exact_parameters(plan, own.prefix, lambda merge: exact_values(merge, own.load))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -245,7 +248,7 @@ def test_calls_of_a_module_are_counted() -> None:
     torch.manual_seed(0)
     before, after = Twice(1.0), Twice(2.0)
     after.load_state_dict(before.state_dict())
-    first = compare_models(before, after, INPUTS).first
+    first = verify_whole(before, after, INPUTS).first
     assert first is not None
     assert (first.name, first.call, first.after) == ("conv", 1, "conv")
     assert "call 2" in first.describe()
@@ -290,7 +293,7 @@ class Picky(Random):
 def test_what_cannot_be_compared_is_refused(kind: type[nn.Module], words: list[str]) -> None:
     model = kind()
     with pytest.raises(ModelInputError) as refusal:
-        compare_models(model, copy.deepcopy(model), INPUTS)
+        verify_whole(model, copy.deepcopy(model), INPUTS)
     for word in words:
         assert word in str(refusal.value)
 
@@ -327,12 +330,12 @@ def test_a_model_that_casts_is_held_to_that(kind: type[InSingle]) -> None:
     before = kind()
     after = copy.deepcopy(before)
     after.conv.weight.data = after.conv.weight.data.nextafter(torch.tensor(9.0))
-    report = compare_models(before, after, INPUTS)
+    report = verify_whole(before, after, INPUTS)
     assert report.ok, report.failures
     assert report.dtype == "float32"
     assert any("computes in float32" in note for note in report.notes)
     after.scale = 1.001
-    assert not compare_models(before, after, INPUTS).ok
+    assert not verify_whole(before, after, INPUTS).ok
 
 
 @dataclass
@@ -364,8 +367,8 @@ def test_every_tensor_of_an_output_is_compared(changes: dict[str, Any], place: s
     torch.manual_seed(0)
     before, after = Structured(), Structured(**changes)
     after.load_state_dict(before.state_dict())
-    assert compare_models(before, copy.deepcopy(before), INPUTS).ok
-    report = compare_models(before, after, INPUTS)
+    assert verify_whole(before, copy.deepcopy(before), INPUTS).ok
+    report = verify_whole(before, after, INPUTS)
     assert report.problem is not None
     assert place in report.problem
 
@@ -375,9 +378,9 @@ def test_other_outputs_are_a_difference() -> None:
     before = nn.Conv2d(3, 4, 3)
     smaller, none = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(2, 2)
     smaller.load_state_dict(before.state_dict())
-    problem = compare_models(before, smaller, INPUTS).problem
+    problem = verify_whole(before, smaller, INPUTS).problem
     assert problem == "gives output of shape (2, 4, 17, 18), (2, 4, 15, 16) was needed"
-    assert "does not run" in str(compare_models(before, none, INPUTS).problem)
+    assert "does not run" in str(verify_whole(before, none, INPUTS).problem)
 
 
 def test_a_layer_that_no_output_depends_on_is_told(single: Scene) -> None:
@@ -386,7 +389,7 @@ def test_a_layer_that_no_output_depends_on_is_told(single: Scene) -> None:
     squeezed = single.squeezed()
     squeezed.head.weight.data.zero_()
     pooled = PooledAlone(model), PooledAlone(squeezed)
-    report = compare_models(*pooled, INPUTS)
+    report = verify_whole(*pooled, INPUTS)
     assert any("inner.block.expand" in note for note in report.notes), report.notes
     assert not whole(single).notes
 
@@ -409,14 +412,14 @@ def test_a_layer_without_a_gradient_may_still_move_an_output(single: Scene) -> N
         assert moving == known
         assert given["output"].equal(running.run(arguments)["output"])
         assert not any(p.requires_grad for p in running.module.parameters())
-        assert not compare_models(kind(single.model), kind(squeezed), INPUTS).notes
+        assert not verify_whole(kind(single.model), kind(squeezed), INPUTS).notes
 
 
 def test_hooks_on_gradients_are_not_called(single: Scene) -> None:
     called: list[str] = []
     squeezed = single.squeezed()
     squeezed.head.register_full_backward_hook(lambda *given: called.append("head"))
-    assert not compare_models(single.model, squeezed, INPUTS).notes
+    assert not verify_whole(single.model, squeezed, INPUTS).notes
     assert called == []
 
 
@@ -457,6 +460,6 @@ def test_activations_are_kept_only_where_models_differ(
 
 
 def test_a_network_of_another_seed_differs() -> None:
-    assert not compare_models(network(seed=0), network(seed=1), INPUTS).ok
-    assert compare_models(network(seed=0), network(seed=0), INPUTS).worst.error == 0.0
+    assert not verify_whole(network(seed=0), network(seed=1), INPUTS).ok
+    assert verify_whole(network(seed=0), network(seed=0), INPUTS).worst.error == 0.0
     assert isinstance(network(), Network)

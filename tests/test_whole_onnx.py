@@ -27,9 +27,10 @@ from convsqueeze.models import parsed_inputs
 pytest.importorskip("onnxscript")
 
 from convsqueeze.models.exporting import exports
-from convsqueeze.models.onnx import check_exporter, export_whole, onnx_check
+from convsqueeze.models.onnx import check_exporter, export_whole
 from convsqueeze.models.onnx_check import OnnxCheck
-from convsqueeze.models.whole import FACTOR, compared
+from convsqueeze.models.running import FACTOR
+from convsqueeze.models.whole import verified
 
 pytestmark = pytest.mark.stress
 
@@ -397,7 +398,8 @@ def test_a_fault_in_the_graph_is_seen(
     shared: Scene, fault: Callable[[ModelProto], None], words: str
 ) -> None:
     squeezed, inputs = shared.squeezed().eval(), parsed_inputs(["1,3,20,23"])
-    check = onnx_check(squeezed, inputs, 0, compared(shared.model, squeezed, inputs))
+    _, *both = verified(shared.model, squeezed, inputs)
+    check = OnnxCheck(squeezed, inputs, 0, tuple(both))
     made = next(exports(squeezed, inputs, 18))
     assert check.report(made).worst.share <= 1.0
     faulty = copy.deepcopy(made)

@@ -3,12 +3,13 @@
 The code is run: what it does is the user's. Knows modules and checkpoints; nothing of merges.
 """
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +18,52 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
+from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelCodeError, ModelMismatchError
+from convsqueeze.models.inputs import Inputs, guess_inputs, parsed_inputs
 from convsqueeze.names import nearest, shown
+from convsqueeze.pipeline.tracking import Track
+from convsqueeze.surgery.apply import load_state
 from convsqueeze.tracing.raised import is_signal, user_code_line
 
 FORM = "package.module:factory or path/to/file.py:factory"
-_BESIDE = "convsqueeze_model_"
+_FILE = "convsqueeze_model_"
 """Before the name of a module that was given as a file, which nothing else is called."""
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A model from its own code, and where that is run; `notes` say what was guessed."""
+
+    model: nn.Module
+    inputs: Inputs
+    notes: tuple[str, ...]
+    sandbox: Sandbox
+
+
+def code_of(
+    place: str,
+    shapes: Sequence[str],
+    track: Track,
+    checkpoint: Path | None = None,
+    key: str | None = None,
+) -> Code:
+    """The model that the user's code at `place` builds, in eval mode, with the tensors of a
+    checkpoint if given.
+
+    `shapes` are what its forward takes, guessed where there are none. Raises as `load_model`,
+    `load_checkpoint`, `parsed_inputs` and `guess_inputs` do.
+    """
+    given = parsed_inputs(shapes) if shapes else None
+    track(f"running {place}", 0, 0)
+    model = load_model(place).eval()
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, key)
+    sandbox = Sandbox(model)
+    if given is not None:
+        return Code(model, given, (), sandbox)
+    guess, note = guess_inputs(model, sandbox)
+    return Code(model, guess, (note,), sandbox)
 
 
 def load_model(place: str) -> nn.Module:
@@ -38,57 +78,59 @@ def load_model(place: str) -> nn.Module:
     where, _, path = place.rpartition(":")
     if not where or not path:
         raise ModelCodeError(f"{place}: names no model, {FORM} was needed.")
-    found: Any = _imported(where, place)
+    with _running(place, "importing it"):
+        found: Any = _imported(where, place)
     for name in path.split("."):
         if not hasattr(found, name):
-            raise ModelCodeError(f"{place}: {where} has no {shown(path)}. {_advice(found, name)}")
+            names = [one for one in getattr(found, "__dict__", ()) if not one.startswith("_")]
+            advice = nearest(name, names, "Name a function, a class or a model of it.")
+            raise ModelCodeError(f"{place}: {where} has no {shown(path)}. {advice}")
         found = getattr(found, name)
-    model = found if isinstance(found, nn.Module) else _called(found, place)
-    if not isinstance(model, nn.Module):
-        what = f"is of type {type(found).__name__}" if model is found else f"gives {_kind(model)}"
-        raise ModelCodeError(f"{place}: {what}, a torch.nn.Module was needed. Name what builds it.")
-    return model
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _advice(found: object, name: str) -> str:
-    names = [one for one in vars(found) if not one.startswith("_")] if _has_names(found) else []
-    return nearest(name, names, "Name a function, a class or a model of it.")
-
-
-def _has_names(found: object) -> bool:
-    return hasattr(found, "__dict__")
+    if isinstance(found, nn.Module):
+        return found
+    what = f"is of type {type(found).__name__}"
+    if callable(found):
+        if needed := _required(found):
+            raise ModelCodeError(
+                f"{place}: needs arguments ({', '.join(needed)}), a factory without any was "
+                "needed. Write a function that calls it with them, and name that."
+            )
+        with _running(place, "calling it"):
+            found = found()
+        if isinstance(found, nn.Module):
+            return found
+        kind = "nothing" if found is None else f"a value of type {type(found).__name__}"
+        what = f"gives {kind}"
+    raise ModelCodeError(f"{place}: {what}, a torch.nn.Module was needed. Name what builds it.")
 
 
 def _imported(where: str, place: str) -> ModuleType:
-    with _running(place, "importing it"):
-        if where.endswith(".py"):
-            return _module_of(Path(where), place)
-        _put_first(Path.cwd())
-        importlib.invalidate_caches()
-        try:
-            return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{where}.".startswith(f"{error.name}."):
-                raise
-            raise ModelCodeError(
-                f"{place}: there is no module {shown(error.name)} in {Path.cwd()} or among the "
-                f"installed packages, {FORM} was needed."
-            ) from None
+    """The module of a name, or in a file, which is imported anew. Its folder stays first on the
+    path, for what the model imports when it is called.
+    """
+    file = Path(where).resolve() if where.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise ModelCodeError(f"{place}: there is no file {where}, {FORM} was needed.")
+    folder = str(Path.cwd() if file is None else file.parent)
+    if sys.path[:1] not in ([folder], [""]):
+        sys.path.insert(0, folder)
+    if file is not None:
+        return _module_of(file)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise
+        raise ModelCodeError(
+            f"{place}: there is no module {shown(error.name)} in {Path.cwd()} or among the "
+            f"installed packages, {FORM} was needed."
+        ) from None
 
 
-def _module_of(file: Path, place: str) -> ModuleType:
-    """The module in a file, imported anew."""
-    if not file.is_file():
-        raise ModelCodeError(f"{place}: there is no file {file}, {FORM} was needed.")
-    name = _BESIDE + file.stem
-    _put_first(file.resolve().parent)
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    if spec is None or spec.loader is None:
-        raise ModelCodeError(f"{place}: {file} is no file of Python code, one was needed.")
+def _module_of(file: Path) -> ModuleType:
+    name = _FILE + file.stem
+    spec: Any = importlib.util.spec_from_file_location(name, file)  # it ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -98,28 +140,7 @@ def _module_of(file: Path, place: str) -> ModuleType:
     return module
 
 
-def _put_first(folder: Path) -> None:
-    """On the path, as `python -m` has the current directory; it stays there, for what the model
-    imports when it is called.
-    """
-    if sys.path[:1] not in ([str(folder)], [""]):
-        sys.path.insert(0, str(folder))
-
-
-def _called(factory: Any, place: str) -> object:
-    if not callable(factory):
-        return factory
-    needed = _required(factory)
-    if needed:
-        raise ModelCodeError(
-            f"{place}: needs arguments ({', '.join(needed)}), a factory without any was needed. "
-            "Write a function that calls it with them, and name that."
-        )
-    with _running(place, "calling it"):
-        return factory()
-
-
-def _required(factory: Callable[..., Any]) -> list[str]:
+def _required(factory: Any) -> list[str]:
     """Parameters without a default."""
     try:
         parameters = inspect.signature(factory).parameters.values()
@@ -129,11 +150,11 @@ def _required(factory: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in various]
 
 
-@contextlib.contextmanager
+@contextmanager
 def _running(place: str, doing: str) -> Iterator[None]:
     """Around the user's code: its exceptions become ModelCodeError, its output goes beside ours."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr):
             yield
     except ModelCodeError:
         raise
@@ -167,13 +188,8 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     extra = {name: state[name] for name in state if name.endswith("_extra_state")}
     tensors = {own.prefix + name: checkpoint.load(held) for name, held in stored.items()}
     on_meta = any(tensor.is_meta for tensor in state.values() if isinstance(tensor, Tensor))
-    try:
-        model.load_state_dict({**tensors, **extra}, assign=on_meta)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
-        raise ModelMismatchError(
-            [f"{path}: the model does not take it: {x}" for x in lines]
-        ) from error
+    told = f"{path}: the model does not take it"
+    load_state(model, {**tensors, **extra}, told, assign=on_meta)
     checkpoint.check_unchanged()
 
 

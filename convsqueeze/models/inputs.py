@@ -1,11 +1,12 @@
-"""What a model is run on: shapes and dtypes, random values of them, and a guess without any.
+"""What a model is run on: shapes and dtypes, random values of them, examples as a user gives them,
+and a guess without any.
 
 Knows modules and their first layers; nothing of checkpoints or merges.
 """
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +21,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import ModelInputError
+from convsqueeze.names import listed
 from convsqueeze.tracing.raised import describe_error, exits_caught
 
-DTYPES = {
-    name: getattr(torch, name)
-    for name in (
-        *("float64", "float32", "float16", "bfloat16"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    )
-}
+DTYPES = (
+    *("float64", "float32", "float16", "bfloat16"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
 FORM = "1,3,224,224 or 1,77:int64"
 _SHAPE = re.compile(r"\d+(,\d+)*,?")
 
@@ -73,29 +72,34 @@ class Inputs:
     def tensors(self) -> tuple[InputSpec, ...]:
         return tuple(one for one in tree_leaves(self.specs) if isinstance(one, InputSpec))
 
-    def drawn(self, seed: int, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
-        """Random arguments, the same for the same seed, floats in `dtype` if one is given."""
-        generator = torch.Generator().manual_seed(seed)
-        return self._filled(lambda spec: _cast(spec.drawn(generator), dtype))
-
-    def first(
-        self, dtype: torch.dtype | None = None, kept: Collection[torch.dtype] = ()
+    def drawn(
+        self,
+        seed: int,
+        dtype: torch.dtype | None = None,
+        *,
+        shuffled: bool = True,
+        kept: Collection[torch.dtype] = (),
     ) -> tuple[Any, ...]:
-        """The examples as they were given, random where there are none; floats in `dtype` if one is
-        given, but for examples whose own is among those `kept`.
+        """Random arguments, the same for the same seed, floats in `dtype` if one is given.
+
+        Examples are shuffled, or as they were given; those whose dtype is among `kept` keep it.
         """
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def one(spec: InputSpec) -> Tensor:
-            if spec.example is None:
-                return _cast(spec.drawn(generator), dtype)
-            return _cast(spec.example.detach().cpu(), None if spec.dtype in kept else dtype)
+            x = spec.drawn(generator) if shuffled or spec.example is None else spec.example
+            keeps = spec.example is not None and spec.dtype in kept
+            is_cast = dtype is not None and x.is_floating_point() and not keeps
+            return x.detach().cpu().to(dtype if is_cast else x.dtype)
 
-        return self._filled(one)
-
-    def _filled(self, make: Callable[[InputSpec], Tensor]) -> tuple[Any, ...]:
-        filled: tuple[Any, ...] = tree_map_only(InputSpec, make, self.specs)
+        filled: tuple[Any, ...] = tree_map_only(InputSpec, one, self.specs)
         return filled
+
+    def first(
+        self, dtype: torch.dtype | None = None, *, seed: int = 0, kept: Collection[torch.dtype] = ()
+    ) -> tuple[Any, ...]:
+        """As `drawn`, with examples as they were given."""
+        return self.drawn(seed, dtype, shuffled=False, kept=kept)
 
     def resized(self, shapes: Sequence[tuple[int, ...]]) -> "Inputs":
         """The same arguments with their tensors in other shapes, without their examples."""
@@ -107,31 +111,28 @@ class Inputs:
         )
 
 
-def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return x.to(dtype) if dtype is not None and x.is_floating_point() else x
-
-
 def parsed_inputs(given: Sequence[str]) -> Inputs:
     """One `1,3,224,224` or `1,77:int64` for each positional argument of forward.
 
     Raises ModelInputError for any other text.
     """
-    return Inputs(tuple(_parsed(text) for text in given))
-
-
-def _parsed(text: str) -> InputSpec:
-    shape, colon, kind = text.replace(" ", "").partition(":")
-    if not _SHAPE.fullmatch(shape):
-        raise ModelInputError(f"--input {text}: is no shape, {FORM} was needed.")
-    if colon and kind not in DTYPES:
-        raise ModelInputError(
-            f"--input {text}: {kind or 'nothing'} is no dtype, one of {', '.join(DTYPES)} was "
-            "needed."
-        )
-    sizes = tuple(int(size) for size in shape.split(",") if size)
-    if 0 in sizes:
-        raise ModelInputError(f"--input {text}: has no values, sizes of 1 and more were needed.")
-    return InputSpec(sizes, DTYPES[kind or "float32"])
+    specs = []
+    for text in given:
+        shape, colon, kind = text.replace(" ", "").partition(":")
+        if not _SHAPE.fullmatch(shape):
+            raise ModelInputError(f"--input {text}: is no shape, {FORM} was needed.")
+        if colon and kind not in DTYPES:
+            raise ModelInputError(
+                f"--input {text}: {kind or 'nothing'} is no dtype, one of {', '.join(DTYPES)} was "
+                "needed."
+            )
+        sizes = tuple(int(size) for size in shape.split(",") if size)
+        if 0 in sizes:
+            raise ModelInputError(
+                f"--input {text}: has no values, sizes of 1 and more were needed."
+            )
+        specs.append(InputSpec(sizes, getattr(torch, kind or "float32")))
+    return Inputs(tuple(specs))
 
 
 def inputs_of(examples: Any) -> Inputs:
@@ -157,6 +158,55 @@ def example_arguments(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     return moved
 
 
+def positional(
+    model: nn.Module, examples: Any, given_as: str = "example_inputs"
+) -> tuple[Any, ...]:
+    """A tensor, a sequence of positional arguments, or a mapping of named ones, as positional ones.
+
+    `given_as` is the name under which the user gave them. Raises ModelInputError for anything else,
+    and where forward does not take them.
+    """
+    name = type(model).__name__
+    if isinstance(examples, Tensor):
+        examples = (examples,)
+    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Mapping):
+        raise ModelInputError(
+            f"{given_as}: {type(examples).__name__} was given, a tensor, a tuple of positional "
+            "arguments or a dict of named ones was needed."
+        )
+    signature = inspect.signature(model.forward)
+    try:
+        if isinstance(examples, Mapping):
+            given = signature.bind(**examples).arguments
+        else:
+            signature.bind(*examples)
+            return tuple(examples)
+    except TypeError as error:
+        raise ModelInputError(
+            f"{name}: its forward does not take these {given_as} ({error}). A tuple has one "
+            "for each positional argument, a dict one for each name; a tuple or dict that is "
+            "itself an argument stands in a tuple, ({...},)."
+        ) from error
+    return _in_order(signature, given, name)
+
+
+def _in_order(signature: inspect.Signature, given: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    """The arguments in forward's order up to the last, with its defaults between them."""
+    parameters = [
+        one
+        for one in signature.parameters.values()
+        if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if others := given.keys() - {one.name for one in parameters}:
+        raise ModelInputError(
+            f"{name}: its forward takes {listed(sorted(others))} by name alone, and its code is "
+            "followed with positional arguments. Squeeze a module whose forward takes them by "
+            "position and calls this one."
+        )
+    count = max((i for i, one in enumerate(parameters, 1) if one.name in given), default=0)
+    return tuple(given.get(one.name, one.default) for one in parameters[:count])
+
+
 SIZES = {
     1: (16000, 4096, 1024, 64, 16),
     2: (64, 224, 32, 256, 512, 128, 28),
@@ -165,16 +215,9 @@ SIZES = {
 """Tried in turn, by rank."""
 
 
-@dataclass(frozen=True)
-class Guess:
-    """Inputs that a model takes, and a sentence that says what was guessed and from what."""
-
-    inputs: Inputs
-    note: str
-
-
-def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> Guess:
-    """Inputs for a forward with one required argument, from its first layer with weights.
+def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> tuple[Inputs, str]:
+    """Inputs for a forward with one required argument, from its first layer with weights, and a
+    sentence that says what was guessed and from what.
 
     Candidates are run without values (fake tensors), in eval mode, in the `sandbox`. Raises
     ModelInputError where forward needs another number of arguments, the first layer does not tell
@@ -182,22 +225,24 @@ def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> Guess:
     be copied.
     """
     _check_single_argument(model)
-    first = first_layer(model)
+    first, kind = first_layer(model), type(model).__name__
     if first is None:
-        raise ModelInputError(f"{_name(model)}: no layer of it tells what it takes. {_ADVICE}")
+        raise ModelInputError(f"{kind}: no layer of it tells what it takes. {_ADVICE}")
     name, layer = first
     sandbox = sandbox or Sandbox(model)
+    like = next(layer.parameters(), torch.zeros(()))
     tried: list[str] = []
     reason = ""
-    for spec in _candidates(layer):
-        problem = _refusal(sandbox, spec, next(layer.parameters(), torch.zeros(())).device)
+    for shape in _candidates(layer):
+        spec = InputSpec(shape, torch.int64 if isinstance(layer, nn.Embedding) else like.dtype)
+        problem = _refusal(sandbox, spec, like.device)
         if problem is None:
             told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
-            return Guess(Inputs((spec,)), f"{told}. --input says another.")
+            return Inputs((spec,)), f"{told}. --input says another."
         tried.append(str(spec))
         reason = reason or problem
     raise ModelInputError(
-        f"{_name(model)}: takes none of the inputs guessed from {name} ({type(layer).__name__}): "
+        f"{kind}: takes none of the inputs guessed from {name} ({type(layer).__name__}): "
         f"{', '.join(tried)} ({reason}). {_ADVICE}"
     )
 
@@ -216,10 +261,6 @@ def first_layer(model: nn.Module) -> tuple[str, nn.Module] | None:
     return next(((n, m) for n, m in model.named_modules() if isinstance(m, _TELLING)), None)
 
 
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
-
-
 def _check_single_argument(model: nn.Module) -> None:
     parameters = list(inspect.signature(model.forward).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -230,32 +271,24 @@ def _check_single_argument(model: nn.Module) -> None:
         return
     told = ", ".join(needed) or "none"
     raise ModelInputError(
-        f"{_name(model)}: its forward needs {len(needed)} arguments ({told}), only one tensor can "
-        f"be guessed. {_ADVICE}"
+        f"{type(model).__name__}: its forward needs {len(needed)} arguments ({told}), only one "
+        f"tensor can be guessed. {_ADVICE}"
     )
 
 
-def _candidates(layer: nn.Module) -> Iterator[InputSpec]:
-    """Inputs that the layer itself would take, the likeliest first."""
-    dtype = next(iter(layer.parameters()), torch.zeros(())).dtype
+def _candidates(layer: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes that the layer itself would take, the likeliest first."""
     if isinstance(layer, nn.Embedding):
-        yield from (InputSpec((1, length), torch.int64) for length in (16, 77, 128, 512))
+        yield from ((1, length) for length in (16, 77, 128, 512))
     elif isinstance(layer, nn.Linear):
-        features = layer.in_features
-        yield InputSpec((1, features), dtype)
-        yield from (InputSpec((1, length, features), dtype) for length in (16, 64, 196))
+        yield (1, layer.in_features)
+        yield from ((1, length, layer.in_features) for length in (16, 64, 196))
     else:
-        rank = _rank(layer)
+        rank = next((int(digit) for digit in type(layer).__name__ if digit in "123"), 2)
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            rank = len(layer.kernel_size)
         channels = getattr(layer, "in_channels", None) or getattr(layer, "num_features", None)
-        for size in SIZES[rank]:
-            yield InputSpec((1, int(channels or 1), *(size,) * rank), dtype)
-
-
-def _rank(layer: nn.Module) -> int:
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        return len(layer.kernel_size)
-    digits = [int(c) for c in type(layer).__name__ if c in "123"]
-    return digits[0] if digits else 2
+        yield from ((1, int(channels or 1), *(size,) * rank) for size in SIZES[rank])
 
 
 def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | None:
@@ -263,12 +296,10 @@ def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | N
     module = sandbox.module()
     modes = [(part, part.training) for part in module.modules()]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            x = torch.empty(spec.shape, dtype=spec.dtype, device=device)
-            with exits_caught():
-                module.eval()(x)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), exits_caught():
+            module.eval()(torch.empty(spec.shape, dtype=spec.dtype, device=device))
     except (DataDependentOutputException, DynamicOutputShapeException):
-        return None  # it was taken as far as code can run without values
+        pass  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
         return describe_error(error)[:200]
     finally:

@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from convsqueeze.models.outputs import NamedTensors, named_tensors
-from convsqueeze.models.running import Running, Steps, distances, largest_value
+from convsqueeze.models.running import (
+    FACTOR,
+    NamedTensors,
+    Running,
+    Steps,
+    distances,
+    largest_value,
+    named_tensors,
+)
 from convsqueeze.module import SqueezedConv
 
 Call = tuple[str, int]
@@ -47,73 +54,62 @@ class FirstDifference:
 
 
 def first_difference(
-    one: Running,
-    two: Running,
-    arguments: Sequence[Any],
-    *,
-    unit: float,
-    steps: Steps,
-    factor: float,
+    one: Running, two: Running, arguments: Sequence[Any], unit: float, steps: Steps
 ) -> FirstDifference | None:
     """Both models again, with every module's output kept. None where none of them differs.
 
     `unit` and `steps` are the roundings of all weights of the first and of merged ones of the
-    second model, whose effect on every output is measured; `factor` times that is granted.
+    second model, whose effect on every output is measured; `FACTOR` times that is granted.
     """
     wanted, found = _outputs(one, arguments), _outputs(two, arguments)
-    noise = _moved(one, arguments, wanted, one.noise_steps(unit))
-    rounding = _moved(two, arguments, found, steps) if steps else {}
-    kinds = dict(one.module.named_modules())
-    inside = _inside_merges(list(wanted), two.module)
+    with one.moved(one.noise_steps(unit), 0):
+        noise = _outputs(one, arguments)
+    with two.moved(steps, 0):
+        rounding = _outputs(two, arguments) if steps else found
+    before, after = (dict(each.module.named_modules(remove_duplicate=False)) for each in (one, two))
+    inside = _inside_merges(list(wanted), after)
     agreeing: list[Call] = []
     for call, output in wanted.items():
-        if call in inside or call not in found or not _comparable(call[0], one.module, two.module):
+        name, number = call
+        if call in inside or call not in found or not _comparable(before[name], after[name]):
             continue
-        error = _distance(output, found[call])
+        moved = sum(
+            _distance(base[call], others[call])
+            for base, others in ((wanted, noise), (found, rounding))
+            if call in others
+        )
         largest = max(map(largest_value, output.values()), default=0.0)
-        bound = factor * (noise.get(call, 0.0) + rounding.get(call, 0.0)) + unit * largest
+        error, bound = _distance(output, found[call]), FACTOR * moved + unit * largest
         if not error <= bound:
+            calls = list(found)
+            start = calls.index(agreeing[-1]) + 1 if agreeing else 0
+            since = [after_name for after_name, _ in calls[start : calls.index(call) + 1]]
             return FirstDifference(
-                *(call[0], type(kinds[call[0]]).__name__, call[1], error, bound, len(agreeing)),
+                *(name, type(before[name]).__name__, number, error, bound, len(agreeing)),
                 after=agreeing[-1][0] if agreeing else "",
-                suspects=_squeezed(two.module, list(found), call, agreeing),
+                suspects=tuple(one for one in since if isinstance(after[one], SqueezedConv)),
             )
         agreeing.append(call)
     return None
 
 
-def _squeezed(
-    model: nn.Module, calls: Sequence[Call], last: Call, agreeing: Sequence[Call]
-) -> tuple[str, ...]:
-    """The squeezed layers that ran between the last call that agrees and another."""
-    start = calls.index(agreeing[-1]) + 1 if agreeing else 0
-    names = (name for name, _ in calls[start : calls.index(last) + 1])
-    return tuple(name for name in names if isinstance(model.get_submodule(name), SqueezedConv))
-
-
 def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, NamedTensors]:
-    """Every module's output, in the order in which they end."""
+    """Every module's output, in the order in which they end; an exception ends that early."""
     found: dict[Call, NamedTensors] = {}
+    calls: Counter[str] = Counter()
 
-    def keep(call: Call, output: NamedTensors) -> None:
-        found[call] = {place: tensor.clone() for place, tensor in output.items()}
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            tensors = named_tensors(output)
+            found[name, calls[name]] = {place: t.clone() for place, t in tensors.items()}
+            calls[name] += 1
 
-    _listen(running, arguments, keep)
-    return found
+        return hook
 
-
-def _moved(
-    running: Running, arguments: Sequence[Any], base: dict[Call, NamedTensors], steps: Steps
-) -> dict[Call, float]:
-    """How far every module's output moves when parameters take a step."""
-    found: dict[Call, float] = {}
-
-    def measure(call: Call, output: NamedTensors) -> None:
-        if call in base:
-            found[call] = _distance(base[call], output)
-
-    with running.with_values(running.moved(steps, 0)):
-        _listen(running, arguments, measure)
+    with ExitStack() as hooks, suppress(Exception):
+        for name, module in running.module.named_modules():
+            hooks.callback(module.register_forward_hook(hook_of(name)).remove)
+        running.run(arguments)
     return found
 
 
@@ -121,47 +117,23 @@ def _distance(one: NamedTensors, other: NamedTensors) -> float:
     return max(distances(one, other).values(), default=0.0)
 
 
-def _listen(
-    running: Running, arguments: Sequence[Any], hear: Callable[[Call, NamedTensors], None]
-) -> None:
-    """Run once; `hear` is told of every module's output as it comes. An exception ends it early."""
-    calls: Counter[str] = Counter()
-
-    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            calls[name] += 1
-            hear((name, calls[name] - 1), named_tensors(output))
-
-        return hook
-
-    with ExitStack() as hooks, suppress(Exception):  # what ran until then has been heard
-        for name, module in running.module.named_modules():
-            hooks.callback(module.register_forward_hook(hook_of(name)).remove)
-        running.run(arguments)
-
-
-def _comparable(name: str, before: nn.Module, after: nn.Module) -> bool:
+def _comparable(one: nn.Module, two: nn.Module) -> bool:
     """Whether a module should give the same in both: it was not merged, or holds a whole merge."""
-    one, two = before.get_submodule(name), after.get_submodule(name)
     is_layer = isinstance(
         one, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.Linear
     )
     return type(one) is type(two) or (any(True for _ in one.children()) and not is_layer)
 
 
-def _inside_merges(order: Sequence[Call], after: nn.Module) -> set[Call]:
+def _inside_merges(order: Sequence[Call], after: dict[str, nn.Module]) -> set[Call]:
     """Calls that end between those of two layers of one merge: what they give is not there any
     more, or something else.
     """
     inside: set[Call] = set()
-    for module in after.modules():
+    for module in after.values():
         if isinstance(module, SqueezedConv):
-            sources = module.layer.sources
-            at = [
-                index
-                for index, (name, _) in enumerate(order)
-                if any(name == one or name.endswith(f".{one}") for one in sources)
-            ]
+            ends = tuple(f".{source}" for source in module.layer.sources)
+            at = [index for index, (name, _) in enumerate(order) if f".{name}".endswith(ends)]
             if at:
                 inside.update(order[at[0] : at[-1]])
     return inside

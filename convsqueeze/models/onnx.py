@@ -3,36 +3,35 @@
 Sizes stay dynamic as far as the model's own code allows and the check bears it out.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from onnx import ModelProto
 from torch import nn
 
-from convsqueeze.checkpoint import open_checkpoint
+from convsqueeze.checkpoint import from_state_dict, open_checkpoint
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
-from convsqueeze.export import build_model, check_model, check_onnx_destination, check_opset
-from convsqueeze.export.files import CheckedModel, ExportResult
+from convsqueeze.export import ExportResult, check_onnx_destination, check_opset, checked_onnx
 from convsqueeze.models.exporting import exports
 from convsqueeze.models.factory import load_checkpoint
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.onnx_check import OnnxCheck, OnnxReport
-from convsqueeze.models.report import WholeReport
-from convsqueeze.models.running import rounding_steps, runnable
-from convsqueeze.models.verifying import exact_parameters, verified
-from convsqueeze.models.whole import Compared
+from convsqueeze.models.whole import WholeReport, exact_parameters, verified
 from convsqueeze.module import SqueezedConv
 from convsqueeze.pipeline.tracking import Track, untracked
-from convsqueeze.recipe import Recipe, read_recipe
+from convsqueeze.recipe import read_recipe
+from convsqueeze.squeezing import exact_values
 from convsqueeze.surgery import applied
 
 OLDEST_OPSET = 18
 """What torch's exporter writes by itself."""
+_ONLY_SQUEEZED = (
+    "checked against the squeezed model in torch alone: --checkpoint ORIGINAL gives the weights "
+    "that it was made of, and holds it against the original model"
+)
 
 
 @dataclass(frozen=True)
@@ -106,85 +105,41 @@ def export_whole(
     held = open_checkpoint(path, key=key)
     recipe = read_recipe(held.recipe, str(path))
     if checkpoint is not None:
-        _check_source(checkpoint, recipe, key, path)
+        found = open_checkpoint(checkpoint, key=key).sha256()
+        if found != recipe.source.sha256:
+            raise CheckpointError(
+                f"{checkpoint}: is not the file that {path} was squeezed from "
+                f"({recipe.source.file}, sha256 {recipe.source.sha256[:12]}..., this is "
+                f"{found[:12]}...). Give that one."
+            )
         load_checkpoint(model.eval(), checkpoint, key=key)
     sandbox = sandbox or Sandbox(model)
     squeezed, plan = applied(model, held, sandbox=sandbox)
     squeezed.eval()
-    both = None
+    against, both, whole = "squeezed model", None, None
+    notes: tuple[str, ...] = (_ONLY_SQUEEZED,)
     if checkpoint is not None:
-        exact = exact_parameters(model, plan)
+        own = from_state_dict(model.state_dict())
+        exact = exact_parameters(plan, own.prefix, lambda merge: exact_values(merge, own.load))
         options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
-        both = verified(model, squeezed, inputs, exact=exact, **options)
-        both.report.raise_if_failed()
-    is_exact = all(layer.border != "interior" for layer in recipe.layers)
-    check = onnx_check(squeezed, inputs, seed, both if is_exact else None)
+        whole, *ran = verified(model, squeezed, inputs, exact=exact, **options)
+        whole.raise_if_failed()
+        notes = ()
+        if all(layer.border != "interior" for layer in recipe.layers):
+            against, both = "original", (ran[0], ran[1])
+    check = OnnxCheck(squeezed, inputs, seed, both)
     track("exporting the whole model", 0, 0)
     layers = {n: m for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv)}
-    alone = build_model(layers, opset=opset)
-    reports = check_model(alone, layers, seed=seed, where=str(destination))
-    made, checked = _checked_export(
-        exports(squeezed, inputs, opset, recipe.to_json()), check, str(destination)
-    )
-    held.check_unchanged()
-    written = CheckedModel(made, destination, opset, reports, overwrite, seed).write()
-    against = "original" if both is not None and is_exact else "squeezed model"
-    notes = () if checkpoint is not None else (_ONLY_SQUEEZED,)
-    whole = both.report if both is not None else None
-    return WholeExport(written, checked, whole, f"the {against} in torch", notes)
-
-
-def onnx_check(
-    squeezed: nn.Module, inputs: Inputs, seed: int, both: Compared | None = None
-) -> OnnxCheck:
-    """Against the original that was compared with a squeezed model, otherwise against itself.
-
-    Raises ModelInputError where it does not run.
-    """
-    stored = dict(squeezed.named_parameters())
-    notes: tuple[str, ...] = ()
-    if any(p.dtype == torch.bfloat16 for p in stored.values()):
-        notes = ("stored as bfloat16, exported as float32, which holds every value exactly",)
-    if both is None:
-        one = runnable(Sandbox(squeezed), lambda dtype: inputs.drawn(seed, dtype))
-        known = (one.arguments, one.output)
-        return OnnxCheck(one.running, one.running, inputs, seed, {}, known, notes)
-    merged = (
-        f"{name}.{key}" if name else key
-        for name, layer in squeezed.named_modules()
-        if isinstance(layer, SqueezedConv)
-        for key, _ in layer.named_parameters()
-    )
-    steps = rounding_steps({name: stored[name] for name in merged})
-    known = (both.before.arguments, both.before.output)
-    return OnnxCheck(both.before.running, both.after, inputs, seed, steps, known, notes)
-
-
-_ONLY_SQUEEZED = (
-    "checked against the squeezed model in torch alone: --checkpoint ORIGINAL gives the weights "
-    "that it was made of, and holds it against the original model"
-)
-
-
-def _checked_export(
-    candidates: Iterator[ModelProto], check: OnnxCheck, where: str
-) -> tuple[ModelProto, OnnxReport]:
-    """The first candidate that the check bears out. Raises VerificationError with what it saw of
-    the last one, OutputError where there is none.
-    """
+    alone = checked_onnx(layers, destination, opset=opset, overwrite=overwrite, seed=seed)
     problems: tuple[str, ...] = ()
-    for candidate in candidates:
+    for made in exports(squeezed, inputs, opset, recipe.to_json()):
         try:
-            return candidate, check.report(candidate)
+            checked = check.report(made)
+            break
         except VerificationError as error:
             problems = error.problems
-    raise VerificationError([f"{where}: {problem}" for problem in problems])
-
-
-def _check_source(checkpoint: Path, recipe: Recipe, key: str | None, path: Path) -> None:
-    found = open_checkpoint(checkpoint, key=key).sha256()
-    if found != recipe.source.sha256:
-        raise CheckpointError(
-            f"{checkpoint}: is not the file that {path} was squeezed from ({recipe.source.file}, "
-            f"sha256 {recipe.source.sha256[:12]}..., this is {found[:12]}...). Give that one."
-        )
+    else:
+        raise VerificationError([f"{destination}: {problem}" for problem in problems])
+    held.check_unchanged()
+    written = replace(alone, model=made).write()
+    return WholeExport(written, checked, whole, f"the {against} in torch", notes)

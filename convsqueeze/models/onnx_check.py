@@ -8,36 +8,40 @@ unit; `FACTOR` of them are granted, and what storing merged weights was seen to 
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
-from onnx import ModelProto, TensorProto
-from torch import Tensor
+from onnx import ModelProto
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import dtype_name
-from convsqueeze.copying import as_wide
+from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.outputs import NamedTensors
-from convsqueeze.models.running import Running, Steps, distances, largest_value, nearest
-from convsqueeze.models.whole import FACTOR
+from convsqueeze.models.running import (
+    FACTOR,
+    NamedTensors,
+    Running,
+    Steps,
+    distances,
+    largest_value,
+    nearest,
+    rounding_steps,
+    runnable,
+)
+from convsqueeze.models.standins import ELEMENTS
+from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
-_FLOATS = {
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.BFLOAT16: torch.bfloat16,
-}
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -69,24 +73,42 @@ class _Outcome:
     found: NamedTensors
 
 
-@dataclass(frozen=True, eq=False)
 class OnnxCheck:
-    """What an ONNX model is held against: the `reference`, and the `squeezed` model that it is.
+    """What an ONNX model of `squeezed` is held against: the original, where `both` are that and the
+    squeezed model as they ran, otherwise the squeezed model itself, which then must run.
 
-    `steps` say how far storing merged weights has moved them from those of the reference, `known`
-    what that gave for an input, if it ran already, `notes` what is good to know.
+    Raises ModelInputError where it does not.
     """
 
-    reference: Running
-    squeezed: Running
-    inputs: Inputs
-    seed: int = 0
-    steps: Steps = field(default_factory=dict)
-    known: tuple[tuple[Any, ...], Any] | None = None
-    notes: tuple[str, ...] = ()
+    def __init__(
+        self,
+        squeezed: nn.Module,
+        inputs: Inputs,
+        seed: int = 0,
+        both: tuple[Running, Running] | None = None,
+    ) -> None:
+        self.inputs, self.seed = inputs, seed
+        self.steps: Steps = {}
+        if both is None:
+            one = runnable(Sandbox(squeezed), lambda dtype: inputs.drawn(seed, dtype))
+            both = one, one
+        else:
+            merged = {
+                f"{name}.{key}".removeprefix("."): p
+                for name, layer in squeezed.named_modules()
+                if isinstance(layer, SqueezedConv)
+                for key, p in layer.named_parameters()
+            }
+            self.steps = rounding_steps(merged)
+        self.reference, self.squeezed = both
+        self.notes: tuple[str, ...] = ()
+        if any(p.dtype == torch.bfloat16 for p in squeezed.parameters()):
+            self.notes = (
+                "stored as bfloat16, exported as float32, which holds every value exactly",
+            )
 
     def report(self, model: ModelProto) -> OnnxReport:
-        """Form, values of the merged layers, then outputs. Raises VerificationError."""
+        """Form, then outputs. Raises VerificationError."""
         with tempfile.TemporaryDirectory(prefix="convsqueeze-") as folder:
             runs = _Session(model, Path(folder))
             opened = tuple((value.name, _sizes(value)) for value in model.graph.input)
@@ -104,15 +126,16 @@ class OnnxCheck:
         """None where the reference does not take the shapes. Raises VerificationError for outputs
         of other shapes.
         """
-        arguments = self.inputs.resized(shapes).drawn(self.seed, runs.dtype)
-        if self.known is not None and _are_equal(arguments, self.known[0]):
-            wanted = _named(tree_leaves(self.known[1]))
+        if shapes == tuple(spec.shape for spec in self.inputs.tensors):
+            arguments = _cast(self.reference.given, runs.dtype)
+            wanted = _named(self.reference.gave)
         else:
+            arguments = self.inputs.resized(shapes).drawn(self.seed, runs.dtype)
             wanted = _outputs(self.reference, arguments)
         if not wanted:
             return None
         place = f"input {' '.join('x'.join(map(str, one)) for one in shapes)}"
-        found = _named(runs.run(arguments, place))
+        found = runs.run(arguments, place)
         given, needed = ([tuple(y.shape) for y in one.values()] for one in (found, wanted))
         if given != needed:
             told, other = (", ".join(map(str, one)) for one in (given, needed))
@@ -137,13 +160,14 @@ class OnnxCheck:
 
     def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[str, float]:
         """What rounding was seen to move each output by: computing in `dtype`, and storing."""
-        seen: dict[str, float] = {}
+        running, seen = self.squeezed, dict[str, float]()
+        own = {**running.parameters(), **dict(running.module.named_buffers())}
         for seed, outcome in enumerate(outcomes, self.seed):
-            base = _outputs(self.squeezed, outcome.arguments)
-            with self.squeezed.computing_in(dtype):
-                computed = _outputs(self.squeezed, outcome.arguments, dtype)
-            with self.squeezed.with_values(self.squeezed.moved(self.steps, seed)):
-                stored = _outputs(self.squeezed, outcome.arguments)
+            base = _outputs(running, outcome.arguments)
+            with running.with_values(own, dtype):
+                computed = _outputs(running, outcome.arguments, dtype)
+            with running.moved(self.steps, seed):
+                stored = _outputs(running, outcome.arguments)
             for moved in (distances(base, computed), distances(base, stored)):
                 for place in (one for one in moved if moved[one] < torch.inf):
                     seen[place] = max(seen.get(place, 0.0), moved[place])
@@ -152,22 +176,17 @@ class OnnxCheck:
 
 def _nearest(outcomes: Sequence[_Outcome], moved: Mapping[str, float], dtype: torch.dtype) -> Worst:
     """The output nearest to its bound. A few units in the last place are always granted."""
-    worst, eps = Worst(), torch.finfo(dtype).eps
+    worst = Worst()
     for one in outcomes:
-        granted = {p: eps * largest_value(y) * y.is_floating_point() for p, y in one.wanted.items()}
-        bounds = {place: FACTOR * (granted[place] + moved.get(place, 0.0)) for place in one.wanted}
-        _, found = nearest(one.wanted, one.found, bounds)
+        _, found = nearest(one.wanted, one.found, FACTOR * torch.finfo(dtype).eps, moved)
         if found.share >= worst.share:
             worst = replace(found, place=f"{found.place}, {one.place}")
     return worst
 
 
-def _are_equal(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    pairs = list(zip(tree_leaves(one), tree_leaves(other), strict=True))
-    return all(
-        a.shape == b.shape and a.equal(b.to(a.dtype)) if isinstance(a, Tensor) else a == b
-        for a, b in pairs
-    )
+def _cast(arguments: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
+    cast: tuple[Any, ...] = tree_map_only(Tensor, lambda x: as_wide(x, dtype), arguments)
+    return cast
 
 
 def _outputs(
@@ -177,13 +196,12 @@ def _outputs(
     as not every size is one that its code takes.
     """
     with suppress(Exception):
-        given = tree_map_only(Tensor, lambda x: as_wide(x, dtype or running.dtype), arguments)
-        return _named(tree_leaves(running.output(given)))
+        return _named(running.output(_cast(arguments, dtype or running.dtype)))
     return {}
 
 
-def _named(outputs: Sequence[Any]) -> NamedTensors:
-    tensors = (one.detach() for one in outputs if isinstance(one, Tensor))
+def _named(output: Any) -> NamedTensors:
+    tensors = (one.detach() for one in tree_leaves(output) if isinstance(one, Tensor))
     return {f"output {index}": tensor for index, tensor in enumerate(tensors)}
 
 
@@ -191,13 +209,22 @@ class _Session:
     """The model in onnxruntime, or a copy in float32 where that has no kernels for its dtype."""
 
     def __init__(self, model: ModelProto, folder: Path) -> None:
-        self.notes: tuple[str, ...] = ()
-        _check_form(model, folder)
-        self.names = [value.name for value in model.graph.input]
-        held = {_FLOATS[v.type.tensor_type.elem_type] for v in _float_values(model)}
-        self.dtype = max(held or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)
+        """Raises VerificationError for a model that is not well-formed, or refused."""
+        held = _held(model, folder / "model.onnx")
         try:
-            self._session = _opened(model, folder)
+            if isinstance(held, Path):
+                onnx.checker.check_model(str(held))
+            else:
+                onnx.checker.check_model(held, full_check=True)
+        except FORM_ERRORS as error:
+            raise VerificationError([f"is not well-formed: {first_line(error)}."]) from error
+        self.notes: tuple[str, ...] = ()
+        self.names = [value.name for value in model.graph.input]
+        kinds = [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)]
+        floats = [dtype for dtype, kind in ELEMENTS.items() if kind in kinds]
+        self.dtype = max(floats or [torch.float32], key=lambda dtype: torch.finfo(dtype).eps)
+        try:
+            self._session = session_of(held)
         except RUNTIME_ERRORS as error:
             if self.dtype == torch.float32:
                 raise VerificationError(
@@ -208,9 +235,9 @@ class _Session:
                 "float32 was run",
             )
             self.dtype = torch.float32
-            self._session = _opened(in_float32(model), folder)
+            self._session = session_of(_held(in_float32(model), folder / "float32.onnx"))
 
-    def run(self, arguments: tuple[Any, ...], place: str) -> list[Tensor]:
+    def run(self, arguments: tuple[Any, ...], place: str) -> NamedTensors:
         """Its outputs. Raises VerificationError where it fails."""
         tensors = [one.numpy() for one in arguments if isinstance(one, Tensor)]
         try:
@@ -219,37 +246,17 @@ class _Session:
             raise VerificationError(
                 [f"onnxruntime fails on an {place}: {first_line(error)}."]
             ) from error
-        return [torch.from_numpy(one) for one in found]
+        return _named([torch.from_numpy(one) for one in found])
 
 
-def _float_values(model: ModelProto) -> Iterator[Any]:
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type in _FLOATS:
-            yield value
-
-
-def _check_form(model: ModelProto, folder: Path) -> None:
-    try:
-        if fits_one_message(model):
-            onnx.checker.check_model(model, full_check=True)
-        else:
-            onnx.checker.check_model(str(_saved(model, folder)), full_check=False)
-    except FORM_ERRORS as error:
-        raise VerificationError([f"is not well-formed: {first_line(error)}."]) from error
-
-
-def _saved(model: ModelProto, folder: Path) -> Path:
-    """In a temporary folder, values apart: a model of more than 2 GiB is no single message."""
-    place = folder / "model.onnx"
-    if not place.exists():
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        onnx.save_model(copy, place, save_as_external_data=True, location="model.onnx.data")
+def _held(model: ModelProto, place: Path) -> ModelProto | Path:
+    """The model, or a file of it with its values apart: more than 2 GiB are no single message."""
+    if fits_one_message(model):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    onnx.save_model(copy, place, save_as_external_data=True, location=f"{place.name}.data")
     return place
-
-
-def _opened(model: ModelProto, folder: Path) -> Any:
-    return session_of(model if fits_one_message(model) else _saved(model, folder))
 
 
 def _sizes(value: Any) -> tuple[int | str, ...]:
@@ -258,29 +265,19 @@ def _sizes(value: Any) -> tuple[int | str, ...]:
 
 def _fixed(opened: Sequence[tuple[str, tuple[int | str, ...]]]) -> tuple[str, ...]:
     """Says which inputs have sizes that are not open, beside channels."""
-    told = []
-    for name, sizes in opened:
-        rest = [size for index, size in enumerate(sizes) if index != 1 or len(sizes) < 3]
-        if any(isinstance(size, int) for size in rest):
-            shown = "x".join(map(str, sizes))
-            told.append(f"input {name} is {shown}: the model's code takes numbers for sizes there")
-    return tuple(told)
+    return tuple(
+        f"input {name} is {'x'.join(map(str, sizes))}: the model's code takes numbers for sizes "
+        "there"
+        for name, sizes in opened
+        if any(
+            isinstance(size, int) and (index != 1 or len(sizes) < 3)
+            for index, size in enumerate(sizes)
+        )
+    )
 
 
-_CHANGES: tuple[Callable[[int, int], int], ...] = (
-    lambda place, size: size + (1, 0, 32, 64, 96)[place],
-    lambda place, size: size + (2, 0, 1, 2, 3)[place],
-    lambda place, size: size if place < 2 else max(size // 2, 1),
-    lambda place, size: size + (0, 8, 0, 0, 0)[place],
-)
-"""Another size for one, by its place: batch, channels, then the axes."""
-
-
-def _place(index: int, rank: int) -> int:
-    """What a dimension is likely to be: of three, the second is the length of a sequence, or the
-    channels of a signal, whose length is the third.
-    """
-    return min(index, 4) if rank > 3 or index == 0 else index + 1
+_MORE = ((1, 0, 32, 64, 96), (2, 0, 1, 2, 3), None, (0, 8, 0, 0, 0))
+"""What is added to a size by its place: batch, channels, then the axes; None: half of each axis."""
 
 
 def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> Iterator[Shapes]:
@@ -290,22 +287,24 @@ def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> I
     other batches; and at last with other channels too, where they are open. Those that the model in
     torch does not take are left out by the caller.
     """
-    given = [spec.shape for spec in inputs.tensors]
-    yield tuple(given)
-    names = list(dict.fromkeys(s for sizes in opened for s in sizes if isinstance(s, str)))
-    if not names:
-        return
-    seen = {tuple(given)}
-    for change in _CHANGES:
-        sizes: dict[str, int] = {}
-        shapes = []
+    given = tuple(spec.shape for spec in inputs.tensors)
+    seen = {given}
+    yield given
+    for more in _MORE:
+        sizes: dict[int | str, int] = {}
         for shape, own in zip(given, opened, strict=True):
-            made = []
             for index, (size, kind) in enumerate(zip(shape, own, strict=True)):
-                if isinstance(kind, str):
-                    size = sizes.setdefault(kind, change(_place(index, len(own)), size))
-                made.append(size)
-            shapes.append(tuple(made))
-        if tuple(shapes) not in seen:
-            seen.add(tuple(shapes))
-            yield tuple(shapes)
+                # of three, the second is the length of a sequence, or the channels of a signal
+                place = min(index, 4) if len(own) > 3 or index == 0 else index + 1
+                half = max(size // 2, 1) if place > 1 else size
+                sizes.setdefault(kind, size + more[place] if more else half)
+        shapes = tuple(
+            tuple(
+                sizes[kind] if isinstance(kind, str) else size
+                for size, kind in zip(shape, own, strict=True)
+            )
+            for shape, own in zip(given, opened, strict=True)
+        )
+        if shapes not in seen:
+            seen.add(shapes)
+            yield shapes

@@ -1,12 +1,13 @@
-"""A model as a function in float64 and eval mode, and how far rounding can move what it gives.
+"""A model as a function in float64 and eval mode, what it gives as named tensors, and how far
+rounding can move that.
 
 Rounding is measured, not estimated: a copy of the model whose weights are moved by a few units of
 rounding shows what this network makes of such errors, however deep it is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
-from convsqueeze.models.outputs import NamedTensors, given_tensors, named_tensors
 from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.verify import Worst
 
+NamedTensors = dict[str, Tensor]
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
 
@@ -30,10 +31,18 @@ ROUNDINGS = 16
 """So many units of rounding, relative to the largest weight of its tensor, weights are moved by:
 more than the sums of a layer lose, which are rounded anew in each.
 """
+FACTOR = 16.0
+"""Of the movement that was measured, what is granted: rounding errors are drawn anew in every run,
+and of some ten drawings none is 16 times smaller than another but for an output of one number.
+"""
 
 
 class Running:
-    """A model in `dtype` (None: its own dtypes) and eval mode on the CPU; `module` is converted."""
+    """A model in `dtype` (None: its own dtypes) and eval mode on the CPU; `module` is converted.
+
+    `coarsest` is the coarsest dtype in which it computes, as far as that is known. `given` are the
+    arguments that it ran on first and `gave` what it gave, if it did.
+    """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
         self.dtype = dtype
@@ -41,28 +50,20 @@ class Running:
         if dtype is not None:
             module._apply(lambda tensor: as_wide(tensor, dtype))
         self.module = module.eval().requires_grad_(False)
+        dtypes = [p.dtype for p in module.parameters() if p.is_floating_point()]
+        self.coarsest = max(dtypes or [dtype or torch.float32], key=_eps)
+        self.given: tuple[Any, ...] = ()
+        self.gave: Any = None
 
-    @property
-    def coarsest(self) -> torch.dtype:
-        """The coarsest dtype of its parameters."""
-        dtypes = [p.dtype for p in self.module.parameters() if p.is_floating_point()]
-        return max(dtypes or [self.dtype or torch.float32], key=_eps)
-
-    def output(self, arguments: Sequence[Any], seed: int = 0) -> Any:
+    def output(self, arguments: Sequence[Any], seed: int = 0, *, gradients: bool = False) -> Any:
         """What it gives; `seed` is for a model that draws random numbers itself."""
-        with torch.no_grad():
-            return self._output(arguments, seed)
+        with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]), exits_caught():
+            torch.manual_seed(seed)
+            return self.module(*tree_map_only(Tensor, torch.clone, tuple(arguments)))
 
     def run(self, arguments: Sequence[Any], seed: int = 0) -> NamedTensors:
         """The tensors of what it gives."""
         return named_tensors(self.output(arguments, seed))
-
-    def _output(self, arguments: Sequence[Any], seed: int) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            given = tree_map_only(Tensor, torch.clone, tuple(arguments))
-            with exits_caught():
-                return self.module(*given)
 
     def run_with_gradients(
         self, arguments: Sequence[Any], names: Sequence[str]
@@ -75,13 +76,16 @@ class Running:
             return self.run(arguments), frozenset()
         own = dict(self.module.named_parameters())
         chosen = [own[name].requires_grad_() for name in names]
+        generator = torch.Generator().manual_seed(0)
         try:
-            with torch.enable_grad():
-                output = self._output(arguments, seed=0)
-                outputs = [tensor for _, tensor in given_tensors(output) if tensor.requires_grad]
-                generator = torch.Generator().manual_seed(0)
-                weights = [_random_like(tensor, generator) for tensor in outputs]
-                found = torch.autograd.grad(outputs, chosen, weights, allow_unused=True)
+            output = self.output(arguments, gradients=True)
+            outputs = [t for _, t in _tensors_in(output, "", frozenset()) if t.requires_grad]
+            # numbers from 0 to 1, by which no sum of gradients is likely to cancel
+            weights = [
+                torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+                for t in outputs
+            ]
+            found = torch.autograd.grad(outputs, chosen, weights, allow_unused=True)
         except RuntimeError:
             self.module.requires_grad_(False)
             return self.run(arguments), frozenset()
@@ -94,34 +98,35 @@ class Running:
         )
         return named_tensors(output), frozenset(moving)
 
-    def parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> NamedTensors:
         return {name: p.data for name, p in self.module.named_parameters()}
 
     @contextmanager
-    def with_values(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Parameters with other values meanwhile."""
-        named = dict(self.module.named_parameters())
-        with _replaced(
-            {named[name]: value.to(named[name].dtype) for name, value in values.items()}
-        ):
+    def with_values(
+        self, values: Mapping[str, Tensor], dtype: torch.dtype | None = None
+    ) -> Iterator[None]:
+        """Parameters and buffers with other values meanwhile, in their own dtype or another."""
+        named = dict((*self.module.named_parameters(), *self.module.named_buffers()))
+        kept = {name: named[name].data for name in values}
+        try:
+            for name, value in values.items():
+                named[name].data = as_wide(value, dtype or kept[name].dtype)
             yield
+        finally:
+            for name, value in kept.items():
+                named[name].data = value
 
-    @contextmanager
-    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
-        """All tensors in another dtype meanwhile."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        with _replaced({tensor: as_wide(tensor.data, dtype) for tensor in tensors}):
-            yield
-
-    def moved(self, steps: Steps, seed: int) -> dict[str, Tensor]:
-        """The values of parameters after a step each, its sign drawn from the seed."""
+    def moved(self, steps: Steps, seed: int) -> AbstractContextManager[None]:
+        """Parameters after a step each meanwhile, its sign drawn from the seed."""
         generator = torch.Generator().manual_seed(seed)
-        own = self.parameters()
-        return {
-            name: own[name]
-            + step * (torch.randint(0, 2, own[name].shape, generator=generator) * 2 - 1)
-            for name, step in steps.items()
-        }
+        own = self.parameters() if steps else {}
+        return self.with_values(
+            {
+                name: own[name]
+                + step * (torch.randint(0, 2, step.shape, generator=generator) * 2 - 1)
+                for name, step in steps.items()
+            }
+        )
 
     def noise_steps(self, unit: float) -> Steps:
         """`unit` of each tensor's largest value."""
@@ -132,89 +137,9 @@ class Running:
         }
 
 
-@contextmanager
-def _replaced(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
-    """Tensors with other numbers meanwhile."""
-    kept = {tensor: tensor.data for tensor in values}
-    try:
-        for tensor, value in values.items():
-            tensor.data = value
-        yield
-    finally:
-        for tensor, value in kept.items():
-            tensor.data = value
-
-
-def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers from 0 to 1, which no sum of gradients is likely to cancel by."""
-    return torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
-
-
 def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
     """Half a unit in the last place of each value as it is stored."""
     return {name: half_ulp(tensor.detach().cpu()) for name, tensor in stored.items()}
-
-
-def spread(
-    running: Running,
-    arguments: Sequence[Any],
-    base: NamedTensors,
-    steps: Steps,
-    signs: int,
-    seed: int = 0,
-) -> dict[str, float]:
-    """How far each output moves, at most, when parameters take a step whose signs are drawn from
-    `signs`; `seed` is for what the model draws itself.
-    """
-    with running.with_values(running.moved(steps, signs)):
-        return distances(base, running.run(arguments, seed))
-
-
-def distances(one: NamedTensors, other: NamedTensors) -> dict[str, float]:
-    """The largest difference of each tensor of `one`."""
-    return {place: largest_difference(one[place], other.get(place)) for place in one}
-
-
-def largest_difference(one: Tensor, other: Tensor | None) -> float:
-    """Infinite for other shapes, and where only one is finite; equal infinities and NaNs agree."""
-    if other is None or one.shape != other.shape:
-        return torch.inf
-    if one.numel() == 0:
-        return 0.0
-    return float(differences(one, other).max())
-
-
-def largest_value(tensor: Tensor) -> float:
-    """The largest finite magnitude, 0 without any."""
-    if tensor.numel() == 0:
-        return 0.0
-    return float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
-
-
-def differences(one: Tensor, other: Tensor) -> Tensor:
-    """Of two tensors of one shape, in float64."""
-    a, b = one.double(), other.double()
-    alike = (a == b) | (a.isnan() & b.isnan())
-    found = (a - b).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
-    return torch.where(alike, 0.0, found)
-
-
-def nearest(
-    wanted: NamedTensors, found: NamedTensors, bounds: Mapping[str, float]
-) -> tuple[str, Worst]:
-    """The output nearest to its bound, or the furthest beyond one, and what it differs by."""
-    every = {place: _worst(wanted[place], found[place], bounds[place], place) for place in wanted}
-    return max(every.items(), key=lambda one: one[1].share)
-
-
-def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
-    if wanted.numel() == 0:
-        return Worst(place=place)
-    error = differences(wanted, found)
-    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
-    largest = float(error[index])
-    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
-    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")
 
 
 class Narrowed(TorchDispatchMode):
@@ -222,7 +147,7 @@ class Narrowed(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.coarsest: torch.dtype | None = None
+        self.coarsest = torch.float64
 
     def __torch_dispatch__(
         self,
@@ -232,12 +157,13 @@ class Narrowed(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [x for x in tree_leaves((args, kwargs)) if _is_float(x) and x.numel() > 1]
         for made in filter(_is_float, tree_leaves(result)):
-            if any(_eps(made.dtype) > _eps(x.dtype) for x in given):
-                known = 0.0 if self.coarsest is None else _eps(self.coarsest)
-                if _eps(made.dtype) > known:
-                    self.coarsest = made.dtype
+            eps = _eps(made.dtype)
+            if eps > _eps(self.coarsest) and any(
+                _is_float(x) and x.numel() > 1 and eps > _eps(x.dtype)
+                for x in tree_leaves((args, kwargs))
+            ):
+                self.coarsest = made.dtype
         return result
 
 
@@ -249,41 +175,108 @@ def _is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-@dataclass(frozen=True, eq=False)
-class Runnable:
-    """A model that runs, the coarsest dtype in which it then computes, and what it was given and
-    gave first.
-    """
-
-    running: Running
-    coarsest: torch.dtype
-    arguments: tuple[Any, ...]
-    output: Any
-
-
 def runnable(
     sandbox: Sandbox,
     arguments_in: Callable[[torch.dtype | None], tuple[Any, ...]],
     given_as: str = "--input (in Python example_inputs)",
-) -> Runnable:
-    """The model in float64, or in float32 or its own dtypes where its code insists on them.
+) -> Running:
+    """The model in float64, or in float32 or its own dtypes where its code insists on them, after
+    it ran on the arguments.
 
-    `given_as` is what the user calls the arguments. Raises ModelInputError where it does not run.
+    `given_as` is what the user calls them. Raises ModelInputError where it does not run.
     """
     raised: list[Exception] = []
     for dtype in (torch.float64, torch.float32, None):
         is_wide = dtype == torch.float64
-        module = sandbox.in_float64() if is_wide else sandbox.given_away()
-        running, arguments = Running(module, dtype), arguments_in(dtype)
+        running = Running(sandbox.in_float64() if is_wide else sandbox.given_away(), dtype)
+        running.given = arguments_in(dtype)
         try:
             with Narrowed() as seen:
-                output = running.output(arguments)
+                running.gave = running.output(running.given)
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             raised.append(error)
             continue
-        coarsest = max(seen.coarsest or running.coarsest, running.coarsest, key=_eps)
-        return Runnable(running, coarsest, arguments, output)
+        running.coarsest = max(seen.coarsest, running.coarsest, key=_eps)
+        return running
     raise ModelInputError(
         f"{type(sandbox.model).__name__}: does not run on these inputs "
         f"({describe_error(raised[0])}). Give {given_as} with the shapes that it takes."
     ) from raised[0]
+
+
+def named_tensors(output: Any) -> NamedTensors:
+    """Every tensor of an output by where it stands in it: `output[0]`, `output["sample"]`,
+    `output.logits`; numbers are tensors too. Real, on the CPU, without gradients.
+    """
+    found = {}
+    for place, tensor in _tensors_in(output, "output", frozenset()):
+        tensor = tensor.detach()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        found[place] = tensor.cpu()
+    return found
+
+
+def _tensors_in(value: Any, place: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of tuples, dicts, dataclasses and what they hold, as they are."""
+    inside: Any = ()
+    if id(value) in above:
+        return
+    if isinstance(value, Tensor):
+        yield place, value
+    elif isinstance(value, bool | int | float):
+        yield place, torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, Mapping):
+        inside = ((f"[{key!r}]", one) for key, one in value.items())
+    elif isinstance(value, list | tuple):
+        inside = ((f"[{index}]", one) for index, one in enumerate(value))
+    elif is_dataclass(value):
+        inside = ((f".{one.name}", getattr(value, one.name)) for one in fields(value))
+    for key, one in inside:
+        yield from _tensors_in(one, place + key, above | {id(value)})
+
+
+def distances(one: NamedTensors, other: NamedTensors) -> dict[str, float]:
+    """The largest difference of each tensor of `one`; infinite for other shapes."""
+    return {
+        place: _worst(tensor, other[place], 0.0, place).error
+        if place in other and other[place].shape == tensor.shape
+        else torch.inf
+        for place, tensor in one.items()
+    }
+
+
+def largest_value(tensor: Tensor) -> float:
+    """The largest finite magnitude, 0 without any."""
+    if tensor.numel() == 0:
+        return 0.0
+    return float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
+
+
+def nearest(
+    wanted: NamedTensors, found: NamedTensors, unit: float, measured: Mapping[str, float]
+) -> tuple[str, Worst]:
+    """The output nearest to its bound, or the furthest beyond one, and what it differs by.
+
+    Granted is, of floats, `unit` of an output's largest value and `FACTOR` times the movement that
+    was `measured`; infinite measurements are none.
+    """
+    every = {}
+    for place, tensor in wanted.items():
+        moved = measured.get(place, 0.0)
+        bound = unit * largest_value(tensor) + (FACTOR * moved if moved < torch.inf else 0.0)
+        every[place] = _worst(tensor, found[place], bound * tensor.is_floating_point(), place)
+    return max(every.items(), key=lambda one: one[1].share)
+
+
+def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
+    """Infinite where only one is finite; equal infinities and NaNs agree."""
+    if wanted.numel() == 0:
+        return Worst(place=place)
+    a, b = wanted.double(), found.double()
+    error = (a - b).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
+    error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, error)
+    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
+    largest = float(error[index])
+    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
+    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")

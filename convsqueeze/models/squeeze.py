@@ -1,7 +1,10 @@
-"""A model in, a smaller model out: trace, scan, merge, put in place, compare."""
+"""A model in, a smaller model out: trace, scan, merge, put in place, compare. The same walk for a
+model in memory and for the file that a model's weights are in.
+"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import Any, get_args
 
@@ -11,26 +14,44 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
-from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict
+from convsqueeze.checkpoint import Checkpoint, TensorInfo, from_state_dict, open_checkpoint
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
-from convsqueeze.errors import ModelInputError, PlanError, TracingError
+from convsqueeze.errors import ModelInputError, ModelMismatchError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
-from convsqueeze.models.arguments import positional
-from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of
-from convsqueeze.models.report import WholeReport
-from convsqueeze.models.running import runnable
-from convsqueeze.models.verifying import merged_parameters, verify_whole
+from convsqueeze.models.factory import Code
+from convsqueeze.models.inputs import (
+    Inputs,
+    example_arguments,
+    guess_inputs,
+    inputs_of,
+    positional,
+)
+from convsqueeze.models.running import (
+    Running,
+    distances,
+    largest_value,
+    named_tensors,
+    runnable,
+)
+from convsqueeze.models.whole import WholeReport, exact_parameters, verify_whole
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
-from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
+from convsqueeze.pipeline.merging import MergeReport, Result, squeeze_checkpoint
+from convsqueeze.pipeline.tracking import Track
 from convsqueeze.plan import Growth, Minimize, Plan, check_memory, plan_of
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.scan.writing import left_lines
-from convsqueeze.surgery.apply import with_layers
+from convsqueeze.surgery.apply import applied, with_layers
 from convsqueeze.tracing import traced
 from convsqueeze.verify import Settings
+
+TOLERANCE = 1e-3
+"""Of the largest output of an example: far above float32's rounding, far below a lost activation.
+"""
+ROUNDINGS = 8
+"""Where that is more: how many roundings to the coarsest dtype of merged weights may add up."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -104,27 +125,36 @@ def squeeze(
     _check_policies(minimize=(minimize, Minimize), border=(border, Border), growth=(growth, Growth))
     _check_values(model)
     _check_has_modules(model)
+    notes = []
+    if model.training:
+        notes.append(
+            "the model is in training mode, in which norms are not constant and dropout is not "
+            "off, so they were left alone. Call model.eval() first"
+        )
     with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
         sandbox = Sandbox(model)
-        inputs, notes = _inputs(model, example_inputs, sandbox)
-        notes = (*_mode_notes(model), *notes, *_squeezed_notes(model))
+        if example_inputs is None:
+            inputs, guessed = guess_inputs(model, sandbox)
+            notes.append(guessed)
+        else:
+            inputs = inputs_of(positional(model, example_inputs))
+        names = [n or "the model" for n, m in model.named_modules() if isinstance(m, SqueezedConv)]
+        if names:
+            notes.append(
+                f"squeezed already, and merged again only where more pays: {listed(names)}"
+            )
         if minimize == "latency" and latency is None:
             from convsqueeze.latency import measuring
 
             latency = measuring("torch")
-        found = scan_model(
-            *(model, inputs),
-            minimize=minimize,
-            border=border,
-            growth=growth,
-            latency=latency,
-            sandbox=sandbox,
-        )
+        policies: dict[str, Any] = {"minimize": minimize, "border": border, "growth": growth}
+        found = scan_model(model, inputs, **policies, latency=latency, sandbox=sandbox)
         with CPU:
-            own = from_state_dict(model.state_dict()) if found.document else None
-            plan = scan_plan(found, own, "scan", growth) if own else None
-            if own is None or plan is None:
-                return copied(model), SqueezeReport(found, notes=notes)
+            if found.document is None:
+                return copied(model), SqueezeReport(found, notes=tuple(notes))
+            own = from_state_dict(model.state_dict())
+            merges = [one.merge for one in found.merged]
+            plan = plan_of(Manifest(found.document, "scan"), merges, own, growth=growth)
             for name, tensor in model.state_dict().items():
                 if isinstance(tensor, Tensor) and tensor.is_meta:
                     own.load(name.removeprefix(own.prefix))  # which raises
@@ -132,48 +162,116 @@ def squeeze(
             result = squeeze_checkpoint(
                 plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True
             )
-            layers = result.modules()
-            squeezed = with_layers(model, own, plan.merges, lambda merge: layers[merge.into])
-            exact = merged_parameters(result, own.prefix)
-            whole = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox)
-    whole.raise_if_failed()
-    merged = MergeReport(
-        plan, result.verification, (*plan.notes, *result.notes), widened=result.widened
+            squeezed, whole = put_in_place(model, result, inputs, own=own, sandbox=sandbox)
+    notes_of = (*plan.notes, *result.notes)
+    merged = MergeReport(plan, result.verification, notes_of, widened=result.widened)
+    return squeezed, SqueezeReport(found, merged, whole, tuple(notes))
+
+
+def put_in_place(
+    model: nn.Module,
+    result: Result,
+    inputs: Inputs,
+    *,
+    sandbox: Sandbox,
+    own: Checkpoint | None = None,
+    **options: Any,
+) -> tuple[nn.Module, WholeReport]:
+    """A copy of the model with the layers of a result, and what comparing both showed.
+
+    `result` has the values before they were rounded, `own` are the model's tensors, `options` are
+    those of `verified`. Raises ModelMismatchError where a merged layer has no place in the model,
+    VerificationError where the two models differ by more than rounding.
+    """
+    own = own or from_state_dict(model.state_dict())
+    layers = result.modules()
+    squeezed = with_layers(
+        *(model, own, result.plan.merges, lambda merge: layers[merge.into]),
+        arguments=example_arguments(model, inputs),
+        sandbox=sandbox,
     )
-    return squeezed, SqueezeReport(found, merged, whole, notes)
+    exact = exact_parameters(result.plan, own.prefix, lambda merge: result.exact[merge.into])
+    report = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox, **options)
+    report.raise_if_failed()
+    return squeezed, report
 
 
-def _check_policies(**policies: tuple[object, Any]) -> None:
-    """Raises PlanError for a word that is none of those that a policy has."""
-    problems = [
-        f"{name}: {given!r} was given, one of {', '.join(get_args(words))} was needed."
-        for name, (given, words) in policies.items()
-        if given not in get_args(words)
-    ]
-    if problems:
-        raise PlanError(problems)
+def plan_from_code(
+    code: Code,
+    place: str,
+    track: Track,
+    border: Border | None,
+    growth: Growth,
+    checkpoint: Checkpoint,
+) -> Plan:
+    """The plan, for a checkpoint, of the merges that a scan of the model at `place` finds.
+
+    Raises PlanError where nothing is worth merging, and as `scan_model` does.
+    """
+    track(f"scanning {place}", 0, 0)
+    found = scan_model(
+        *(code.model, code.inputs),
+        border=border or "exact",
+        growth=growth,
+        stored=checkpoint.tensors,
+        sandbox=code.sandbox,
+    )
+    if found.document is None:
+        why = f"`convsqueeze scan {place}` says why"
+        raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
+    merges = [one.merge for one in found.merged]
+    return plan_of(Manifest(found.document, place), merges, checkpoint, growth=growth)
 
 
-def _inputs(model: nn.Module, examples: Any, sandbox: Sandbox) -> tuple[Inputs, tuple[str, ...]]:
-    """What the model is followed on, and what is to be told of it."""
-    if examples is None:
-        guess = guess_inputs(model, sandbox)
-        return guess.inputs, (guess.note,)
-    return inputs_of(positional(model, examples)), ()
+def apply(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    key: str | None = None,
+    example: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """A copy of `model` with the squeezed layers of a file in place and all its tensors loaded.
+
+    The module named `into` becomes the squeezed layer; the other merged modules become
+    `nn.Identity` (in another branch of a sum: `Zero`). `key` chooses the state dict in a wrapped
+    file. The given model is left as it is. With an `example` (a tensor, a tuple of positional
+    arguments or a dict of named ones) both models are run on it in float64 and eval mode (the given
+    one with the weights it has) and must agree: the only check that sees an activation between two
+    layers, or an order that is not the model's.
+
+    Raises ModelMismatchError with every reason where the model's layers are not those of the
+    recipe, its own code would still do a part of the merge, or the outputs differ; ModelInputError
+    where the model does not take the example; CheckpointError for the file.
+    """
+    arguments = None if example is None else positional(model, example, "example")
+    sandbox = Sandbox(model)
+    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key), arguments, sandbox)
+    if arguments is not None:
+        coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)
+        _check_example(sandbox, squeezed, arguments, max(TOLERANCE, ROUNDINGS * coarsest))
+    return squeezed
 
 
-def _mode_notes(model: nn.Module) -> Iterator[str]:
-    if model.training:
-        yield (
-            "the model is in training mode, in which norms are not constant and dropout is not "
-            "off, so they were left alone. Call model.eval() first"
-        )
-
-
-def _squeezed_notes(model: nn.Module) -> Iterator[str]:
-    names = [n or "the model" for n, m in model.named_modules() if isinstance(m, SqueezedConv)]
-    if names:
-        yield f"squeezed already, and merged again only where more pays: {listed(names)}"
+def _check_example(
+    sandbox: Sandbox, squeezed: nn.Module, arguments: tuple[Any, ...], tolerance: float
+) -> None:
+    """Raises ModelMismatchError where an output of two models differs by more than `tolerance` of
+    its largest value.
+    """
+    one = runnable(sandbox, inputs_of(arguments).first, "example")
+    before = named_tensors(one.gave)
+    after = Running(copied(squeezed), one.dtype).run(one.given)
+    for place, difference in distances(before, after).items():
+        largest = largest_value(before[place])
+        if not difference <= tolerance * largest:
+            raise ModelMismatchError(
+                [
+                    f"the squeezed model differs by {difference:.3g} on the example, whose largest "
+                    f"output is {largest:.3g}. Something stands between merged layers, or the "
+                    "model runs them in another order, or it does not hold the weights that were "
+                    "merged."
+                ]
+            )
 
 
 def scan_model(
@@ -196,7 +294,10 @@ def scan_model(
     run on these inputs.
     """
     _check_values(model)
-    prefix, infos = _stored(model)
+    state, prefix = model.state_dict(), ""
+    if any(isinstance(value, Tensor) for value in state.values()):
+        own = from_state_dict(state)
+        prefix, stored = own.prefix, own.tensors if stored is None else stored
     sandbox = sandbox or Sandbox(model)
     try:
         graph = traced(model, example_arguments(model, inputs), prefix, sandbox)
@@ -206,7 +307,7 @@ def scan_model(
     with CPU:
         return scan(
             graph,
-            infos if stored is None else stored,
+            stored or {},
             border=border,
             growth=growth,
             minimize=minimize,
@@ -214,13 +315,15 @@ def scan_model(
         )
 
 
-def _stored(model: nn.Module) -> tuple[str, Mapping[str, TensorInfo]]:
-    """The prefix that all tensors of a model have, and the tensors without it; it may have none."""
-    state = model.state_dict()
-    if not any(isinstance(value, Tensor) for value in state.values()):
-        return "", {}
-    own = from_state_dict(state)
-    return own.prefix, own.tensors
+def _check_policies(**policies: tuple[object, Any]) -> None:
+    """Raises PlanError for a word that is none of those that a policy has."""
+    problems = [
+        f"{name}: {given!r} was given, one of {', '.join(get_args(words))} was needed."
+        for name, (given, words) in policies.items()
+        if given not in get_args(words)
+    ]
+    if problems:
+        raise PlanError(problems)
 
 
 def _check_values(model: nn.Module) -> None:
@@ -256,13 +359,3 @@ def _check_has_modules(model: nn.Module) -> None:
             "of operators and no modules, so none can be replaced. Squeeze the model that it was "
             "made of, then export that."
         )
-
-
-def scan_plan(found: Scan, checkpoint: Checkpoint, source: str, growth: Growth) -> Plan | None:
-    """The plan of a scan's merges for the checkpoint whose tensors it was given; None where nothing
-    is worth merging. Raises PlanError for what stands against it.
-    """
-    if found.document is None:
-        return None
-    manifest = Manifest(found.document, source)
-    return plan_of(manifest, [one.merge for one in found.merged], checkpoint, growth=growth)

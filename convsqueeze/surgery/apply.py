@@ -1,6 +1,6 @@
 """Squeezed layers put into a copy of the user's own model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,12 @@ def applied(
         sandbox=sandbox,
         problems=[*differences],
     )
-    _load(squeezed, own.prefix, checkpoint)
+    # beside tensors a state dict holds what modules keep of their own, and their versions
+    state = squeezed.state_dict()
+    for key in [key for key, value in state.items() if isinstance(value, Tensor)]:
+        del state[key]
+    state.update({own.prefix + name: checkpoint.load(name) for name in checkpoint.tensors})
+    load_state(squeezed, state, "the model does not take the squeezed file")
     return squeezed, plan
 
 
@@ -175,16 +180,12 @@ def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:
     ]
 
 
-def _load(model: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
-    """Beside tensors a state dict holds what modules keep of their own, and their versions."""
-    state = model.state_dict()
-    for key in [key for key, value in state.items() if isinstance(value, Tensor)]:
-        del state[key]
-    state.update({prefix + name: checkpoint.load(name) for name in checkpoint.tensors})
+def load_state(
+    model: nn.Module, state: Mapping[str, Any], told: str, *, assign: bool = False
+) -> None:
+    """`Module.load_state_dict`. Raises ModelMismatchError, `told` before each of its reasons."""
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
-        raise ModelMismatchError(
-            [f"the model does not take the squeezed file: {x}" for x in lines]
-        ) from error
+        raise ModelMismatchError([f"{told}: {line}" for line in lines]) from error

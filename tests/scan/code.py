@@ -8,7 +8,7 @@ from networks.values import filled
 from torch import Tensor, nn
 
 from convsqueeze.models.inputs import inputs_of
-from convsqueeze.models.outputs import named_tensors
+from convsqueeze.models.running import named_tensors
 from convsqueeze.models.squeeze import scan_model
 from convsqueeze.scan import Scan
 

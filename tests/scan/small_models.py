@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.models import SqueezeReport
-from convsqueeze.models.outputs import named_tensors
+from convsqueeze.models.running import named_tensors
 from convsqueeze.module import SqueezedConv
 from scan.code import image, made
 

@@ -1,5 +1,6 @@
 """`merge`: a manifest or the model's code in, a smaller checkpoint out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,7 @@ def merge(
         from convsqueeze.verify import Settings
 
         if code is not None:
-            from convsqueeze.models import WholeJob, code_of, planner_from_code
+            from convsqueeze.models import WholeReport, code_of, plan_from_code, put_in_place
         if onnx is not None:
             from convsqueeze.export import CheckedModel, check_onnx_destination, checked_onnx
 
@@ -65,8 +66,14 @@ def merge(
     manifest: Any = pairs
     onnx_place: Any = onnx
     notes: tuple[str, ...] = ()
-    whole: WholeJob | None = None
+    own: Any = None
+    wholes: list[WholeReport] = []
     checked: list[CheckedModel] = []
+
+    def check_whole(result: Any, files: Any) -> None:
+        """The whole model with the merged layers, held against the original."""
+        given = {"sandbox": own.sandbox, "seed": seed, "track": track}
+        wholes.append(put_in_place(own.model, result, own.inputs, **given)[1])
 
     def check_onnx(result: Any, files: Any) -> None:
         """The ONNX model of a verified result, held against torch and written with it."""
@@ -85,9 +92,7 @@ def merge(
         if code is not None:
             own = code_of(code, shapes or [], track, model, key)
             notes = own.notes
-            whole = WholeJob(own, seed=seed, track=track)
-            if pairs is None:
-                manifest = planner_from_code(own, code, track, border=border, growth=growth)
+            manifest = pairs or partial(plan_from_code, own, code, track, border, growth)
         done = merge_file(
             model,
             manifest,
@@ -100,13 +105,13 @@ def merge(
             dry_run=dry_run,
             overwrite=overwrite,
             largest_shard=max_shard_size,
-            post_verify=compose(whole, check_onnx if onnx else None),
+            post_verify=compose(check_whole if code else None, check_onnx if onnx else None),
             track=track,
             device=device,
-            keep_exact=whole is not None,
+            keep_exact=code is not None,
         )
     exported = checked[0].result() if checked else None
-    seen = whole.report if whole else None
+    seen = wholes[0] if wholes else None
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
         whole_data = {"whole_model": seen.to_data()} if seen else {}
