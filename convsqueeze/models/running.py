@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +20,7 @@ from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.models.outputs import NamedTensors, given_tensors, named_tensors
 from convsqueeze.tracing.raised import describe_error, exits_caught
-from convsqueeze.verify import Worst
+from convsqueeze.verify import Worst, worst_of
 
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
@@ -203,18 +202,12 @@ def nearest(
     wanted: NamedTensors, found: NamedTensors, bounds: Mapping[str, float]
 ) -> tuple[str, Worst]:
     """The output nearest to its bound, or the furthest beyond one, and what it differs by."""
-    every = {place: _worst(wanted[place], found[place], bounds[place], place) for place in wanted}
+    every = {place: Worst(place=place) for place in wanted}
+    for place in (one for one in wanted if wanted[one].numel()):
+        error = differences(wanted[place], found[place])
+        bound = torch.full_like(error, bounds[place])
+        every[place] = worst_of(error, bound, f"{place} at {{}}".format, error)
     return max(every.items(), key=lambda one: one[1].share)
-
-
-def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
-    if wanted.numel() == 0:
-        return Worst(place=place)
-    error = differences(wanted, found)
-    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
-    largest = float(error[index])
-    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
-    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")
 
 
 class Narrowed(TorchDispatchMode):
