@@ -16,7 +16,7 @@ from torch import Tensor
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
-from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
+from convsqueeze.export.session import model_of
 from convsqueeze.kinds import Layer
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.verify.reference import Run, run_of_tree
@@ -90,11 +90,7 @@ def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
         for role, tensor in own.tensors.items()
     ]
     graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", DEFAULT_OPSET)],
-        ir_version=ir_version(DEFAULT_OPSET),
-    )
+    return model_of(graph)
 
 
 def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:
