@@ -1,8 +1,7 @@
 """Squeezed layers -> ONNX: one model of all of them, checked against torch before it is written.
 
-`opsets`: what can be written; `graph`: layers to a model; `runtime`: a model to functions;
-`check`: the two against each other; `files`: where models are written. onnx and onnxruntime are
-imported here and nowhere else.
+`session`: onnxruntime, and what can be written; `graph`: layers to a model; `runtime`: a model to
+functions; `check`: the two against each other; `files`: where models are written.
 """
 
 from convsqueeze.export.check import ExportReport, check_model
@@ -16,8 +15,8 @@ from convsqueeze.export.files import (
     export,
 )
 from convsqueeze.export.graph import build_model
-from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset, newest_opset
 from convsqueeze.export.runtime import OnnxLayers, open_onnx
+from convsqueeze.export.session import DEFAULT_OPSET, check_opset, newest_opset
 
 __all__ = [
     "DEFAULT_OPSET",

@@ -28,7 +28,7 @@ from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import OnnxLayer, OnnxLayers
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.module import SqueezedConv
-from convsqueeze.verify import Worst
+from convsqueeze.verify import Worst, worst_of
 
 Size = tuple[int, ...]
 
@@ -304,22 +304,10 @@ def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Wor
             f"a {place} gives an output of shape {tuple(actual.shape)} in onnxruntime, "
             f"{tuple(expected.shape)} in torch"
         )
-    worst = _worst((actual - expected).abs(), reference.bound(x.double()), place)
+    bound = reference.bound(x.double())
+    # where the bound is infinite it may be any number, or none
+    difference = (actual - expected).abs().where(bound != torch.inf, 0.0)
+    worst = worst_of(difference.nan_to_num(torch.inf), bound, f"{place}, output {{}}".format)
     if worst.share > 1.0:
-        raise _Difference(
-            f"onnxruntime and torch differ by {worst.error:.3e} where at most "
-            f"{worst.bound:.3e} is rounding, {worst.place}"
-        )
+        raise _Difference(f"onnxruntime and torch differ by {worst.told}")
     return worst
-
-
-def _worst(error: Tensor, bound: Tensor, place: str) -> Worst:
-    """The largest share of its bound; infinite where there is no number to compare."""
-    error = error.nan_to_num(torch.inf)
-    share = (error / bound).nan_to_num(0.0, torch.inf)
-    share = torch.where(error <= bound, share, share.where(share > 1.0, torch.inf))
-    index = np.unravel_index(int(share.argmax()), share.shape)  # torch's own imports sympy
-    at = [int(i) for i in index]
-    return Worst(
-        float(error[index]), float(bound[index]), float(share[index]), f"{place}, output {at}"
-    )

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
@@ -17,15 +17,14 @@ from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export.check import ExportReport, check_model, fits_one_message
-from convsqueeze.export.graph import build_model
-from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset
+from convsqueeze.export.graph import DTYPES, build_model
 from convsqueeze.export.runtime import open_onnx
+from convsqueeze.export.session import DEFAULT_OPSET, check_opset
 from convsqueeze.module import SqueezedConv, modules_of
 from convsqueeze.names import listed, nearest, shown
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
 
 SUFFIX = ".onnx"
-_WEIGHTS = {TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 PAGE = 4096
 """Where tensors begin in an external data file, so that runtimes can map them into memory."""
 
@@ -222,7 +221,7 @@ def _data_place(destination: Path, digits: str) -> Path:
 def _stage_data(files: NewFiles, model: ModelProto, destination: Path) -> Path:
     """Write the values of `model` to a file of their own, taking them out of it."""
     # numbers that are shapes stay: onnxruntime reads no other file while it infers shapes
-    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type in _WEIGHTS]
+    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type in DTYPES]
 
     def write(file: BinaryIO) -> None:
         for tensor in tensors:

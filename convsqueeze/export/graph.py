@@ -7,7 +7,6 @@ All sizes but channels are dynamic.
 """
 
 from collections.abc import Mapping
-from importlib.metadata import version
 
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -19,7 +18,7 @@ from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
 from convsqueeze.export.borders import add_borders
 from convsqueeze.export.nodes import Nodes, Operator, operator
-from convsqueeze.export.opsets import DEFAULT_OPSET, check_opset, ir_version
+from convsqueeze.export.session import DEFAULT_OPSET, check_opset, model_of
 from convsqueeze.module import SqueezedConv
 
 INPUT, OUTPUT = ".input", ".output"
@@ -29,11 +28,14 @@ AXIS_NAMES = {
     2: ("height", "width"),
     3: ("depth", "height", "width"),
 }
-ELEMENT_TYPES = {
-    torch.float64: TensorProto.DOUBLE,
-    torch.float32: TensorProto.FLOAT,
-    torch.float16: TensorProto.FLOAT16,
+DTYPES: dict[int, torch.dtype] = {
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
 }
+"""Of ONNX's floating-point types."""
+ELEMENT_TYPES = {dtype: element for element, dtype in DTYPES.items()}
 
 
 def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
@@ -87,13 +89,7 @@ def build_model(
             for key, value in parameters(name, layer).items()
         ],
     )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=ir_version(opset),
-        producer_name="convsqueeze",
-        producer_version=version("convsqueeze"),
-    )
+    model = model_of(graph, opset)
     if recipe_json is not None:
         helper.set_model_props(model, {RECIPE_KEY: recipe_json})
     return model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convsqueeze.checkpoint.disk import unreadable
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.graph import ELEMENT_TYPES, INPUT, OUTPUT
+from convsqueeze.export.graph import DTYPES, INPUT, OUTPUT
 from convsqueeze.export.session import NO_KERNEL, first_line, session_of
 from convsqueeze.names import listed, nearest, shown
 
@@ -27,10 +27,6 @@ ORDINARY_EXPONENT = 64
 
 LARGEST = 1 << 24
 """Of every size and attribute: more than any layer has."""
-
-FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-_DTYPES: dict[int, torch.dtype] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +153,10 @@ def _layers_in(model: ModelProto) -> dict[str, torch.dtype]:
     outputs = {value.name for value in model.graph.output}
     found = {}
     for value in model.graph.input:
-        name, element = value.name.removesuffix(INPUT), value.type.tensor_type.elem_type
-        if name != value.name and name + OUTPUT in outputs and element in _DTYPES:
-            found[name] = _DTYPES[element]
+        name = value.name.removesuffix(INPUT)
+        dtype = DTYPES.get(value.type.tensor_type.elem_type, torch.bfloat16)
+        if name != value.name and name + OUTPUT in outputs and dtype != torch.bfloat16:
+            found[name] = dtype
     return found
 
 
@@ -170,13 +167,13 @@ def in_float32(model: ModelProto, scale: float = 1.0) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
-        if value.type.tensor_type.elem_type in FLOATS:
+        if value.type.tensor_type.elem_type in DTYPES:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in copy.graph.initializer:
         _round_to_float32(tensor, scale)
     for node in copy.graph.node:
         for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in FLOATS:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in DTYPES:
                 attribute.i = TensorProto.FLOAT
             if attribute.HasField("t"):
                 _round_to_float32(attribute.t, 1.0)
@@ -184,7 +181,7 @@ def in_float32(model: ModelProto, scale: float = 1.0) -> ModelProto:
 
 
 def _round_to_float32(tensor: TensorProto, scale: float) -> None:
-    if tensor.data_type in FLOATS:
+    if tensor.data_type in DTYPES:
         values = (numpy_helper.to_array(tensor) * scale).astype("float32")
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 

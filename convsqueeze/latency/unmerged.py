@@ -4,7 +4,7 @@ Norms, scales and pools are the operators that a network has for them, not convo
 runtime may fuse them as it would there.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import count
@@ -14,13 +14,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, leaves, mapped
+from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
-from convsqueeze.export.opsets import DEFAULT_OPSET, ir_version
+from convsqueeze.export.session import model_of
 from convsqueeze.kinds import Layer
 from convsqueeze.plan import Merge, ResolvedLayer
-
-Run = Callable[[Tensor], Tensor]
+from convsqueeze.verify.reference import Run, run_of_tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +56,7 @@ def kind_of(leaf: ResolvedLayer) -> str:
 
 def in_torch(tree: Tree[RandomLayer]) -> Run:
     """The layers as one function of (batch, channels, *size)."""
-
-    def chain(links: Sequence[Run]) -> Run:
-        return lambda x: reduce(lambda value, link: link(value), links, x)
-
-    def add(branches: Sequence[Run]) -> Run:
-        return lambda x: reduce(torch.add, [branch(x) for branch in branches])
-
-    return fold(tree, lambda one: lambda x: one.layer.run(x, one.tensors), chain, add)
+    return run_of_tree(tree, lambda own, x: own.layer.run(x, own.tensors))
 
 
 class _LayerNodes(Nodes):
@@ -98,11 +90,7 @@ def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
         for role, tensor in own.tensors.items()
     ]
     graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", DEFAULT_OPSET)],
-        ir_version=ir_version(DEFAULT_OPSET),
-    )
+    return model_of(graph)
 
 
 def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:

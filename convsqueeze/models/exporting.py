@@ -16,7 +16,6 @@ from torch.export import Dim
 
 from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
-from convsqueeze.export.opsets import ir_version
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.standins import inlined, put_stand_ins
 from convsqueeze.tracing.raised import exits_caught
@@ -132,7 +131,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _finished(model: ModelProto, opset: int, recipe_json: str | None) -> ModelProto:
-    model.ir_version = ir_version(opset)
+    model.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
     model.graph.name = "squeezed model"
     _name_sizes(model.graph)
     if recipe_json is not None:

@@ -24,6 +24,7 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
+from convsqueeze.export.graph import DTYPES
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
 from convsqueeze.models.inputs import Inputs
@@ -38,7 +39,6 @@ from convsqueeze.models.running import (
     rounding_steps,
     runnable,
 )
-from convsqueeze.models.standins import ELEMENTS
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
@@ -150,12 +150,7 @@ class OnnxCheck:
         if not worst.share <= 1.0:
             worst = _nearest(outcomes, self._moved(outcomes, dtype), dtype)
         if not worst.share <= 1.0:
-            raise VerificationError(
-                [
-                    f"onnxruntime and torch differ by {worst.error:.3e} where at most "
-                    f"{worst.bound:.3e} is rounding, {worst.place}."
-                ]
-            )
+            raise VerificationError([f"onnxruntime and torch differ by {worst.told}."])
         return worst
 
     def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[str, float]:
@@ -221,7 +216,7 @@ class _Session:
         self.notes: tuple[str, ...] = ()
         self.names = [value.name for value in model.graph.input]
         kinds = [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)]
-        floats = [dtype for dtype, kind in ELEMENTS.items() if kind in kinds]
+        floats = [DTYPES[kind] for kind in kinds if kind in DTYPES]
         self.dtype = max(floats or [torch.float32], key=lambda dtype: torch.finfo(dtype).eps)
         try:
             self._session = session_of(held)

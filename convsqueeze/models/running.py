@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +20,7 @@ from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
 from convsqueeze.hooks import has_hooks
 from convsqueeze.tracing.raised import describe_error, exits_caught
-from convsqueeze.verify import Worst
+from convsqueeze.verify import Worst, worst_of
 
 NamedTensors = dict[str, Tensor]
 Steps = Mapping[str, Tensor]
@@ -276,7 +275,5 @@ def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
     a, b = wanted.double(), found.double()
     error = (a - b).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
     error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, error)
-    index = np.unravel_index(int(error.argmax()), error.shape)  # torch's own imports sympy
-    largest = float(error[index])
-    share = 0.0 if largest == 0 else (largest / bound if bound > 0 else torch.inf)
-    return Worst(largest, bound, share, f"{place} at {[int(i) for i in index]}")
+    most = torch.tensor(bound, dtype=torch.float64).expand_as(error)
+    return worst_of(error, most, lambda at: f"{place} at {at}", rank=error)

@@ -359,10 +359,10 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
         problem = unfit(name, stored, value)
         if stored is not None and problem is None and value.numel():
             slack = SLACK * value.abs().max()
-            number = worst_number(stored.detach().cpu(), value, slack.expand_as)
-            if number.share > 1.0:
-                at, needed = number.place, value[number.place].item()
-                problem = f"{name} holds {number.value!r} at {list(at)}, {needed!r} was needed"
+            at, worst = worst_number(stored.detach().cpu(), value, slack.expand_as)
+            if worst.share > 1.0:
+                held, needed = stored[at].item(), value[at].item()
+                problem = f"{name} holds {held!r} at {list(at)}, {needed!r} was needed"
         if problem is not None:
             yield f"is not what its layers give: {problem}"
 

@@ -3,7 +3,8 @@
 from convsqueeze.verify.files import Report, Settings, verify_checkpoints, verify_merge, verify_plan
 from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap
-from convsqueeze.verify.outcome import LayerReport, Worst
+from convsqueeze.verify.outcome import LayerReport
+from convsqueeze.verify.worst import Worst, worst_of
 
 __all__ = [
     "DifferenceMap",
@@ -15,4 +16,5 @@ __all__ = [
     "verify_checkpoints",
     "verify_merge",
     "verify_plan",
+    "worst_of",
 ]

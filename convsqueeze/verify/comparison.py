@@ -24,6 +24,8 @@ from torch import Tensor
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.precision import SMALLEST, half_ulp
+from convsqueeze.errors import GeometryError
+from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.recipe import RecipeLayer
@@ -44,11 +46,33 @@ class Comparison:
     bound: Run
     device: torch.device
 
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For `x` on any device the original's and the squeezed layer's outputs, their difference,
+        infinite where there is none, and its bound. Raises GeometryError where the squeezed layer
+        does not run or has an output of another shape.
+        """
+        size, x = size_told(x), x.to(self.device)
+        expected = self.original(x)
+        try:
+            actual = self.squeezed(x)
+            bound = self.bound(x) if actual.shape == expected.shape else None
+        except torch.OutOfMemoryError:  # of a GPU, which says nothing of the layer
+            raise
+        except (RuntimeError, GeometryError) as error:
+            first = str(error).partition("\n")[0]
+            raise GeometryError(f"the squeezed layer does not run on {size}: {first}") from error
+        if bound is None:
+            raise GeometryError(
+                f"on an input of {size} the output has shape {tuple(actual.shape[1:])}, "
+                f"the original's has {tuple(expected.shape[1:])}"
+            )
+        difference = (actual - expected).abs().nan_to_num(torch.inf, torch.inf)
+        return expected, actual, difference, bound
 
-def noise_of(merge: Merge) -> tuple[float, float]:
-    """What float64 can lose of the sum of magnitudes of one output's products, and below it."""
-    terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
-    return 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST
+
+def size_told(x: Tensor) -> str:
+    """`32x32`, of a batch of images."""
+    return format_size(x.shape[2:]) or "one vector"
 
 
 def comparison(
@@ -65,10 +89,9 @@ def comparison(
     Unless `rounded`, the module's values are held to be those before they were rounded. `stored`
     are the magnitudes at a corrected border, where they are known.
     """
-    noise, floor = noise_of(merge)
-    biases = part == "affine"
-    layers = reference(merge.tree, load, part, magnitude=True)
-    cost = None
+    terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
+    noise, floor, biases = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST, part == "affine"
+    layers, cost = reference(merge.tree, load, part, magnitude=True), None
     if rounded:
         cost = module.converted(half_ulp, half_ulp if biases else None, signs=False)
     if module.border is not None and stored is None:
@@ -81,12 +104,9 @@ def comparison(
             found = found + noise * stored(x)
         return found if cost is None else found + cost(x)
 
-    return Comparison(
-        original=reference(merge.tree, load, part),
-        squeezed=run_of(module.converted(Tensor.double, Tensor.double if biases else None)),
-        bound=bound,
-        device=module.weight.device,
-    )
+    wide = module.converted(Tensor.double, Tensor.double if biases else None)
+    original = reference(merge.tree, load, part)
+    return Comparison(original, run_of(wide), bound, module.weight.device)
 
 
 def stored_magnitudes(
@@ -138,27 +158,20 @@ def with_values(
 
 
 def run_of(module: SqueezedConv) -> Run:
-    """A squeezed layer as it is, a stored transposed one by torch's own op where that takes it."""
-    if module.is_transposed and min(map(min, module.layer.padding)) >= 0:
-        return lambda x: _as_torch_transposes(module, x)
-    return module
-
-
-_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def _as_torch_transposes(module: SqueezedConv, x: Tensor) -> Tensor:
-    """A stored transposed layer by torch's own op, which reads the file's layout as others will."""
+    """A squeezed layer as it is, a stored transposed one by torch's own op where that takes it:
+    that reads the file's layout as others will.
+    """
     layer = module.layer
-    full = _TRANSPOSED[len(layer.stride)](
-        x,
-        module.weight,
-        module.bias,
-        stride=layer.stride,
-        groups=layer.groups,
-        dilation=layer.dilation,
-    )
+    if not module.is_transposed or min(map(min, layer.padding)) < 0:
+        return module
+    operator = getattr(F, f"conv_transpose{len(layer.stride)}d")
+    settings = {"stride": layer.stride, "groups": layer.groups, "dilation": layer.dilation}
     crop = [-amount for pair in reversed(layer.padding) for amount in pair]
-    steps: tuple[Any, ...] = tuple(slice(None, None, s) for s in layer.output_stride or ())
-    y = F.pad(full, crop)[(..., *steps)]
-    return y if module.border is None else module.border(y, x)
+    steps: tuple[Any, ...] = tuple(slice(None, None, step) for step in layer.output_stride or ())
+
+    def run(x: Tensor) -> Tensor:
+        full = operator(x, module.weight, module.bias, **settings)
+        y: Tensor = F.pad(full, crop)[(..., *steps)]
+        return y if module.border is None else module.border(y, x)
+
+    return run

@@ -24,7 +24,7 @@ from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import is_far_larger, recipe_differences, recipe_layer
 from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
-from convsqueeze.verify.outcome import LayerReport, Worst
+from convsqueeze.verify.outcome import LayerReport
 
 
 @dataclass(frozen=True)
@@ -85,25 +85,14 @@ def verify_plan(
     device: torch.device = CPU,
 ) -> tuple[LayerReport, ...]:
     """Every merge of a plan, run from the two sets of tensors with the recipe's geometry."""
-    return tuple(_reports(plan, original, squeezed, layers, settings, track, device))
-
-
-def _reports(
-    plan: Plan,
-    original: Source,
-    squeezed: Source,
-    layers: Mapping[str, RecipeLayer],
-    settings: Settings,
-    track: Track,
-    device: torch.device,
-) -> Iterator[LayerReport]:
+    reports = []
     for merge in plan.merges:
         track(merge.into)
         layer = layers.get(merge.into)
-        if layer is None:
-            continue
-        stored = stored_tensors(layer, squeezed)
-        yield verify_merge(merge, layer, original, stored, None, settings, device)
+        if layer is not None:
+            stored = stored_tensors(layer, squeezed)
+            reports.append(verify_merge(merge, layer, original, stored, None, settings, device))
+    return tuple(reports)
 
 
 def verify_merge(
@@ -123,11 +112,11 @@ def verify_merge(
     """
     problem = _dtype_problem(merge, layer, stored)
     if problem is not None:
-        return _unrunnable(merge, problem)
+        return LayerReport(merge.into, merge.border, problem=problem)
     try:
         module = _module_on(device, layer, stored)
     except (GeometryError, CheckpointError, ValueError) as error:
-        return _unrunnable(merge, str(error).rstrip("."))
+        return LayerReport(merge.into, merge.border, problem=str(error).rstrip("."))
     with computing_on(device):
         return check_layer(
             merge,
@@ -161,10 +150,6 @@ def _dtype_problem(merge: Merge, layer: RecipeLayer, stored: Mapping[str, Tensor
     return None
 
 
-def _unrunnable(merge: Merge, problem: str) -> LayerReport:
-    return LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, (), 0, problem=problem)
-
-
 def _maps(
     plan: Plan,
     original: Source,
@@ -192,14 +177,6 @@ def _maps(
             )
         if found is not None:
             yield found
-
-
-def _with_strays(
-    reports: Sequence[LayerReport], maps: Sequence[DifferenceMap]
-) -> tuple[LayerReport, ...]:
-    """The reports with what the maps alone have shown: one more size, the same bound."""
-    strays = {one.name: one.stray for one in maps}
-    return tuple(replace(one, problem=one.problem or strays.get(one.name)) for one in reports)
 
 
 def verify_checkpoints(
@@ -239,11 +216,8 @@ def verify_checkpoints(
             return Report((), (*problems, *error.problems))
         raise
     problems += recipe_differences(plan, recipe, str(squeezed.path))
-    problems += _name_problems(plan, original, squeezed)
-    untouched = [name for name in _kept(plan, original) if name in squeezed.tensors]
-    for name in untouched:
-        problems += _changed(name, original, squeezed, advance)
-    problems += differences_around(original, squeezed)
+    wrong, untouched = _around_merges(plan, original, squeezed, advance)
+    problems += wrong
     planned = {merge.into: recipe_layer(merge) for merge in plan.merges}
     layers = {
         layer.name: layer
@@ -254,9 +228,10 @@ def verify_checkpoints(
     maps: tuple[DifferenceMap, ...] = ()
     if settings.maps:
         maps = tuple(_maps(plan, original, squeezed, layers, reports, settings, device))
-        reports = _with_strays(reports, maps)
+        strays = {one.name: one.stray for one in maps}  # more than rounding, on another size
+        reports = tuple(replace(r, problem=r.problem or strays.get(r.name)) for r in reports)
     problems = [*_source_problems(original, recipe, hashed()), *problems]
-    return Report(reports, tuple(problems), len(untouched), settings, plan, maps, str(device))
+    return Report(reports, tuple(problems), untouched, settings, plan, maps, str(device))
 
 
 def _source_problems(original: Checkpoint, recipe: Recipe, sha256: str) -> Iterator[str]:
@@ -267,26 +242,22 @@ def _source_problems(original: Checkpoint, recipe: Recipe, sha256: str) -> Itera
         )
 
 
-def _kept(plan: Plan, original: Source) -> list[str]:
+def _around_merges(
+    plan: Plan, original: Checkpoint, squeezed: Checkpoint, advance: Progress
+) -> tuple[list[str], int]:
+    """What is wrong with the names of a checkpoint and with the tensors that no merge touches,
+    which keep dtype, shape and every bit, and how many of these were compared.
+    """
     gone = {key for merge in plan.merges for key in merge.consumed}
-    return [name for name in original.tensors if name not in gone]
-
-
-def _name_problems(plan: Plan, original: Checkpoint, squeezed: Checkpoint) -> Iterator[str]:
-    wanted = set(_kept(plan, original))
-    for merge in plan.merges:
-        wanted |= merge.tensors.keys()
-    found = set(squeezed.tensors)
-    for name in sorted(wanted - found):
-        yield f"{squeezed.path}: {shown(name)} is missing."
+    kept = [name for name in original.tensors if name not in gone]
+    wanted = set(kept).union(*(merge.tensors for merge in plan.merges))
+    found, place = set(squeezed.tensors), squeezed.path
+    problems = [f"{place}: {shown(name)} is missing." for name in sorted(wanted - found)]
     for name in sorted(found - wanted):
-        yield f"{squeezed.path}: {shown(name)} is in neither the original nor the merge."
-
-
-def _changed(
-    name: str, original: Checkpoint, squeezed: Checkpoint, advance: Progress
-) -> Iterator[str]:
-    """A tensor that no merge touches must keep dtype, shape and every bit."""
-    difference = kept_difference(name, original, squeezed, advance)
-    if difference is not None:
-        yield f"{shown(name)}: was not merged, but {difference}."
+        problems.append(f"{place}: {shown(name)} is in neither the original nor the merge.")
+    untouched = [name for name in kept if name in found]
+    for name in untouched:
+        difference = kept_difference(name, original, squeezed, advance)
+        if difference is not None:
+            problems.append(f"{shown(name)}: was not merged, but {difference}.")
+    return [*problems, *differences_around(original, squeezed)], len(untouched)

@@ -10,14 +10,14 @@ small images what the layers give, but for the rounding of its numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
-from itertools import chain
-from math import prod
+from dataclasses import replace
+from functools import cache, partial
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
+from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.precision import denormals_kept
 from convsqueeze.algebra.threads import one_thread
 from convsqueeze.errors import GeometryError, TensorDataError
@@ -32,8 +32,8 @@ from convsqueeze.verify.comparison import (
 )
 from convsqueeze.verify.groups import some_groups
 from convsqueeze.verify.magnitudes import input_scales
-from convsqueeze.verify.numbers import Recomputed, unfit, where_told, worst_number
-from convsqueeze.verify.outcome import LayerReport, Probe, Worst, checked, with_number
+from convsqueeze.verify.numbers import recomputed, unfit, where_told, worst_number
+from convsqueeze.verify.outcome import LayerReport, Probe, compared
 from convsqueeze.verify.probes import (
     Size,
     bounded_image,
@@ -44,6 +44,7 @@ from convsqueeze.verify.probes import (
     plain_sizes,
     small_size,
 )
+from convsqueeze.verify.worst import nearer
 
 Named = Mapping[str, Tensor]
 Load = Callable[[str], Tensor]
@@ -69,30 +70,25 @@ def check_layer(
     every position of small images, which proves equality for every input of those sizes, both sides
     being affine. The outcome is the report; nothing is raised.
     """
-    sizes = _Sizes.of(merge)
-    tried = tuple(dict.fromkeys([sizes.small, *sizes.every]))
-    report = LayerReport(merge.into, merge.border, Worst(), Worst(), 0.0, 0.0, tried, 0)
-    device, recomputed = module.weight.device, None
+    every, small = _sizes(merge)
+    report = LayerReport(merge.into, merge.border, sizes=tuple(dict.fromkeys([small, *every])))
+    device, granted = module.weight.device, None
     try:
         if exact is None:
-            recomputed = Recomputed(merge, load, device)
+            granted = recomputed(merge, load, device)
             exact = exact_values(merge, load, device)
     except (TensorDataError, GeometryError) as error:
         return replace(report, problem=f"cannot be merged anew: {str(error).rstrip('.')}")
     values = stored_layout(merge, exact)
-    report = _numbers_checked(report, merge, module, values, recomputed)
-    if not report.ok:
-        return report
+    report = _numbers_checked(report, merge, module, values, granted)
     wide = cache(lambda name: load(name).detach().double())  # each of them once
     try:
-        probes = _probes(merge, module, wide, values, sizes, trials, seed, exhaustive)
-        for probe in probes:
-            report = checked(report, merge, probe)
-            if not report.ok:
-                return report
+        probes = _probes(merge, module, wide, values, every, small, trials, seed, exhaustive)
+        while report.ok and (probe := next(probes, None)):
+            report = compared(report, merge, probe)
     except GeometryError as error:
         return replace(report, problem=str(error))
-    if not report.largest.place:
+    if report.ok and not report.largest.place:
         return replace(report, problem="no output of any input could be held to the bound")
     return report
 
@@ -102,7 +98,7 @@ def _numbers_checked(
     merge: Merge,
     module: SqueezedConv,
     values: Named,
-    recomputed: Recomputed | None,
+    granted: Callable[[str, Tensor], Tensor] | None,
 ) -> LayerReport:
     """The report after every stored number, up to the first tensor that holds a wrong one."""
     stored = {name: tensor.detach() for name, tensor in module.named_parameters()}
@@ -113,33 +109,31 @@ def _numbers_checked(
         if problem is not None:
             return replace(report, problem=problem)
     for name, value in values.items():
-        granted = None if recomputed is None else recomputed.granted(name)
-        number = worst_number(stored[name], value, granted)
-        where = where_told(merge, name, number.place)
-        report = with_number(report, name, number.worst(where), number.problem(where))
-        if not report.ok:
+        slack = None if granted is None else partial(granted, name)
+        at, worst = worst_number(stored[name], value, slack)
+        worst, number = replace(worst, place=where_told(merge, name, at)), stored[name][at].item()
+        problem = worst.problem if isfinite(number) else f"is {number}, {worst.place}"
+        report = replace(report, problem=problem)
+        if name.startswith(f"{BORDER}."):
+            report = replace(report, border=nearer(report.border, worst))
+        else:
+            report = replace(report, interior=nearer(report.interior, worst))
+        if problem is not None:
             break
     return report
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The input sizes to try: the exact values on all, the stored layer on a small one."""
-
-    every: list[Size]
-    small: Size
-
-    @classmethod
-    def of(cls, merge: Merge) -> "_Sizes":
-        tree, fixed = merge.geometry_tree, merge.input_size
-        if merge.corrections is not None:
-            sizes = corrected_sizes(tree, merge.corrections, fixed)
-            return cls(sizes, sizes[0])
-        if merge.border == "interior":
-            sizes = interior_sizes(tree, fixed)
-            return cls(sizes, max(sizes, key=prod))
-        sizes = plain_sizes(tree, fixed)
-        return cls(sizes, sizes[0] if fixed else small_size(tree, sizes[0]))
+def _sizes(merge: Merge) -> tuple[list[Size], Size]:
+    """The input sizes for the exact values, and a small one for the stored layer."""
+    tree, fixed = merge.geometry_tree, merge.input_size
+    if merge.corrections is not None:
+        sizes = corrected_sizes(tree, merge.corrections, fixed)
+        return sizes, sizes[0]
+    if merge.border == "interior":
+        sizes = interior_sizes(tree, fixed)
+        return sizes, max(sizes, key=prod)
+    sizes = plain_sizes(tree, fixed)
+    return sizes, sizes[0] if fixed else small_size(tree, sizes[0])
 
 
 def _probes(
@@ -147,16 +141,20 @@ def _probes(
     module: SqueezedConv,
     load: Load,
     values: Named,
-    sizes: _Sizes,
+    every: list[Size],
+    small: Size,
     trials: int,
     seed: int,
     exhaustive: bool,
 ) -> Iterator[Probe]:
-    """Images for the exact values and for the stored layer."""
+    """Images for the exact values and for the stored layer.
+
+    Channels are scaled so that none is lost in the others. Biases are seen on zeros.
+    """
     generator = torch.Generator().manual_seed(seed)
     groups, channels = None, None
     if module.groups == merge.geometry.groups and not exhaustive:
-        groups = some_groups(merge, sizes.every, generator)
+        groups = some_groups(merge, every, generator)
     if groups is not None:
         module, values, channels = groups.module(module), groups.values(values), groups.channels
         merge, load = groups.part, groups.load(load)
@@ -166,35 +164,20 @@ def _probes(
         sums = stored_magnitudes(merge, module, load, scales)
     exact = comparison(merge, with_values(module.layer, values), load, rounded=False, stored=sums)
     stored = comparison(merge, module, load, stored=sums)
-    draw = _Images(merge, scales, generator)
-    yield Probe("random", draw.of_values(sizes), exact, channels, measured=False)
-    yield Probe("random", iter([draw.one(sizes.small, trials)]), stored, channels)
+
+    def images(size: Size, count: int, *, zeros: bool = True) -> Tensor:
+        x = bounded_image(merge.geometry, size, generator, count)
+        x = x * scales.reshape(-1, *(1,) * len(size))
+        return torch.cat([x, _zeros(merge, size)]) if zeros and merge.geometry.bias else x
+
+    for size in every:
+        zeros = merge.corrections is not None or size == small
+        yield Probe("random", images(size, 1, zeros=zeros), exact, channels, measured=False)
+    if merge.geometry.bias and small not in every:
+        yield Probe("random", _zeros(merge, small), exact, channels, measured=False)
+    yield Probe("random", images(small, trials), stored, channels)
     if exhaustive:
         yield from _exhaustive(merge, module, load)
-
-
-@dataclass(frozen=True, eq=False)
-class _Images:
-    """Random ones whose channels are so large beside each other that none is lost in the others,
-    and zeros, on which biases are seen.
-    """
-
-    merge: Merge
-    scales: Tensor
-    generator: torch.Generator
-
-    def one(self, size: Size, count: int, *, zeros: bool = True) -> Tensor:
-        """So many random images and one of zeros where there are biases."""
-        x = bounded_image(self.merge.geometry, size, self.generator, count)
-        x = x * self.scales.reshape(-1, *(1,) * len(size))
-        return torch.cat([x, _zeros(self.merge, size)]) if zeros and self.merge.geometry.bias else x
-
-    def of_values(self, sizes: _Sizes) -> Iterator[Tensor]:
-        """One of each size; zeros of the small one and of those at which biases may differ."""
-        for size in sizes.every:
-            yield self.one(size, 1, zeros=self.merge.corrections is not None or size == sizes.small)
-        if self.merge.geometry.bias and sizes.small not in sizes.every:
-            yield _zeros(self.merge, sizes.small)
 
 
 def _zeros(merge: Merge, size: Size) -> Tensor:
@@ -204,8 +187,8 @@ def _zeros(merge: Merge, size: Size) -> Tensor:
 def _exhaustive(merge: Merge, module: SqueezedConv, load: Load) -> Iterator[Probe]:
     """The stored layer on zeros, and on an impulse for each input channel and position."""
     tree = merge.geometry_tree
-    sizes = exhaustive_sizes(tree, merge.input_size)
-    zeros = (_zeros(merge, size) for size in sizes)
-    yield Probe("zero", zeros, comparison(merge, module, load))
-    images = chain.from_iterable(every_impulse(tree, size) for size in sizes)
-    yield Probe("impulse", images, comparison(merge, module, load, "linear"))
+    affine, linear = (comparison(merge, module, load, part) for part in ("affine", "linear"))
+    for size in exhaustive_sizes(tree, merge.input_size):
+        yield Probe("zero", _zeros(merge, size), affine)
+        for x in every_impulse(tree, size):
+            yield Probe("impulse", x, linear)

@@ -18,7 +18,7 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.squeezing import composed
-from convsqueeze.verify.reference import stored_tensors
+from convsqueeze.verify.reference import run_of_tree, stored_tensors
 
 Load = Callable[[str], Tensor]
 _LARGEST_SCALE = 2.0**100
@@ -58,8 +58,12 @@ def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:
     much larger.
     """
     sums = mapped(merge.tree, lambda leaf: _tap_sums(_absolute(leaf, load).on(device)))
-    reached = _passed(sums, torch.ones(merge.geometry.in_channels, dtype=torch.float64).to(device))
-    parts = _passed(sums, torch.where(reached > 0, 1 / reached, 0.0), backwards=True).cpu()
+    passed = run_of_tree(sums, lambda own, x: (own @ x.reshape(len(own), -1, 1)).flatten())
+    ones = torch.ones(merge.geometry.in_channels, dtype=torch.float64, device=device)
+    with torch.enable_grad():
+        reached = passed(ones.requires_grad_())
+    shares = torch.where(reached > 0, 1 / reached, 0.0).detach()
+    parts = torch.autograd.grad(reached, ones, shares)[0].cpu()
     mean = parts.mean()  # infinite where layers undo what others make too small for float64
     known = (parts > 0) & mean.isfinite()
     return torch.where(known, (mean / parts).clamp(1.0, _LARGEST_SCALE), 1.0)
@@ -69,18 +73,6 @@ def _tap_sums(conv: Conv) -> Tensor:
     """(groups, out_channels / groups, in_channels / groups)."""
     taps = conv.weight.reshape(*conv.weight.shape[:2], -1)
     return taps.sum(2).unflatten(0, (conv.groups, -1))
-
-
-def _passed(sums: Tree[Tensor], x: Tensor, *, backwards: bool = False) -> Tensor:
-    """What one number for each channel becomes, or what each output's comes from."""
-    if isinstance(sums, Chain):
-        for link in reversed(sums.links) if backwards else sums.links:
-            x = _passed(link, x, backwards=backwards)
-        return x
-    if isinstance(sums, Sum):
-        return torch.stack([_passed(way, x, backwards=backwards) for way in sums.branches]).sum(0)
-    matrix = sums.mT if backwards else sums
-    return (matrix @ x.reshape(len(matrix), -1, 1)).flatten()
 
 
 def _absolute(leaf: ResolvedLayer, load: Load) -> Conv:
@@ -102,10 +94,5 @@ def _summed(convs: Tree[Conv], inputs: Tensor, groups: int) -> Tree[Conv]:
 
 
 def _absolute_taps(axis: AxisTaps) -> AxisTaps:
-    return replace(
-        axis,
-        kernel=axis.kernel.abs(),
-        border=axis.border.abs(),
-        bias=axis.bias.abs(),
-        border_bias=axis.border_bias.abs(),
-    )
+    sums = ("kernel", "border", "bias", "border_bias")
+    return replace(axis, **{name: getattr(axis, name).abs() for name in sums})

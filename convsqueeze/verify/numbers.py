@@ -6,9 +6,9 @@ products than the merge's: that is granted where it is needed, and only there.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from math import isfinite, sqrt
+from functools import cache
+from itertools import count
+from math import sqrt
 
 import numpy as np
 import torch
@@ -18,32 +18,14 @@ from convsqueeze.algebra.precision import SMALLEST, half_ulp
 from convsqueeze.plan import Merge
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF, stored_layout
 from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.outcome import Worst
 from convsqueeze.verify.reference import term_count
+from convsqueeze.verify.worst import Worst, share_of
 
 _CHUNK = 1 << 16
 """Numbers that are looked at together: they stay in the processor's cache."""
 _LIKELY = 10.0
 """Rounding errors are no larger than this many of the square roots of their count, but once in
 10^21 sums."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """The number of a stored tensor that is off by the largest share of what it may be off by."""
-
-    place: tuple[int, ...]
-    value: float
-    error: float
-    bound: float
-    share: float
-
-    def worst(self, where: str) -> Worst:
-        return Worst(self.error, self.bound, self.share, where)
-
-    def problem(self, where: str) -> str | None:
-        """What is told of it where it is wrong."""
-        return self.worst(where).problem if isfinite(self.value) else f"is {self.value}, {where}"
 
 
 def unfit(name: str, stored: Tensor | None, exact: Tensor) -> str | None:
@@ -59,60 +41,53 @@ Granted = Callable[[Tensor], Tensor]
 """What numbers at flat places of a tensor may be off by beside their rounding."""
 
 
-def worst_number(stored: Tensor, exact: Tensor, granted: Granted | None = None) -> Number:
-    """The number that is nearest to what it may be off by, or beyond. Both of the same shape, which
-    `unfit` has seen; `granted` where `exact` are not the very values that were rounded.
+def worst_number(
+    stored: Tensor, exact: Tensor, granted: Granted | None = None
+) -> tuple[tuple[int, ...], Worst]:
+    """The index of the number that is nearest to what it may be off by, or beyond, and how near.
+
+    Both of the same shape, which `unfit` has seen; `granted` where `exact` are not the very values
+    that were rounded.
     """
-    worst = 0, 0.0, 0.0, -1.0
+    worst, place = Worst(share=-1.0), 0
     pairs = zip(stored.reshape(-1).split(_CHUNK), exact.reshape(-1).split(_CHUNK), strict=True)
-    for index, (numbers, values) in enumerate(pairs):
-        difference, bound = (numbers.double() - values).abs_(), half_ulp(numbers)
-        share = _share(difference, bound)
+    for start, (numbers, values) in zip(count(0, _CHUNK), pairs, strict=False):
+        error, bound = (numbers.double() - values).abs_(), half_ulp(numbers)
+        share = share_of(error, bound)
         at = int(share.argmax())
         if granted is not None and share[at] > 1.0:
             flat = (share > 1.0).nonzero().flatten()
-            bound[flat] += granted(flat + index * _CHUNK)
-            share = _share(difference, bound)
+            bound[flat] += granted(flat + start)
+            share = share_of(error, bound)
             at = int(share.argmax())
-        if float(share[at]) > worst[-1]:
-            found = float(difference[at]), float(bound[at]), float(share[at])
-            worst = at + index * _CHUNK, *found
-    place = tuple(int(one) for one in np.unravel_index(worst[0], stored.shape))
-    return Number(place, stored[place].item(), *worst[1:])
+        if float(share[at]) > worst.share:
+            worst, place = Worst(float(error[at]), float(bound[at]), float(share[at])), start + at
+    return tuple(int(one) for one in np.unravel_index(place, stored.shape)), worst
 
 
-def _share(difference: Tensor, bound: Tensor) -> Tensor:
-    """Of the bound in float64; infinite where the difference is no number."""
-    share = (difference / bound).masked_fill_(difference == 0, 0.0)
-    return share.nan_to_num_(torch.inf)
-
-
-class Recomputed:
-    """What two float64 sums of the same products can differ by, for the numbers of a merge.
+def recomputed(
+    merge: Merge, load: Callable[[str], Tensor], device: torch.device
+) -> Callable[[str, Tensor], Tensor]:
+    """What two float64 sums of the same products can differ by, for a stored tensor by its name
+    within the layer and flat places in it.
 
     An error of `n` roundings is at most `n` units of the sum of magnitudes, and with a probability
     beyond doubt a few times `sqrt(n)` of them (Higham and Mary, "A new approach to probabilistic
     rounding error analysis", SIAM Journal on Scientific Computing 41, 2019, theorem 2.4).
     """
+    terms = term_count(merge.tree)
+    noise = 2 * min(terms, _LIKELY * sqrt(terms)) * UNIT_ROUNDOFF
 
-    def __init__(self, merge: Merge, load: Callable[[str], Tensor], device: torch.device) -> None:
-        self._merge, self._load, self._device = merge, load, device
-        self._terms = term_count(merge.tree)
-
-    def granted(self, name: str) -> Granted:
-        """For a stored tensor, by name within the layer."""
-        noise = 2 * min(self._terms, _LIKELY * sqrt(self._terms)) * UNIT_ROUNDOFF
-
-        def of(flat: Tensor) -> Tensor:
-            sizes = self._magnitudes[name].reshape(-1)[flat]
-            return noise * sizes + self._terms * SMALLEST * (sizes > 0)
-
-        return of
-
-    @cached_property
-    def _magnitudes(self) -> dict[str, Tensor]:
+    @cache
+    def sums() -> dict[str, Tensor]:
         """As costly as the merge, and seldom asked for."""
-        return stored_layout(self._merge, magnitudes(self._merge, self._load, self._device))
+        return stored_layout(merge, magnitudes(merge, load, device))
+
+    def granted(name: str, flat: Tensor) -> Tensor:
+        found = sums()[name].reshape(-1)[flat]
+        return noise * found + terms * SMALLEST * (found > 0)
+
+    return granted
 
 
 def where_told(merge: Merge, name: str, place: tuple[int, ...]) -> str:

@@ -6,9 +6,10 @@ Knows geometry and the border; no values of weights.
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from operator import ge
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
@@ -114,48 +115,40 @@ def corrected_sizes(tree: Tree[Geometry], wanted: Corrections, fixed: Size | Non
     ]
     sizes = [*every_kind(wanted), *product(*per_axis)]
     shown = tuple(_showing(tree, axis) for axis in range(len(wanted.axes)))
-    if fixed is None and not any(_holds(size, shown) for size in sizes):
+    if fixed is None and not any(all(map(ge, size, shown)) for size in sizes):
         sizes.append(shown)
     return sorted(dict.fromkeys(sizes), key=prod)
 
 
-def _holds(size: Size, other: Size) -> bool:
-    return all(one >= least for one, least in zip(size, other, strict=True))
-
-
 def every_kind(wanted: Corrections) -> list[Size]:
     """Sizes of which every kind of size on each axis is one: each class is run once at least."""
-    per_axis = [[one.size for one in axis.classes] for axis in wanted.axes]
-    count = max(map(len, per_axis))
-    return [tuple(sizes[index % len(sizes)] for sizes in per_axis) for index in range(count)]
+    return _along_the_diagonal([[one.size for one in axis.classes] for axis in wanted.axes])
 
 
 def _classes_for_every_tap(found: AxisCorrections) -> list[SizeClass]:
     """Classes that tell all border taps apart: no change of taps cancels in all of them."""
     chosen: list[SizeClass] = []
-    known = {"weights": torch.zeros(0, found.taps), "biases": torch.zeros(0, found.bias_taps)}
+    known = torch.zeros(0, found.taps + found.bias_taps, dtype=torch.float64)
     for one in sorted(found.classes, key=lambda one: -one.size):
-        more = {
-            "weights": torch.cat([known["weights"], _uses(one.weights, found.taps)]),
-            "biases": torch.cat([known["biases"], _uses(one.biases, found.bias_taps)]),
-        }
-        if any(_rank(more[role]) > _rank(known[role]) for role in known):
+        more = torch.cat([known, _uses(one, found)])
+        if _rank(more) > _rank(known):
             chosen.append(one)
             known = more
     return chosen or [found.classes[-1]]
 
 
-def _uses(entries: Sequence[tuple[int, ...]], taps: int) -> Tensor:
-    """For every place of the entries (all but their last two numbers) the factor of each tap."""
-    places = {place: index for index, place in enumerate(sorted({one[:-2] for one in entries}))}
-    uses = torch.zeros(len(places), taps)
-    for one in entries:
-        uses[places[one[:-2]], one[-2]] += one[-1]
-    return uses
+def _uses(one: SizeClass, found: AxisCorrections) -> Tensor:
+    """For every place that is corrected the factor of each tap, of weights and then of biases."""
+    uses: dict[tuple[int, ...], Tensor] = {}
+    entries = [*one.weights, *((row, found.taps + tap, factor) for row, tap, factor in one.biases)]
+    for *place, tap, factor in entries:
+        none = torch.zeros(found.taps + found.bias_taps, dtype=torch.float64)
+        uses.setdefault(tuple(place), none)[tap] += factor
+    return torch.stack([*uses.values()]) if uses else torch.zeros(0, found.taps + found.bias_taps)
 
 
 def _rank(matrix: Tensor) -> int:
-    return int(torch.linalg.matrix_rank(matrix.double())) if matrix.numel() else 0
+    return int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
 
 
 def _with_room(tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections) -> int:
@@ -203,14 +196,9 @@ def _shows(tree: Tree[Geometry], axis: int, size: int) -> bool:
 
 def _shows_every_tap(axis: Axis, size: int, spoiled: frozenset[int]) -> bool:
     """Whether each tap meets a sample in an output not spoiled."""
-    outputs = axis.output_size(size)
-    for tap in axis.taps:
-        met = (divmod(axis.upsample * p - tap, axis.stride) for p in range(size))
-        if not any(
-            rest == 0 and 0 <= output < outputs and output not in spoiled for output, rest in met
-        ):
-            return False
-    return True
+    starts = [axis.stride * row for row in range(axis.output_size(size)) if row not in spoiled]
+    samples = range(0, axis.upsample * size, axis.upsample)
+    return all(any(start + tap in samples for start in starts) for tap in axis.taps)
 
 
 def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
@@ -293,14 +281,10 @@ def every_impulse(tree: Tree[Geometry], size: Size) -> Iterator[Tensor]:
     The groups of a layer do not meet, so one image carries an impulse in each of them.
     """
     geometry = merged(tree)
-    per_group = geometry.in_channels // geometry.groups
-    wanted = list(product(product(*map(range, size)), range(per_group)))
+    per_group, places = geometry.in_channels // geometry.groups, prod(size)
     widest = max(max(prod(leaf.weight_shape[1:]), leaf.out_channels) for leaf in leaves(tree))
-    batch = max(1, _CHUNK_NUMBERS // (widest * max(prod(size), 1)))
-    for begin in range(0, len(wanted), batch):
-        chunk = wanted[begin : begin + batch]
-        x = torch.zeros(len(chunk), geometry.in_channels, *size, dtype=torch.float64)
-        for index, (position, channel) in enumerate(chunk):
-            place: tuple[Any, ...] = (index, slice(channel, None, per_group), *position)
-            x[place] = 1.0
-        yield x
+    batch = max(1, _CHUNK_NUMBERS // (widest * max(places, 1)))
+    count = places * per_group
+    for chunk in torch.arange(count).split(batch):
+        x = F.one_hot(chunk, count).double().unflatten(1, (places, per_group)).mT
+        yield x.reshape(-1, per_group, *size).repeat(1, geometry.groups, *(1 for _ in size))

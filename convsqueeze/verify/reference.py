@@ -5,17 +5,19 @@ the manifest's layers and their stored tensors, nothing of merging.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from functools import reduce
+from math import prod
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.tree import Tree, fold
-from convsqueeze.kinds.layer import Tensors
+from convsqueeze.algebra.tree import Tree, fold, leaves
 from convsqueeze.plan import ResolvedLayer
 
 Run = Callable[[Tensor], Tensor]
 Part = Literal["affine", "linear"]
+Leaf = TypeVar("Leaf")
 
 
 def reference(
@@ -32,33 +34,27 @@ def reference(
     layer loads its tensors when it runs, so that one at a time is there in float64.
     """
 
-    def chain(links: Sequence[Run]) -> Run:
-        def run(x: Tensor) -> Tensor:
-            for link in links:
-                x = link(x)
-            return x
+    def run(resolved: ResolvedLayer, x: Tensor) -> Tensor:
+        layer, tensors = resolved.layer, stored_tensors(resolved, load)
+        if part == "linear":
+            layer, tensors = layer.linear_part(tensors)
+        if magnitude:
+            layer, tensors = layer.magnitudes(tensors)
+        return layer.run(x, tensors)
 
-        return run
+    return run_of_tree(tree, run)
+
+
+def run_of_tree(tree: Tree[Leaf], run: Callable[[Leaf, Tensor], Tensor]) -> Run:
+    """One function of what `run` gives for each leaf: chains in order, sums added up."""
+
+    def chain(links: Sequence[Run]) -> Run:
+        return lambda x: reduce(lambda value, link: link(value), links, x)
 
     def add(branches: Sequence[Run]) -> Run:
-        return lambda x: sum((branch(x) for branch in branches[1:]), branches[0](x))
+        return lambda x: reduce(torch.add, [branch(x) for branch in branches])
 
-    def leaf(resolved: ResolvedLayer) -> Run:
-        return lambda x: _applied(resolved, x, load, part, magnitude)
-
-    return fold(tree, leaf, chain, add)
-
-
-def _applied(
-    resolved: ResolvedLayer, x: Tensor, load: Callable[[str], Tensor], part: Part, magnitude: bool
-) -> Tensor:
-    layer = resolved.layer
-    tensors: Tensors = stored_tensors(resolved, load)
-    if part == "linear":
-        layer, tensors = layer.linear_part(tensors)
-    if magnitude:
-        layer, tensors = layer.magnitudes(tensors)
-    return layer.run(x, tensors)
+    return fold(tree, lambda leaf: lambda x: run(leaf, x), chain, add)
 
 
 def stored_tensors(resolved: ResolvedLayer, load: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
@@ -80,23 +76,11 @@ def stored_values(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
 
 
 def term_count(tree: Tree[ResolvedLayer]) -> int:
-    """How many products one output of the original layers and of their merge adds up, at most.
-
-    The error of a float64 sum of n products is at most about n units of rounding of the sum of
-    their magnitudes (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1).
-    """
-    return fold(
-        tree,
-        lambda leaf: _terms(leaf),
-        lambda links: sum(links),
-        lambda branches: sum(branches),
-    )
+    """How many products one output of the original layers and of their merge adds up, at most."""
+    return sum(map(_terms, leaves(tree)))
 
 
 def _terms(leaf: ResolvedLayer) -> int:
-    shapes: Mapping[str, tuple[int, ...]] = {r: p.shape for r, p in leaf.parameters.items()}
-    own = torch.Size(leaf.geometry.weight_shape[1:]).numel()
-    norms = 0
-    if "weight" in shapes and leaf.parameters["weight"].is_weight_norm:
-        norms = torch.Size(shapes["weight"]).numel() // shapes["weight"][0]
-    return own + norms + 8
+    weight = leaf.parameters.get("weight")
+    norms = prod(weight.shape[1:]) if weight is not None and weight.is_weight_norm else 0
+    return prod(leaf.geometry.weight_shape[1:]) + norms + 8

@@ -35,8 +35,7 @@ from convsqueeze.export import (
 from convsqueeze.export import borders as borders_module
 from convsqueeze.export.ends import AxisEnds, ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.nodes import Nodes
-from convsqueeze.export.opsets import OLDEST_OPSET
-from convsqueeze.export.session import RUNTIME_ERRORS, session_of
+from convsqueeze.export.session import OLDEST_OPSET, RUNTIME_ERRORS, session_of
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan

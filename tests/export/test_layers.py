@@ -21,7 +21,7 @@ from convsqueeze.algebra.geometry import PADDING_MODES, Axis, Geometry
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
 from convsqueeze.errors import OutputError, VerificationError
 from convsqueeze.export import OnnxLayers, build_model, check_model, newest_opset
-from convsqueeze.export.opsets import OLDEST_OPSET
+from convsqueeze.export.session import OLDEST_OPSET
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan

@@ -369,9 +369,9 @@ def test_a_number_rounded_twice(dtype: torch.dtype) -> None:
     right, twice = round_once(exact["weight"], dtype), exact["weight"].float().to(dtype)
     assert int((right != twice).sum()) >= 1
     for stored, is_right in ((twice, False), (right, True)):
-        number = worst_number(stored, exact["weight"])
-        assert (number.share <= 1) is is_right
-        assert is_right or bool((right != twice)[number.place])
+        place, worst = worst_number(stored, exact["weight"])
+        assert (worst.share <= 1) is is_right
+        assert is_right or bool((right != twice)[place])
 
 
 def test_float16_through_float32_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +411,11 @@ def without(monkeypatch: pytest.MonkeyPatch, *checks: str) -> None:
         if check == "numbers":
             monkeypatch.setattr(layer, "_numbers_checked", lambda report, *_: report)
         else:
-            monkeypatch.setattr(layer._Images, "of_values", lambda *_: iter(()))
+            monkeypatch.setattr(layer, "_probes", stored_alone)
+
+
+def stored_alone(*given: Any, probes: Callable[..., Any] = layer._probes) -> Any:
+    return (probe for probe in probes(*given) if probe.measured)
 
 
 def test_numbers_alone_find_a_stored_fault(monkeypatch: pytest.MonkeyPatch) -> None:

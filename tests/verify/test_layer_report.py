@@ -25,9 +25,8 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeezing import exact_values, recipe_layer, squeeze_one
-from convsqueeze.verify import Settings, outcome, verify_plan
+from convsqueeze.verify import LayerReport, Settings, Worst, check_layer, outcome, verify_plan
 from convsqueeze.verify.comparison import comparison
-from convsqueeze.verify.layer import LayerReport, Worst, check_layer
 from convsqueeze.verify.magnitudes import input_scales, magnitudes
 from convsqueeze.verify.probes import (
     bounded_image,
