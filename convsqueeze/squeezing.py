@@ -29,7 +29,8 @@ Load = Callable[[str], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Squeezed:
-    """One merged layer as it will be stored: torch's layouts, the replaced layers' dtype.
+    """One merged layer as it will be stored: `stored` by name within the layer, in torch's layouts
+    and the replaced layers' dtype.
 
     `widened` are the tensors that are stored in a wider dtype, as that does not hold their values;
     `notes` tell of them and of strange values in the layers. `exact` are the values that were
@@ -37,19 +38,14 @@ class Squeezed:
     """
 
     merge: Merge
-    weight: Tensor
-    bias: Tensor | None
-    border: Mapping[str, Tensor] = field(default_factory=dict)
+    stored: Mapping[str, Tensor]
     widened: tuple[Widened, ...] = ()
     notes: tuple[str, ...] = ()
     exact: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By full name; correction tensors under `<into>.border.`."""
-        named = {f"{self.merge.into}.weight": self.weight}
-        if self.bias is not None:
-            named[f"{self.merge.into}.bias"] = self.bias
-        return named | {f"{self.merge.into}.{BORDER}.{k}": t for k, t in self.border.items()}
+        """By full name."""
+        return {f"{self.merge.into}.{name}": tensor for name, tensor in self.stored.items()}
 
 
 def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed]:
@@ -88,18 +84,18 @@ def squeeze_one(
     """One merge of a plan, composed on the `device` and rounded on the CPU; see `squeeze`."""
     exact = {name: value.cpu() for name, value in exact_values(merge, load, device).items()}
     rounded, widened = round_to_storage(merge, exact, widen=widen)
-    weight = rounded["weight"]
-    if merge.geometry.is_transposed:
-        weight = transposed_layout(weight, merge.geometry.groups)
-    border = {
-        name.removeprefix(f"{BORDER}."): value.contiguous()
-        for name, value in rounded.items()
-        if name.startswith(f"{BORDER}.")
-    }
+    stored = {name: t.contiguous() for name, t in stored_layout(merge, rounded).items()}
     notes = [note for leaf in merge.layers for note in leaf.value_notes(load)]
     notes += [one.note(merge.into) for one in widened]
-    bias = rounded.get("bias")
-    return Squeezed(merge, weight.contiguous(), bias, border, widened, tuple(notes), exact)
+    return Squeezed(merge, stored, widened, tuple(notes), exact)
+
+
+def stored_layout(merge: Merge, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a merge makes, by name within the layer, laid out as it is stored."""
+    found = dict(values)
+    if merge.geometry.is_transposed:
+        found["weight"] = transposed_layout(found["weight"], merge.geometry.groups)
+    return found
 
 
 def composed(convs: Tree[Conv]) -> Conv:

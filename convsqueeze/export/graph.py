@@ -12,7 +12,6 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.precision import STORAGE_DTYPES
 from convsqueeze.checkpoint import RECIPE_KEY
 from convsqueeze.errors import OutputError
@@ -55,12 +54,10 @@ def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:
 def parameters(name: str, layer: SqueezedConv) -> dict[str, Tensor]:
     """The values of a layer's initializers, in the dtype of the model."""
     dtype = exported_dtype(name, layer)
-    values: dict[str, Tensor] = {f"{name}.weight": layer.weight}
-    if layer.bias is not None:
-        values[f"{name}.bias"] = layer.bias
-    for key, value in layer.border_tensors().items():
-        values[f"{name}.{BORDER}.{key}"] = value
-    return {key: value.detach().cpu().to(dtype).contiguous() for key, value in values.items()}
+    return {
+        f"{name}.{key}": value.detach().cpu().to(dtype).contiguous()
+        for key, value in layer.named_parameters()
+    }
 
 
 def build_model(

@@ -37,8 +37,8 @@ from convsqueeze.models.running import (
 from convsqueeze.module import SqueezedConv
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Merge, Plan
+from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify import Worst
-from convsqueeze.verify.comparison import stored_layout
 from convsqueeze.verify.numbers import unfit, worst_number
 
 MEASURED = 3

@@ -1,12 +1,11 @@
 """Squeezed layers as torch modules, and how a squeezed file gives them."""
 
 from convsqueeze.module.border import Border
-from convsqueeze.module.files import Source, load_layers, module_of, modules_of, stored_tensors
+from convsqueeze.module.files import load_layers, module_of, modules_of, stored_tensors
 from convsqueeze.module.layer import SqueezedConv
 
 __all__ = [
     "Border",
-    "Source",
     "SqueezedConv",
     "load_layers",
     "module_of",

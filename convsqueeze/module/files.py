@@ -2,26 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
-from convsqueeze.checkpoint import TensorInfo, open_checkpoint
+from convsqueeze.checkpoint import Checkpoint, open_checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.module.layer import SqueezedConv
 from convsqueeze.names import shown
 from convsqueeze.recipe import RecipeLayer, read_recipe
-
-
-class Source(Protocol):
-    """Named tensors, as a checkpoint has them."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]: ...
-
-    def load(self, name: str) -> Tensor: ...
 
 
 def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv:
@@ -29,31 +19,27 @@ def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv
 
     Raises CheckpointError where the weight is missing, GeometryError where the shapes do not fit.
     """
-    weight = tensors.get(f"{layer.name}.weight")
-    if weight is None:
+    own = {name.removeprefix(f"{layer.name}."): tensors[name] for name in _own(layer, tensors)}
+    if "weight" not in own:
         raise CheckpointError(f"{shown(layer.name)}.weight is not in the squeezed file.")
-    inside = f"{layer.name}.{BORDER}."
-    border = {
-        name.removeprefix(inside): tensor
-        for name, tensor in tensors.items()
-        if layer.corrections is not None and name.startswith(inside)
-    }
-    return SqueezedConv(layer, weight, tensors.get(f"{layer.name}.bias"), border)
+    return SqueezedConv.of(layer, own)
 
 
-def stored_tensors(layer: RecipeLayer, source: Source) -> dict[str, Tensor]:
+def stored_tensors(layer: RecipeLayer, source: Checkpoint) -> dict[str, Tensor]:
     """A layer's tensors by full name, those that there are."""
+    return {name: source.load(name) for name in _own(layer, source.tensors)}
+
+
+def _own(layer: RecipeLayer, names: Iterable[str]) -> list[str]:
+    """Names of tensors that are this layer's."""
     own = (f"{layer.name}.weight", f"{layer.name}.bias")
     inside = f"{layer.name}.{BORDER}."
-    return {
-        name: source.load(name)
-        for name in source.tensors
-        if name in own or (layer.corrections is not None and name.startswith(inside))
-    }
+    has_border = layer.corrections is not None
+    return [name for name in names if name in own or (has_border and name.startswith(inside))]
 
 
 def modules_of(
-    layers: Iterable[RecipeLayer], source: Source, where: str
+    layers: Iterable[RecipeLayer], source: Checkpoint, where: str
 ) -> dict[str, SqueezedConv]:
     """Modules of a squeezed file's layers by name; `where` names the file in messages.
 

@@ -67,6 +67,15 @@ class SqueezedConv(nn.Module):
         elif border:
             raise GeometryError(f"{shown(layer.name)} has no corrections, but tensors for them")
 
+    @classmethod
+    def of(
+        cls, layer: RecipeLayer, tensors: Mapping[str, Tensor], *, signs: bool = True
+    ) -> "SqueezedConv":
+        """A layer of these tensors, by their names within it: `weight`, `border.0.bias`."""
+        inside = f"{BORDER}."
+        border = {n.removeprefix(inside): t for n, t in tensors.items() if n.startswith(inside)}
+        return cls(layer, tensors["weight"], tensors.get("bias"), border, signs=signs)
+
     @property
     def geometry(self) -> Geometry:
         """Channels and axes of the plain operator."""
@@ -136,14 +145,12 @@ class SqueezedConv(nn.Module):
         layers have them, biases (out_channels,), border tensors as in `border_tensors`. Raises
         GeometryError where a function gives another shape, or no floating-point numbers.
         """
-        border = {}
-        for name, tensor in self.border_tensors().items():
+        values = {}
+        for name, tensor in self.named_parameters():
             convert = weight if name.endswith("weight") else bias
             if convert is not None:
-                border[name] = convert(tensor.detach())
-        kept = None if bias is None or self.bias is None else bias(self.bias.detach())
-        module = SqueezedConv(self.layer, weight(self.weight.detach()), kept, border, signs=signs)
-        return module.requires_grad_(False)
+                values[name] = convert(tensor.detach())
+        return SqueezedConv.of(self.layer, values, signs=signs).requires_grad_(False)
 
     def extra_repr(self) -> str:
         """The layer's geometry, for `repr`."""
@@ -165,15 +172,12 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
     for role, tensor in tensors.items():
-        if tensor is not None and tensor.layout != torch.strided:
-            raise GeometryError(
-                f"{shown(name)}.{role} is stored as {tensor.layout}, a dense tensor was needed"
-            )
-        if tensor is not None and not tensor.is_floating_point():
-            raise GeometryError(
-                f"{shown(name)}.{role} is stored as {tensor.dtype}, a floating-point dtype "
-                "was needed"
-            )
+        if tensor is None or (tensor.layout == torch.strided and tensor.is_floating_point()):
+            continue
+        is_dense = tensor.layout == torch.strided
+        found = tensor.dtype if is_dense else tensor.layout
+        needed = "a floating-point dtype" if is_dense else "a dense tensor"
+        raise GeometryError(f"{shown(name)}.{role} is stored as {found}, {needed} was needed")
 
 
 def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:

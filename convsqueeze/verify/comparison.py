@@ -12,7 +12,7 @@ summed over the original layers and, as a corrected layer adds up more at the bo
 and takes some of it off again, over the products of all that it stores (see `magnitudes`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,14 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.precision import SMALLEST, half_ulp
 from convsqueeze.errors import GeometryError
 from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
-from convsqueeze.recipe import RecipeLayer
+from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify.magnitudes import magnitudes
 from convsqueeze.verify.reference import Part, Run, reference, term_count
 
@@ -127,34 +125,14 @@ def stored_magnitudes(
         inputs = torch.ones(merge.geometry.in_channels, dtype=torch.float64)
     inputs = inputs.to(device)
     found = stored_layout(merge, magnitudes(merge, load, device, inputs))
-    run = with_values(module.layer, found, biases=biases, signs=False)
+    kept = {name: t for name, t in found.items() if biases or not name.endswith("bias")}
+    run = SqueezedConv.of(module.layer, kept, signs=False).requires_grad_(False)
 
     def summed(x: Tensor) -> Tensor:
         shares = x / inputs.reshape(-1, *(1,) * (x.ndim - 2))
         return run(shares.unflatten(1, (groups, -1)).amax(2))
 
     return summed
-
-
-def stored_layout(merge: Merge, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a merge makes, by name within the layer, laid out as it is stored."""
-    found = dict(values)
-    if merge.geometry.is_transposed:
-        found["weight"] = transposed_layout(found["weight"], merge.geometry.groups)
-    return found
-
-
-def with_values(
-    layer: RecipeLayer, values: Mapping[str, Tensor], *, biases: bool = True, signs: bool = True
-) -> SqueezedConv:
-    """A recipe's layer with these values, by name within it, laid out as they are stored; `biases`
-    and `signs` as for `SqueezedConv.converted`. Raises GeometryError where they do not fit.
-    """
-    kept = {name: t for name, t in values.items() if biases or not name.endswith("bias")}
-    inside = f"{BORDER}."
-    border = {n.removeprefix(inside): t for n, t in kept.items() if n.startswith(inside)}
-    module = SqueezedConv(layer, kept["weight"], kept.get("bias"), border, signs=signs)
-    return module.requires_grad_(False)
 
 
 def run_of(module: SqueezedConv) -> Run:

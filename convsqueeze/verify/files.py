@@ -17,7 +17,7 @@ from convsqueeze.checkpoint.disk import Progress, no_progress
 from convsqueeze.device import CPU, computing_on, loading_to
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
-from convsqueeze.module import Source, SqueezedConv, module_of, stored_tensors
+from convsqueeze.module import SqueezedConv, module_of, stored_tensors
 from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
@@ -77,8 +77,8 @@ Track = Callable[[str], None]
 
 def verify_plan(
     plan: Plan,
-    original: Source,
-    squeezed: Source,
+    original: Checkpoint,
+    squeezed: Checkpoint,
     layers: Mapping[str, RecipeLayer],
     settings: Settings,
     track: Track = lambda name: None,
@@ -98,7 +98,7 @@ def verify_plan(
 def verify_merge(
     merge: Merge,
     layer: RecipeLayer,
-    original: Source,
+    original: Checkpoint,
     stored: Mapping[str, Tensor],
     exact: Mapping[str, Tensor] | None,
     settings: Settings,
@@ -152,8 +152,8 @@ def _dtype_problem(merge: Merge, layer: RecipeLayer, stored: Mapping[str, Tensor
 
 def _maps(
     plan: Plan,
-    original: Source,
-    squeezed: Source,
+    original: Checkpoint,
+    squeezed: Checkpoint,
     layers: Mapping[str, RecipeLayer],
     reports: Sequence[LayerReport],
     settings: Settings,

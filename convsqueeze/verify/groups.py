@@ -16,7 +16,6 @@ from convsqueeze.algebra.tree import counted
 from convsqueeze.graph import Region
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.verify.comparison import with_values
 from convsqueeze.verify.probes import Size
 
 LEAST = 16
@@ -59,7 +58,7 @@ class Groups:
     def module(self, module: SqueezedConv) -> SqueezedConv:
         layer = module.layer.model_copy(update={"groups": len(self.chosen)})
         stored = {name: tensor.detach() for name, tensor in module.named_parameters()}
-        return with_values(layer, self.values(stored))
+        return SqueezedConv.of(layer, self.values(stored)).requires_grad_(False)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """What belongs to the groups; one number for all channels belongs to each."""

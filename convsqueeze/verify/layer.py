@@ -23,12 +23,10 @@ from convsqueeze.algebra.threads import one_thread
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
-from convsqueeze.squeezing import exact_values
+from convsqueeze.squeezing import exact_values, stored_layout
 from convsqueeze.verify.comparison import (
     comparison,
-    stored_layout,
     stored_magnitudes,
-    with_values,
 )
 from convsqueeze.verify.groups import some_groups
 from convsqueeze.verify.magnitudes import input_scales
@@ -162,7 +160,8 @@ def _probes(
     sums = None
     if module.border is not None:
         sums = stored_magnitudes(merge, module, load, scales)
-    exact = comparison(merge, with_values(module.layer, values), load, rounded=False, stored=sums)
+    before = SqueezedConv.of(module.layer, values).requires_grad_(False)
+    exact = comparison(merge, before, load, rounded=False, stored=sums)
     stored = comparison(merge, module, load, stored=sums)
 
     def images(size: Size, count: int, *, zeros: bool = True) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from convsqueeze.algebra.precision import SMALLEST, half_ulp
 from convsqueeze.plan import Merge
-from convsqueeze.verify.comparison import UNIT_ROUNDOFF, stored_layout
+from convsqueeze.squeezing import stored_layout
+from convsqueeze.verify.comparison import UNIT_ROUNDOFF
 from convsqueeze.verify.magnitudes import magnitudes
 from convsqueeze.verify.reference import term_count
 from convsqueeze.verify.worst import Worst, share_of

@@ -150,7 +150,7 @@ def _alive(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> list[s
         gc.collect()
         alive.append({n for n, reference in references if reference() is not None})
         squeezed = squeeze_one(*arguments, **options)
-        references.append((len(alive), weakref.ref(squeezed.weight)))
+        references.append((len(alive), weakref.ref(squeezed.stored["weight"])))
         return squeezed
 
     def spy_load(self: Checkpoint, name: str) -> Tensor:

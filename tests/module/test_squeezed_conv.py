@@ -310,9 +310,9 @@ def test_correction_biases_need_a_bias() -> None:
 
 def test_correction_tensors_of_a_layer_that_has_no_corrections() -> None:
     merge, load = planned("plain", torch.float32)
-    stored = squeeze_one(merge, load)
+    stored = squeeze_one(merge, load).stored
     with pytest.raises(GeometryError, match="plain has no corrections"):
-        SqueezedConv(recipe_layer(merge), stored.weight, stored.bias, {"0.bias": torch.zeros(2, 2)})
+        SqueezedConv.of(recipe_layer(merge), {**stored, "border.0.bias": torch.zeros(2, 2)})
 
 
 # Graphs and transforms.

@@ -113,9 +113,12 @@ def stored(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Tensor]]
 
     def faulty(*args: Any) -> Iterator[Squeezed]:
         for squeezed in squeeze(*args):
-            border = {name: tensor.clone() for name, tensor in squeezed.border.items()}
+            inside, kept = "border.", dict(squeezed.stored)
+            names = [name for name in kept if name.startswith(inside)]
+            border = {name.removeprefix(inside): kept.pop(name).clone() for name in names}
             change(border)
-            yield replace(squeezed, border=border)
+            kept |= {inside + name: tensor for name, tensor in border.items()}
+            yield replace(squeezed, stored=kept)
 
     monkeypatch.setattr(trial, "squeeze", faulty)
 

@@ -169,9 +169,9 @@ def test_without_a_fault() -> None:
 def test_a_weight_off_by_four_ulps(monkeypatch: pytest.MonkeyPatch) -> None:
     def faulty(*args: Any) -> Iterator[Squeezed]:
         for squeezed in squeeze(*args):
-            weight = squeezed.weight.clone()
+            weight = squeezed.stored["weight"].clone()
             weight.view(torch.int32).view(-1)[3] += 4
-            yield replace(squeezed, weight=weight)
+            yield replace(squeezed, stored={**squeezed.stored, "weight": weight})
 
     monkeypatch.setattr(trial, "squeeze", faulty)
     with pytest.raises(Disagreement, match="called exact, differs"):
@@ -180,7 +180,9 @@ def test_a_weight_off_by_four_ulps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dropped_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     def faulty(*args: Any) -> Iterator[Squeezed]:
-        return (replace(squeezed, bias=None) for squeezed in squeeze(*args))
+        for squeezed in squeeze(*args):
+            kept = {name: t for name, t in squeezed.stored.items() if name != "bias"}
+            yield replace(squeezed, stored=kept)
 
     monkeypatch.setattr(trial, "squeeze", faulty)
     with pytest.raises(Disagreement, match="called exact, differs"):

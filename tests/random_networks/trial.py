@@ -118,7 +118,7 @@ def _exact(case: Case, merge: Merge, squeezed: Squeezed, module: SqueezedConv) -
             raise Disagreement(case, f"called exact, an input of {size} gives {told}")
         magnitude = original.magnitude(x.abs())
         allowed = NOISE * magnitude
-        if squeezed.weight.dtype != torch.float64:
+        if squeezed.stored["weight"].dtype != torch.float64:
             allowed = allowed + bound(x.abs())
         error = (actual - expected).abs()
         if not bool((error <= allowed).all()):

@@ -444,16 +444,19 @@ def off_by_four_ulps(merge: Merge, load: Callable[[str], Tensor], **options: Any
     made = squeeze_one(merge, load, **options)
     if merge.into != "around":
         return made
-    return replace(made, weight=moved_by_ulps(made.weight, (2, 1, 4, 0), 4))
+    wrong = moved_by_ulps(made.stored["weight"], (2, 1, 4, 0), 4)
+    return replace(made, stored={**made.stored, "weight": wrong})
 
 
 def rounded_twice(merge: Merge, load: Callable[[str], Tensor], **options: Any) -> Squeezed:
     made = squeeze_one(merge, load, **options)
-    return replace(made, weight=made.weight.bfloat16().float())
+    twice = made.stored["weight"].bfloat16().float()
+    return replace(made, stored={**made.stored, "weight": twice})
 
 
 def without_bias(merge: Merge, load: Callable[[str], Tensor], **options: Any) -> Squeezed:
-    return replace(squeeze_one(merge, load, **options), bias=None)
+    made = squeeze_one(merge, load, **options)
+    return replace(made, stored={n: t for n, t in made.stored.items() if n != "bias"})
 
 
 @pytest.mark.parametrize(
