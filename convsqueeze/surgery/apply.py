@@ -16,8 +16,7 @@ from convsqueeze.module import SqueezedConv, module_of, stored_tensors
 from convsqueeze.plan import Merge, Plan, ResolvedLayer, make_plan
 from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
-from convsqueeze.surgery.checks import module_problems
-from convsqueeze.surgery.modules import encloses, placement_in, submodule
+from convsqueeze.surgery.checks import encloses, module_problems, placement_in
 from convsqueeze.surgery.trials import Trials
 
 
@@ -104,14 +103,17 @@ def with_layers(
     against, trials = [*problems], Trials(sandbox or Sandbox(model), own, arguments)
     places: list[Placement[ResolvedLayer] | None] = []
     for merge in merges:
-        places.append(merge.placement or placement_in(model, own, merge, trials))
+        places.append(merge.placement or placement_in(merge, trials))
         if merge.placement is None:
-            against += module_problems(model, own, merge, places[-1], trials)
+            against += module_problems(merge, places[-1], trials)
     if against:
         raise ModelMismatchError(against)
-    squeezed = copied(model)
+    squeezed, stored = copied(model), model.state_dict(keep_vars=True)
     for merge, place in zip(merges, places, strict=True):
-        new = _in_the_place_of(squeezed, own, merge, layer_of(merge))
+        parameters = [p for leaf in merge.layers for p in leaf.parameters.values()]
+        old = [stored[own.prefix + key] for p in parameters for key in p.keys]
+        new = layer_of(merge).stored_as(merge.dtype).to(device=old[0].device)
+        new.requires_grad_(any(tensor.requires_grad for tensor in old))
         _replace(squeezed, own.prefix, merge, place, new)
     return squeezed
 
@@ -127,23 +129,6 @@ def plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
         ) from error
 
 
-def _in_the_place_of(
-    model: nn.Module, own: Checkpoint, merge: Merge, new: SqueezedConv
-) -> nn.Module:
-    """The new module on the device and in the dtype of the layers it replaces; what was widened
-    stays so.
-    """
-    keys = [
-        own.prefix + key
-        for leaf in merge.layers
-        for p in leaf.parameters.values()
-        for key in p.keys
-    ]
-    stored = model.state_dict()[keys[0]]
-    trained = any(p.requires_grad for name, p in model.named_parameters() if name in keys)
-    return new.stored_as(merge.dtype).to(device=stored.device).requires_grad_(trained)
-
-
 def _replace(
     model: nn.Module,
     prefix: str,
@@ -151,15 +136,21 @@ def _replace(
     place: Placement[ResolvedLayer] | None,
     module: nn.Module,
 ) -> None:
+    """Puts the modules of a merge into the places of others, in the modes of these; so goes, beside
+    what was merged, a module all of whose tensors go with it.
+    """
     for part in place.replaced if place is not None else ():
         _put(model, prefix + part.name, _silent(part, merge))
-    for name in _dropped_modules(model, prefix, merge):
-        _put(model, prefix + name, nn.Identity())
+    merged = {key for leaf in merge.layers for key in leaf.keys}
+    owners = {key.rpartition(".")[0] for key in merge.consumed if key not in merged}
+    there = dict(model.named_modules(remove_duplicate=False))
+    for name in sorted(owners) if not encloses(merge) else ():
+        if name and prefix + name in there:
+            _put(model, prefix + name, nn.Identity())
     _put(model, prefix + merge.into, module)
 
 
 def _put(model: nn.Module, name: str, new: nn.Module) -> None:
-    """A new module in the place of another, in its mode."""
     model.set_submodule(name, new.train(model.get_submodule(name).training))
 
 
@@ -167,17 +158,6 @@ def _silent(part: Replaced[ResolvedLayer], merge: Merge) -> nn.Module:
     if part.passes:
         return nn.Identity()
     return Zero(merge.geometry if part.beside else None)
-
-
-def _dropped_modules(model: nn.Module, prefix: str, merge: Merge) -> list[str]:
-    """Modules all of whose tensors go with the merge, beside the merged layers themselves."""
-    merged = {key for leaf in merge.layers for key in leaf.keys}
-    owners = {key.rpartition(".")[0] for key in merge.consumed if key not in merged}
-    return [
-        name
-        for name in sorted(owners)
-        if name and not encloses(merge) and submodule(model, prefix + name) is not None
-    ]
 
 
 def load_state(

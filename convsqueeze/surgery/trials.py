@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,48 +28,51 @@ class NotRunError(Exception):
 
 class Trials:
     """Runs modules of a model, whose tensors are `own`: on small images, or of the shape that they
-    are given when the model runs on `arguments`, if it is known on which ones it does.
+    are given when the model runs on `arguments`, if it is known on which ones it does. `modules`
+    are those of the model, by their names without its prefix.
     """
 
     def __init__(
         self, sandbox: Sandbox, own: Checkpoint, arguments: Sequence[Any] | None = None
     ) -> None:
-        self._sandbox, self._own, self._arguments = sandbox, own, arguments
+        self._sandbox, self.own, self._arguments = sandbox, own, arguments
+        self.modules = {
+            f"{name}."[len(own.prefix) :].removesuffix("."): module
+            for name, module in sandbox.model.named_modules(remove_duplicate=False)
+            if f"{name}.".startswith(own.prefix)
+        }
 
     def computes(self, name: str, tree: Tree[ResolvedLayer]) -> bool:
         """Whether the module of this name, without the prefix of the model, computes what the
         layers do. Raises NotRunError.
         """
-        name = self._own.prefix + name
+        name = self.own.prefix + name
         module = self._sandbox.in_float64().get_submodule(name)
-        return computes(module, self._own, tree, partial(self._given_shape, name))
-
-    def _given_shape(self, name: str) -> tuple[int, ...] | None:
-        return self._given_shapes.get(name)
+        return computes(module, self.own, tree, lambda: self._given_shapes.get(name))
 
     @cached_property
     def _given_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of the first tensor that each module is given; the model runs without values."""
         found: dict[str, tuple[int, ...]] = {}
+
+        def hearing(name: str) -> Callable[[nn.Module, Any], None]:
+            def hear(module: nn.Module, given: Any) -> None:
+                shapes = (value.shape for value in tree_leaves(given) if isinstance(value, Tensor))
+                if shape := next(shapes, None):
+                    found.setdefault(name, tuple(map(int, shape)))
+
+            return hear
+
         if self._arguments is None:
             return found
         model = Sandbox(self._sandbox.model).module().eval()
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
-                module.register_forward_pre_hook(_hearing(name, found))
+                module.register_forward_pre_hook(hearing(name))
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with suppress(Exception), fake, torch.no_grad(), exits_caught():
             model(*self._arguments)  # what ran until it raised has been heard
         return found
-
-
-def _hearing(name: str, found: dict[str, tuple[int, ...]]) -> Callable[[nn.Module, Any], None]:
-    def hear(module: nn.Module, given: Any) -> None:
-        shapes = (value.shape for value in tree_leaves(given) if isinstance(value, Tensor))
-        if shape := next(shapes, None):
-            found.setdefault(name, tuple(map(int, shape)))
-
-    return hear
 
 
 def computes(

@@ -18,7 +18,7 @@ from convsqueeze.kinds import batch_norm, conv, conv_transpose, pad, registry, s
 from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.kinds.semantics import Adding, Identity, Linear, Semantics
 from convsqueeze.scan import placing, scanning
-from convsqueeze.surgery import checks, modules
+from convsqueeze.surgery import checks
 from convsqueeze.tracing import exported, watched
 
 from .cases import fixed_case
@@ -96,7 +96,7 @@ def dead_readers_ignored(patch: Patch) -> None:
 
 
 def hooks_ignored(patch: Patch) -> None:
-    for module in (watched, checks, modules):
+    for module in (watched, checks):
         patch.setattr(module, "has_hooks", lambda module: False)
 
 
