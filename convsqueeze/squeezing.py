@@ -1,5 +1,6 @@
 """Plan + tensors -> the merged tensors, the edits they make and the recipe. Touches no file."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -48,16 +49,6 @@ class Squeezed:
         return {f"{self.merge.into}.{name}": tensor for name, tensor in self.stored.items()}
 
 
-def squeeze(plan: Plan, load: Load, *, widen: bool = False) -> Iterator[Squeezed]:
-    """Each merge of the plan in turn; `load` gives a stored tensor by name.
-
-    Arithmetic in float64, rounded once to the stored dtype. Raises TensorDataError for values
-    that are not finite, or do not fit that dtype unless `widen` stores their tensor in a wider one.
-    """
-    for merge in plan.merges:
-        yield squeeze_one(merge, load, widen=widen)
-
-
 def exact_values(merge: Merge, load: Load, device: torch.device = CPU) -> dict[str, Tensor]:
     """What a merge stores before it is rounded, by name within the layer: float64, weights in the
     layout of `Geometry`. Raises TensorDataError for layers that make no operator.
@@ -81,7 +72,12 @@ def exact_values(merge: Merge, load: Load, device: torch.device = CPU) -> dict[s
 def squeeze_one(
     merge: Merge, load: Load, *, widen: bool = False, device: torch.device = CPU
 ) -> Squeezed:
-    """One merge of a plan, composed on the `device` and rounded on the CPU; see `squeeze`."""
+    """One merge of a plan, composed on the `device` in float64, rounded once on the CPU; `load`
+    gives a stored tensor by name.
+
+    Raises TensorDataError for values that are not finite, or do not fit the stored dtype unless
+    `widen` stores their tensor in a wider one.
+    """
     exact = {name: value.cpu() for name, value in exact_values(merge, load, device).items()}
     rounded, widened = round_to_storage(merge, exact, widen=widen)
     stored = {name: t.contiguous() for name, t in stored_layout(merge, rounded).items()}
@@ -108,9 +104,7 @@ def composed(convs: Tree[Conv]) -> Conv:
 
 
 def edit_of(
-    squeezed: Squeezed,
-    names: Sequence[str],
-    keep: Callable[[Tensor], New] = lambda tensor: tensor,
+    squeezed: Squeezed, names: Sequence[str], keep: Callable[[Tensor], New] = lambda tensor: tensor
 ) -> Edit:
     """What a merge does to a file whose tensors are `names`: the result takes the first's place.
 
@@ -163,19 +157,24 @@ def recipe_layer(merge: Merge, widened: Sequence[Widened] = ()) -> RecipeLayer:
 def recipe_differences(plan: Plan, recipe: Recipe, where: str) -> Iterator[str]:
     """Where a recipe does not say what the plan gives, a sentence each; `where` names its file."""
     merges = {merge.into: merge for merge in plan.merges}
-    planned = {name: recipe_layer(merge) for name, merge in merges.items()}
     found = {layer.name: layer for layer in recipe.layers}
-    names = [layer.name for layer in recipe.layers]
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    counts = Counter(layer.name for layer in recipe.layers)
+    for name in sorted(name for name in counts if counts[name] > 1):
         yield f"{where}: its recipe has the layer {shown(name)} twice."
-    for name in planned.keys() - found.keys():
+    for name in merges.keys() - found.keys():
         yield f"{where}: its recipe lacks the layer {shown(name)}, which the manifest merges."
-    for name in found.keys() - planned.keys():
+    for name in found.keys() - merges.keys():
         yield f"{where}: its recipe has a layer {shown(name)}, which the manifest does not merge."
-    for name in (name for name in planned if name in found):
-        yield from _strangers_widened(found[name], merges[name], where)
+    for name in (name for name in merges if name in found):
+        for full in (f"{name}.{one}" for one in found[name].widened or {}):
+            if full not in merges[name].tensors:
+                yield (
+                    f"{where}: its recipe says that {shown(full)} is stored in a wider dtype, "
+                    "which is no tensor of the merged layer."
+                )
+        planned = recipe_layer(merges[name])
         for key in RecipeLayer.model_fields:
-            wanted, given = getattr(planned[name], key), getattr(found[name], key)
+            wanted, given = getattr(planned, key), getattr(found[name], key)
             if key == "widened":  # follows from values: each tensor's own dtype is held against it
                 continue
             if wanted != given and key == "corrections":
@@ -195,15 +194,6 @@ def is_far_larger(found: RecipeLayer, planned: RecipeLayer) -> bool:
 def _largest_number(layer: RecipeLayer) -> int:
     pairs = [number for pair in layer.padding for number in pair]
     return max(map(abs, (*layer.stride, *layer.dilation, *(layer.output_stride or ()), *pairs, 0)))
-
-
-def _strangers_widened(layer: RecipeLayer, merge: Merge, where: str) -> Iterator[str]:
-    for name in layer.widened or {}:
-        if f"{layer.name}.{name}" not in merge.tensors:
-            yield (
-                f"{where}: its recipe says that {shown(f'{layer.name}.{name}')} is stored in a "
-                "wider dtype, which is no tensor of the merged layer."
-            )
 
 
 def _plain(value: object) -> str:

@@ -56,7 +56,7 @@ def _merge_cells(merge: Merge) -> list[str]:
         stem = common_stem([merge.into, *labels])
     border: str = merge.border
     if border == "interior":
-        border += f": {_wrong_rows(merge)} differ"
+        border += f": {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
     return [
         "\n".join([merge.into, *(part_name(leaf, stem) for leaf in merge.layers)]),
         kernel(merge.geometry),
@@ -66,14 +66,11 @@ def _merge_cells(merge: Merge) -> list[str]:
     ]
 
 
-def _wrong_rows(merge: Merge) -> str:
-    return rows_told(merge.leaks, len(merge.geometry.axes))
-
-
 def forms_table(merges: Sequence[Merge]) -> Table | None:
     """What exactness costs, where a plain convolution is not exact."""
     rows = []
     for merge in (one for one in merges if one.leaks):
+        rows_wrong = rows_told(merge.leaks, len(merge.geometry.axes))
         for form in merge.forms:
             is_chosen = form is merge.form
             cells = (
@@ -81,7 +78,7 @@ def forms_table(merges: Sequence[Merge]) -> Table | None:
                 FORMS[form.name] + (" *" if is_chosen and form.name != "apart" else ""),
                 f"{form.weights:,}",
                 format_count(form.macs),
-                "exact" if form.exact else f"{_wrong_rows(merge)} differ",
+                "exact" if form.exact else f"{rows_wrong} differ",
             )
             rows.append(Row(cells, is_chosen, form is merge.forms[-1]))
     columns = ("layer", "form", "weights", "MACs", "")

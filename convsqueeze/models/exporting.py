@@ -1,25 +1,41 @@
-"""A squeezed model through torch's exporter, with as many sizes left open as its code allows."""
+"""A squeezed model through torch's exporter, with as many sizes left open as its code allows.
+
+Each squeezed layer stands there as one node of its own, until its graph is put in the node's place:
+torch's exporter would follow a corrected layer for the sizes of the example alone. The graphs of
+`export` take every size, and their initializers are the stored values.
+"""
 
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
 import torch._dynamo  # here, where a signal ends the run, and not in the middle of the work
-from onnx import GraphProto, ModelProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
 from convsqueeze.checkpoint import RECIPE_KEY
-from convsqueeze.errors import OutputError
+from convsqueeze.errors import GeometryError, OutputError
+from convsqueeze.export.graph import (
+    ELEMENT_TYPES,
+    INPUT,
+    OUTPUT,
+    exported_dtype,
+    layer_nodes,
+    parameters,
+)
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.standins import inlined, put_stand_ins
+from convsqueeze.module import SqueezedConv
+from convsqueeze.names import listed, shown
 from convsqueeze.tracing.raised import exits_caught
 
+DOMAIN = "convsqueeze"
 BATCH = 2
 """Of the inputs that are traced: a size of 1 would be taken for a constant."""
 NAMES = {
@@ -39,9 +55,15 @@ def exports(
     OutputError where torch can export none.
     """
     stood, layers = put_stand_ins(squeezed.cpu().eval().requires_grad_(False))
-    dtype = torch.float32 if _without_bfloat16(stood) else None
-    several = inputs.resized([_several(spec.shape) for spec in inputs.tensors])
-    count, failure = 0, None
+    dtype = None
+    for tensor in (*stood.parameters(), *stood.buffers()):
+        if tensor.dtype == torch.bfloat16:  # ONNX convolves it from opset 22 on alone
+            tensor.data, dtype = tensor.data.float(), torch.float32
+    several = inputs.resized(
+        [(BATCH, *s.shape[1:]) if s.shape[:1] == (1,) else s.shape for s in inputs.tensors]
+    )
+    count = 0
+    failure: BaseException | None = None
     for given, opened in ((several, None), (several, 1), (inputs, 0)):
         try:
             made = _exported(stood, given.first(dtype), opened, opset)
@@ -49,35 +71,22 @@ def exports(
             failure = error
             continue
         count += 1
-        yield _finished(inlined(made, layers), opset, recipe_json)
+        made = inlined(made, layers)
+        made.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
+        made.graph.name = "squeezed model"
+        if recipe_json is not None:
+            helper.set_model_props(made, {RECIPE_KEY: recipe_json})
+        yield made
     if not count:
-        text = " ".join(str(_root(failure)).split())[:300]
+        root = failure
+        while root is not None and root.__cause__ is not None:
+            root = root.__cause__
+        text = " ".join(str(root).split())[:300]
         raise OutputError(
             f"{type(squeezed).__name__}: torch's exporter does not take the model "
-            f"({type(_root(failure)).__name__}: {text}). Change what it names in the model's code, "
-            "or export the layers alone: leave --model away."
+            f"({type(root).__name__}: {text}). Change what it names in the model's code, or export "
+            "the layers alone: leave --model away."
         ) from failure
-
-
-def _without_bfloat16(model: nn.Module) -> bool:
-    """Makes all of it float32, which holds every value: ONNX has no such convolution before opset
-    22, nor onnxruntime on the CPU. Whether there was any.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    narrow = [tensor for tensor in tensors if tensor.dtype == torch.bfloat16]
-    for tensor in narrow:
-        tensor.data = tensor.data.float()
-    return bool(narrow)
-
-
-def _several(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(shape) if not shape or shape[0] != 1 else (BATCH, *shape[1:])
-
-
-def _root(error: BaseException | None) -> BaseException | None:
-    while error is not None and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _exported(
@@ -98,23 +107,8 @@ def _exported(
     if program is None:
         raise OutputError("torch's exporter gave nothing.")
     made: ModelProto = program.model_proto
-    _fix_sizes(made.graph, traced)
+    _name_sizes(made.graph, traced)
     return made
-
-
-def _fix_sizes(graph: GraphProto, traced: torch.export.ExportedProgram) -> None:
-    """Sizes that the trace found to be one number, which the exporter still calls by a symbol."""
-    found = {node.name: node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"}
-    known: dict[str, int] = {}
-    for value in graph.input:
-        shape = getattr(found.get(value.name), "shape", ())
-        for size, seen in zip(value.type.tensor_type.shape.dim, shape, strict=False):
-            if size.dim_param and str(seen).isdigit():
-                known[size.dim_param] = int(str(seen))
-    for value in (*graph.input, *graph.output):
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param in known:
-                size.dim_value = known[size.dim_param]
 
 
 @contextmanager
@@ -130,29 +124,148 @@ def _quietly() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _finished(model: ModelProto, opset: int, recipe_json: str | None) -> ModelProto:
-    model.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
-    model.graph.name = "squeezed model"
-    _name_sizes(model.graph)
-    if recipe_json is not None:
-        helper.set_model_props(model, {RECIPE_KEY: recipe_json})
-    return model
-
-
-def _name_sizes(graph: GraphProto) -> None:
-    """`height` and not `s53`, also where it stands in the size of an output."""
+def _name_sizes(graph: GraphProto, traced: torch.export.ExportedProgram) -> None:
+    """`height` and not `s53`, also where it stands in the size of an output; the number where the
+    trace found one, which the exporter still calls by a symbol.
+    """
+    found = {node.name: node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"}
     names: dict[str, str] = {}
     for value in graph.input:
         sizes = value.type.tensor_type.shape.dim
+        usual, seen = NAMES.get(len(sizes), ()), getattr(found.get(value.name), "shape", ())
         for index, size in enumerate(sizes):
-            if size.dim_param and size.dim_param not in names:
-                usual = NAMES.get(len(sizes), ())
+            if index < len(seen) and str(seen[index]).isdigit():
+                names[size.dim_param] = str(seen[index])
+            elif size.dim_param and size.dim_param not in names:
                 name = usual[index] if index < len(usual) else f"size_{index}"
                 taken = name in names.values()
                 names[size.dim_param] = f"{value.name}_{name}" if taken else name
     for value in (*graph.input, *graph.output):
         for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
-                size.dim_param = re.sub(
-                    r"\w+", lambda found: names.get(found[0], found[0]), size.dim_param
-                )
+            told = re.sub(r"\w+", lambda one: names.get(one[0], one[0]), size.dim_param)
+            if told.isdigit():
+                size.dim_value = int(told)
+            elif told:
+                size.dim_param = told
+
+
+class StandIn(nn.Module):
+    """In place of a squeezed layer while a model is exported: a node that names it."""
+
+    def __init__(self, name: str, layer: SqueezedConv) -> None:
+        super().__init__()
+        self.name, self.layer = name, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        if not layer.axes or x.ndim != len(layer.axes) + 2:  # linear, or without a batch
+            y: Tensor = layer(x)
+            return y
+        if x.shape[1] != layer.geometry.in_channels:  # also fixes the number while it is exported
+            raise GeometryError(
+                f"{shown(self.name)} takes {layer.geometry.in_channels} channels, not {x.shape[1]}"
+            )
+        sizes = [axis.output_size(n) for axis, n in zip(layer.axes, x.shape[2:], strict=True)]
+        made: Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::Layer",
+            (x,),
+            {"layer": self.name, "element": ELEMENT_TYPES[x.dtype]},
+            dtype=x.dtype,
+            shape=(x.shape[0], layer.geometry.out_channels, *sizes),
+            version=1,
+        )
+        return made
+
+
+def put_stand_ins(model: nn.Module) -> tuple[nn.Module, dict[str, SqueezedConv]]:
+    """The model with every squeezed layer replaced in place, and the layers by name.
+
+    Raises OutputError for a layer in a dtype that ONNX has no type for.
+    """
+    layers = {n or "model": m for n, m in model.named_modules() if isinstance(m, SqueezedConv)}
+    for name, layer in layers.items():
+        exported_dtype(name, layer)
+        if model is layer:
+            return StandIn(name, layer), layers
+        model.set_submodule(name, StandIn(name, layer))
+    return model, layers
+
+
+def inlined(model: ModelProto, layers: Mapping[str, SqueezedConv]) -> ModelProto:
+    """The model with the graph of each layer in the place of its nodes, without what the exporter
+    notes beside (paths and stack traces among it). Raises OutputError where a node is left.
+    """
+    whole = ModelProto()
+    whole.CopyFrom(model)
+    _forget_origins(whole)
+    nodes, calls = list(whole.graph.node), Counter[str]()
+    del whole.graph.node[:]
+    for node in nodes:
+        if node.domain != DOMAIN:
+            whole.graph.node.append(node)
+            continue
+        name = helper.get_node_attr_value(node, "layer").decode()
+        calls[name] += 1
+        whole.graph.node.extend(_nodes_for(node, name, layers[name], calls[name]))
+    _add_values(whole.graph, {name: layers[name] for name in calls})
+    kept = [o for o in whole.opset_import if o.domain != DOMAIN]
+    del whole.opset_import[:]
+    whole.opset_import.extend(kept)
+    left = {node.op_type for node in _all_nodes(whole.graph) if node.domain == DOMAIN}
+    if left or whole.functions:
+        raise OutputError(
+            "the model runs a squeezed layer within a branch or a loop of its own code, which "
+            "cannot be written as ONNX here. Export the layers alone: leave --model away."
+        )
+    return whole
+
+
+def _nodes_for(node: NodeProto, name: str, layer: SqueezedConv, call: int) -> Iterator[NodeProto]:
+    """The layer's nodes between the values that the exporter's node stands between."""
+    given, element = node.input[0], helper.get_node_attr_value(node, "element")
+    result = node.output[0]
+    own = ELEMENT_TYPES[exported_dtype(name, layer)]
+    stem = name if call == 1 else f"{name}#{call}"
+    renamed = {name + INPUT: given, name + OUTPUT: result}
+
+    def own_name(value: str) -> str:
+        """Of a value within this call; initializers are shared by all of them."""
+        return f"{stem}{value.removeprefix(name)}" if value.startswith(f"{name}/") else value
+
+    if own != element:
+        renamed = {name + INPUT: f"{stem}{INPUT}", name + OUTPUT: f"{stem}{OUTPUT}"}
+        yield helper.make_node("Cast", [given], [f"{stem}{INPUT}"], to=own)
+    for made in layer_nodes(name, layer):
+        for field in (made.input, made.output):
+            field[:] = [renamed.get(one, own_name(one)) for one in field]
+        made.name = own_name(made.name)
+        yield made
+    if own != element:
+        yield helper.make_node("Cast", [f"{stem}{OUTPUT}"], [result], to=element)
+
+
+def _add_values(graph: GraphProto, layers: Mapping[str, SqueezedConv]) -> None:
+    taken = {tensor.name for tensor in graph.initializer}
+    for name, layer in layers.items():
+        values = parameters(name, layer)
+        if double := taken & values.keys():
+            raise OutputError(f"{shown(name)}: {listed(sorted(double))} stands in the model twice.")
+        for key, value in values.items():
+            graph.initializer.append(numpy_helper.from_array(value.numpy(), key))
+
+
+def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _all_nodes(inner)
+
+
+def _forget_origins(model: ModelProto) -> None:
+    graph = model.graph
+    del graph.value_info[:]
+    parts = (*_all_nodes(graph), *graph.input, *graph.output, *graph.initializer)
+    for part in (model, graph, *parts):
+        del part.metadata_props[:]
+        part.doc_string = ""

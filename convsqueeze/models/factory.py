@@ -114,11 +114,10 @@ def _imported(where: str, place: str) -> ModuleType:
     folder = str(Path.cwd() if file is None else file.parent)
     if sys.path[:1] not in ([folder], [""]):
         sys.path.insert(0, folder)
-    if file is not None:
-        return _module_of(file)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(where)
+        if file is None:
+            return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise
@@ -126,9 +125,6 @@ def _imported(where: str, place: str) -> ModuleType:
             f"{place}: there is no module {shown(error.name)} in {Path.cwd()} or among the "
             f"installed packages, {FORM} was needed."
         ) from None
-
-
-def _module_of(file: Path) -> ModuleType:
     name = _FILE + file.stem
     spec: Any = importlib.util.spec_from_file_location(name, file)  # it ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -199,16 +195,11 @@ def _stored_names(
     """For each tensor of the model the name in the file, if it has it: its own, or that of another
     name of the same tensor, of which safetensors keeps one.
     """
-    identity = {name: id(state[own.prefix + name]) for name in own.tensors}
-    held: dict[int, str] = {}
-    for name in own.tensors:
-        if name in checkpoint.tensors:
-            held.setdefault(identity[name], name)
-    return {
-        name: name if name in checkpoint.tensors else held[identity[name]]
-        for name in own.tensors
-        if name in checkpoint.tensors or identity[name] in held
-    }
+    there = [name for name in own.tensors if name in checkpoint.tensors]
+    held = {id(state[own.prefix + name]): name for name in reversed(there)}
+    stored = {name: held.get(id(state[own.prefix + name])) for name in own.tensors}
+    stored |= {name: name for name in there}
+    return {name: found for name, found in stored.items() if found is not None}
 
 
 def _misfits(own: Checkpoint, checkpoint: Checkpoint, stored: dict[str, str]) -> Iterator[str]:

@@ -166,7 +166,7 @@ def positional(
     `given_as` is the name under which the user gave them. Raises ModelInputError for anything else,
     and where forward does not take them.
     """
-    name = type(model).__name__
+    name, signature = type(model).__name__, inspect.signature(model.forward)
     if isinstance(examples, Tensor):
         examples = (examples,)
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Mapping):
@@ -174,29 +174,18 @@ def positional(
             f"{given_as}: {type(examples).__name__} was given, a tensor, a tuple of positional "
             "arguments or a dict of named ones was needed."
         )
-    signature = inspect.signature(model.forward)
     try:
-        if isinstance(examples, Mapping):
-            given = signature.bind(**examples).arguments
-        else:
+        if not isinstance(examples, Mapping):
             signature.bind(*examples)
             return tuple(examples)
+        given = signature.bind(**examples).arguments
     except TypeError as error:
         raise ModelInputError(
             f"{name}: its forward does not take these {given_as} ({error}). A tuple has one "
             "for each positional argument, a dict one for each name; a tuple or dict that is "
             "itself an argument stands in a tuple, ({...},)."
         ) from error
-    return _in_order(signature, given, name)
-
-
-def _in_order(signature: inspect.Signature, given: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    """The arguments in forward's order up to the last, with its defaults between them."""
-    parameters = [
-        one
-        for one in signature.parameters.values()
-        if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
+    parameters = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if others := given.keys() - {one.name for one in parameters}:
         raise ModelInputError(
             f"{name}: its forward takes {listed(sorted(others))} by name alone, and its code is "
@@ -207,11 +196,7 @@ def _in_order(signature: inspect.Signature, given: Mapping[str, Any], name: str)
     return tuple(given.get(one.name, one.default) for one in parameters[:count])
 
 
-SIZES = {
-    1: (16000, 4096, 1024, 64, 16),
-    2: (64, 224, 32, 256, 512, 128, 28),
-    3: (16, 32, 64, 8),
-}
+SIZES = {1: (16000, 4096, 1024, 64, 16), 2: (64, 224, 32, 256, 512, 128, 28), 3: (16, 32, 64, 8)}
 """Tried in turn, by rank."""
 
 
@@ -248,12 +233,7 @@ def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> tuple[Inpu
 
 
 _ADVICE = f"Give --input (in Python example_inputs), such as {FORM}, one for each argument."
-_TELLING = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.Linear,
-    nn.Embedding,
-)
+_TELLING = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear, nn.Embedding)
 
 
 def first_layer(model: nn.Module) -> tuple[str, nn.Module] | None:

@@ -3,7 +3,7 @@
 Sizes stay dynamic as far as the model's own code allows and the check bears it out.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class WholeExport:
             "notes": [*data["notes"], *self.notes],
             "against": self.against,
             "whole": None if self.whole is None else self.whole.to_data(),
-            "model": self.checked.to_data(),
+            "model": asdict(self.checked),
         }
 
 

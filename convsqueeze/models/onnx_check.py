@@ -10,7 +10,7 @@ unit; `FACTOR` of them are granted, and what storing merged weights was seen to 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
 Shapes = tuple[tuple[int, ...], ...]
+_Outcome = tuple[tuple[Any, ...], NamedTensors, NamedTensors]
+"""The arguments, and what torch and onnxruntime gave, in the order in which the exporter gives it.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,6 @@ class OnnxReport:
     worst: Worst
     largest: float
     notes: tuple[str, ...] = ()
-
-    def to_data(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What torch and onnxruntime gave for an input, in the order in which the exporter gives it."""
-
-    place: str
-    arguments: tuple[Any, ...]
-    wanted: NamedTensors
-    found: NamedTensors
 
 
 class OnnxCheck:
@@ -109,74 +98,67 @@ class OnnxCheck:
 
     def report(self, model: ModelProto) -> OnnxReport:
         """Form, then outputs. Raises VerificationError."""
+        opened = tuple((value.name, _sizes(value)) for value in model.graph.input)
+        outcomes: dict[Shapes, _Outcome] = {}
         with tempfile.TemporaryDirectory(prefix="convsqueeze-") as folder:
-            runs = _Session(model, Path(folder))
-            opened = tuple((value.name, _sizes(value)) for value in model.graph.input)
-            shapes = _shapes_to_try(self.inputs, [sizes for _, sizes in opened])
-            every = {one: self._outcome(runs, one) for one in shapes}
-        outcomes = {one: outcome for one, outcome in every.items() if outcome is not None}
+            session, dtype, notes = _opened(model, Path(folder))
+            for shapes in _shapes_to_try(self.inputs, [sizes for _, sizes in opened]):
+                arguments, wanted = self._in_torch(shapes, dtype)
+                if wanted:
+                    found = _found(session, shapes, arguments, wanted)
+                    outcomes[shapes] = arguments, wanted, found
         if not outcomes:
             raise VerificationError(["the model in torch takes none of the inputs."])
-        worst = self._judged(list(outcomes.values()), runs.dtype)
-        largest = max(largest_value(y) for one in outcomes.values() for y in one.wanted.values())
-        notes = self.notes + runs.notes + _fixed(opened)
-        return OnnxReport(opened, tuple(outcomes), dtype_name(runs.dtype), worst, largest, notes)
-
-    def _outcome(self, runs: "_Session", shapes: Shapes) -> _Outcome | None:
-        """None where the reference does not take the shapes. Raises VerificationError for outputs
-        of other shapes.
-        """
-        if shapes == tuple(spec.shape for spec in self.inputs.tensors):
-            arguments = _cast(self.reference.given, runs.dtype)
-            wanted = _named(self.reference.gave)
-        else:
-            arguments = self.inputs.resized(shapes).drawn(self.seed, runs.dtype)
-            wanted = _outputs(self.reference, arguments)
-        if not wanted:
-            return None
-        place = f"input {' '.join('x'.join(map(str, one)) for one in shapes)}"
-        found = runs.run(arguments, place)
-        given, needed = ([tuple(y.shape) for y in one.values()] for one in (found, wanted))
-        if given != needed:
-            told, other = (", ".join(map(str, one)) for one in (given, needed))
-            raise VerificationError(
-                [f"gives outputs of shapes {told} in onnxruntime, {other} in torch, {place}."]
-            )
-        return _Outcome(place, arguments, wanted, found)
-
-    def _judged(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Worst:
-        """The output nearest to its bound. Raises VerificationError where one is beyond it."""
         worst = _nearest(outcomes, {}, dtype)
         if not worst.share <= 1.0:
             worst = _nearest(outcomes, self._moved(outcomes, dtype), dtype)
         if not worst.share <= 1.0:
             raise VerificationError([f"onnxruntime and torch differ by {worst.told}."])
-        return worst
+        largest = max(largest_value(y) for _, one, _ in outcomes.values() for y in one.values())
+        notes = self.notes + notes + _fixed(opened)
+        return OnnxReport(opened, tuple(outcomes), dtype_name(dtype), worst, largest, notes)
 
-    def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[str, float]:
+    def _in_torch(self, shapes: Shapes, dtype: torch.dtype) -> tuple[tuple[Any, ...], NamedTensors]:
+        """Arguments of these shapes, and what the reference gives for them: nothing where it does
+        not take them.
+        """
+        if shapes == tuple(spec.shape for spec in self.inputs.tensors):
+            return _cast(self.reference.given, dtype), _named(self.reference.gave)
+        arguments = self.inputs.resized(shapes).drawn(self.seed, dtype)
+        return arguments, _outputs(self.reference, arguments)
+
+    def _moved(
+        self, outcomes: Mapping[Shapes, _Outcome], dtype: torch.dtype
+    ) -> Mapping[str, float]:
         """What rounding was seen to move each output by: computing in `dtype`, and storing."""
         running, seen = self.squeezed, dict[str, float]()
         own = {**running.parameters(), **dict(running.module.named_buffers())}
-        for seed, outcome in enumerate(outcomes, self.seed):
-            base = _outputs(running, outcome.arguments)
+        for seed, (arguments, _, _) in enumerate(outcomes.values(), self.seed):
+            base = _outputs(running, arguments)
             with running.with_values(own, dtype):
-                computed = _outputs(running, outcome.arguments, dtype)
+                computed = _outputs(running, arguments, dtype)
             with running.moved(self.steps, seed):
-                stored = _outputs(running, outcome.arguments)
+                stored = _outputs(running, arguments)
             for moved in (distances(base, computed), distances(base, stored)):
                 for place in (one for one in moved if moved[one] < torch.inf):
                     seen[place] = max(seen.get(place, 0.0), moved[place])
         return seen
 
 
-def _nearest(outcomes: Sequence[_Outcome], moved: Mapping[str, float], dtype: torch.dtype) -> Worst:
+def _nearest(
+    outcomes: Mapping[Shapes, _Outcome], moved: Mapping[str, float], dtype: torch.dtype
+) -> Worst:
     """The output nearest to its bound. A few units in the last place are always granted."""
     worst = Worst()
-    for one in outcomes:
-        _, found = nearest(one.wanted, one.found, FACTOR * torch.finfo(dtype).eps, moved)
-        if found.share >= worst.share:
-            worst = replace(found, place=f"{found.place}, {one.place}")
+    for shapes, (_, wanted, found) in outcomes.items():
+        _, one = nearest(wanted, found, FACTOR * torch.finfo(dtype).eps, moved)
+        if one.share >= worst.share:
+            worst = replace(one, place=f"{one.place}, {_place(shapes)}")
     return worst
+
+
+def _place(shapes: Shapes) -> str:
+    return f"input {' '.join('x'.join(map(str, one)) for one in shapes)}"
 
 
 def _cast(arguments: tuple[Any, ...], dtype: torch.dtype | None) -> tuple[Any, ...]:
@@ -200,48 +182,54 @@ def _named(output: Any) -> NamedTensors:
     return {f"output {index}": tensor for index, tensor in enumerate(tensors)}
 
 
-class _Session:
-    """The model in onnxruntime, or a copy in float32 where that has no kernels for its dtype."""
+def _opened(model: ModelProto, folder: Path) -> tuple[Any, torch.dtype, tuple[str, ...]]:
+    """The model in onnxruntime, or a copy in float32 where that has no kernels for its dtype; the
+    dtype that is run, and what is to be told. Raises VerificationError for a model that is not
+    well-formed, or refused.
+    """
+    held = _held(model, folder / "model.onnx")
+    try:
+        if isinstance(held, Path):
+            onnx.checker.check_model(str(held))
+        else:
+            onnx.checker.check_model(held, full_check=True)
+    except FORM_ERRORS as error:
+        raise VerificationError([f"is not well-formed: {first_line(error)}."]) from error
+    kinds = [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)]
+    floats = [DTYPES[kind] for kind in kinds if kind in DTYPES] or [torch.float32]
+    dtype = max(floats, key=lambda dtype: torch.finfo(dtype).eps)
+    try:
+        return session_of(held), dtype, ()
+    except RUNTIME_ERRORS as error:
+        if dtype == torch.float32:
+            raise VerificationError([f"onnxruntime refuses it: {first_line(error)}."]) from error
+    told = f"onnxruntime has no {dtype_name(dtype)} kernels for it on the CPU; a copy in float32"
+    session = session_of(_held(in_float32(model), folder / "float32.onnx"))
+    return session, torch.float32, (f"{told} was run",)
 
-    def __init__(self, model: ModelProto, folder: Path) -> None:
-        """Raises VerificationError for a model that is not well-formed, or refused."""
-        held = _held(model, folder / "model.onnx")
-        try:
-            if isinstance(held, Path):
-                onnx.checker.check_model(str(held))
-            else:
-                onnx.checker.check_model(held, full_check=True)
-        except FORM_ERRORS as error:
-            raise VerificationError([f"is not well-formed: {first_line(error)}."]) from error
-        self.notes: tuple[str, ...] = ()
-        self.names = [value.name for value in model.graph.input]
-        kinds = [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)]
-        floats = [DTYPES[kind] for kind in kinds if kind in DTYPES]
-        self.dtype = max(floats or [torch.float32], key=lambda dtype: torch.finfo(dtype).eps)
-        try:
-            self._session = session_of(held)
-        except RUNTIME_ERRORS as error:
-            if self.dtype == torch.float32:
-                raise VerificationError(
-                    [f"onnxruntime refuses it: {first_line(error)}."]
-                ) from error
-            self.notes = (
-                f"onnxruntime has no {dtype_name(self.dtype)} kernels for it on the CPU; a copy in "
-                "float32 was run",
-            )
-            self.dtype = torch.float32
-            self._session = session_of(_held(in_float32(model), folder / "float32.onnx"))
 
-    def run(self, arguments: tuple[Any, ...], place: str) -> NamedTensors:
-        """Its outputs. Raises VerificationError where it fails."""
-        tensors = [one.numpy() for one in arguments if isinstance(one, Tensor)]
-        try:
-            found = self._session.run(None, dict(zip(self.names, tensors, strict=True)))
-        except (*RUNTIME_ERRORS, ValueError) as error:
-            raise VerificationError(
-                [f"onnxruntime fails on an {place}: {first_line(error)}."]
-            ) from error
-        return _named([torch.from_numpy(one) for one in found])
+def _found(
+    session: Any, shapes: Shapes, arguments: tuple[Any, ...], wanted: NamedTensors
+) -> NamedTensors:
+    """What onnxruntime gives. Raises VerificationError where it fails, and for other shapes than
+    are `wanted`.
+    """
+    tensors = [one.numpy() for one in arguments if isinstance(one, Tensor)]
+    names, place = [value.name for value in session.get_inputs()], _place(shapes)
+    try:
+        made = session.run(None, dict(zip(names, tensors, strict=True)))
+    except (*RUNTIME_ERRORS, ValueError) as error:
+        raise VerificationError(
+            [f"onnxruntime fails on an {place}: {first_line(error)}."]
+        ) from error
+    found = _named([torch.from_numpy(one) for one in made])
+    given, needed = ([tuple(y.shape) for y in one.values()] for one in (found, wanted))
+    if given != needed:
+        told, other = (", ".join(map(str, one)) for one in (given, needed))
+        raise VerificationError(
+            [f"gives outputs of shapes {told} in onnxruntime, {other} in torch, {place}."]
+        )
+    return found
 
 
 def _held(model: ModelProto, place: Path) -> ModelProto | Path:

@@ -20,20 +20,8 @@ from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, ModelMismatchError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.models.factory import Code
-from convsqueeze.models.inputs import (
-    Inputs,
-    example_arguments,
-    guess_inputs,
-    inputs_of,
-    positional,
-)
-from convsqueeze.models.running import (
-    Running,
-    distances,
-    largest_value,
-    named_tensors,
-    runnable,
-)
+from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of, positional
+from convsqueeze.models.running import Running, distances, largest_value, named_tensors, runnable
 from convsqueeze.models.whole import WholeReport, exact_parameters, verify_whole
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
@@ -306,12 +294,7 @@ def scan_model(
         raise
     with CPU:
         return scan(
-            graph,
-            stored or {},
-            border=border,
-            growth=growth,
-            minimize=minimize,
-            latency=latency,
+            graph, stored or {}, border=border, growth=growth, minimize=minimize, latency=latency
         )
 
 

@@ -10,6 +10,7 @@ the stored ones too. Where they are not known, it is measured by moving each mer
 unit in its last place. A difference may be `FACTOR` times what was measured.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite
@@ -151,11 +152,11 @@ def verified(
     before = runnable(sandbox or Sandbox(original), lambda dtype: inputs.first(dtype, seed=seed))
     after = Running(copied(squeezed), before.dtype)
     found = _Comparison(original, squeezed, before, after, exact or {})
-    found.run_first()
+    found.compare(before.given)
     for trial in range(1, trials):
         if found.problem is None:
             track("running the whole model", trial, trials)
-            found.run_again(inputs.drawn(seed + trial, before.dtype))
+            found.compare(inputs.drawn(seed + trial, before.dtype))
     dtype = str(before.coarsest).removeprefix("torch.")
     notes = []
     if before.coarsest != torch.float64:
@@ -177,7 +178,8 @@ def verified(
 
 
 class _Comparison:
-    """What two models and rounding were seen to do; `one` and `two` are they as they run.
+    """What two models and rounding were seen to do; `one` and `two` are they as they run. Movements
+    by place are added, and the larger of two taken, as counters are.
 
     With `exact` values the second is held to the noise of float64, otherwise, as it is stored, to
     what storing the parameters costs too that the first has not, or has otherwise.
@@ -202,88 +204,77 @@ class _Comparison:
         }
         self.steps = {} if self.exact else rounding_steps(merged)
         self.unit = ROUNDINGS * torch.finfo(one.coarsest).eps
-        self.noise: dict[str, float] = {}
-        self.rounding: dict[str, float] = {}
+        self.noise: Any = Counter()
+        self.rounding: Any = Counter()
         self.times_measured = 0
         self.runs, self.largest = 0, 0.0
         self.problem: str | None = None
         self.first: FirstDifference | None = None
         self.stored = Worst()
         self.before_rounding: Worst | None = None
-        self.silent: list[str] = []
+        layers = (n for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv))
+        self.silent = [f"{name}.weight" if name else "weight" for name in layers]
         self.gave: NamedTensors = {}
 
-    def run_first(self) -> None:
-        """Compare on the input that the first model has run on.
+    def compare(self, given: tuple[Any, ...]) -> None:
+        """Run both on an input, which the first model may have run on.
 
-        The second runs with its stored weights, then, where they are known, with the exact ones and
-        another seed: what is random, or kept from one call to the next, shows as a difference.
-        Raises ModelInputError where that is why they differ, and for outputs that are not finite.
+        On that the second runs with its stored weights, then, where they are known, with the exact
+        ones and another seed: what is random, or kept from one call to the next, shows as a
+        difference. Raises ModelInputError where that is why they differ, and for outputs that are
+        not finite.
         """
-        given, wanted = self.one.given, named_tensors(self.one.gave)
-        if not any(bool(t.isfinite().any()) for t in wanted.values()):
+        is_first = given is self.one.given
+        wanted = named_tensors(self.one.gave) if is_first else self.one.run(given)
+        if is_first and not any(bool(t.isfinite().any()) for t in wanted.values()):
             raise ModelInputError(
                 f"{self.name}: gives no finite number on these inputs, so nothing can be compared. "
                 "Give --input (in Python example_inputs) with shapes that it works on, and weights "
                 "that were trained."
             )
-        if not self.exact:
+        if is_first and not self.exact:
             self._measure(given, wanted)
-        layers = (n for n, m in self.two.module.named_modules() if isinstance(m, SqueezedConv))
-        weights = [f"{name}.weight" if name else "weight" for name in layers]
         try:
-            self.gave, moving = self.two.run_with_gradients(given, weights)
-            found = self._run(given, seed=1) if self.exact else self.gave
+            if is_first:
+                self.gave, moving = self.two.run_with_gradients(given, self.silent)
+                self.silent = [name for name in self.silent if name not in moving]
+            found = self.gave
+            if self.exact or not is_first:
+                with self.two.with_values(self.exact):
+                    found = self.two.run(given, seed=int(is_first))
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            self.problem = _does_not_run(error)
+            text = str(error).strip().partition("\n")[0]
+            self.problem = f"does not run: {type(error).__name__}: {text}"
             return
-        self.silent = [one for one in weights if one not in moving]
-        self._judge(given, wanted, found)
-        if self.problem is None and self.exact:
-            storing = distances(found, self.gave)
-            _, self.stored = nearest(wanted, self.gave, self.unit, _sum(self.noise, storing))
-
-    def run_again(self, given: tuple[Any, ...]) -> None:
-        """Compare on one more input."""
-        wanted = self.one.run(given)
-        try:
-            found = self._run(given)
-        except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            self.problem = _does_not_run(error)
-        else:
-            self._judge(given, wanted, found)
-
-    def _run(self, given: tuple[Any, ...], seed: int = 0) -> NamedTensors:
-        """The second model, with the exact values where they are known."""
-        with self.two.with_values(self.exact):
-            return self.two.run(given, seed)
-
-    def _judge(self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors) -> None:
-        """Take in what the second model gives."""
-        self.problem = _other_form(wanted, found)
-        if self.problem is None:
-            place, worst = self._nearest(wanted, found)
-            while worst.share > 1.0 and self.times_measured < MEASURED:
-                self._measure(given, wanted, found)
-                place, worst = self._nearest(wanted, found)
-            self.largest = max(self.largest, *map(largest_value, wanted.values()))
-            if self.exact and worst.share >= (self.before_rounding or Worst()).share:
-                self.before_rounding = worst
-            elif not self.exact and worst.share >= self.stored.share:
-                self.stored = worst
-            if worst.share > 1.0:
-                self.problem = (
-                    f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
-                    f"the largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
-                )
-        if self.problem is None:
-            self.runs += 1
+        self.problem = _other_form(wanted, found) or self._difference(given, wanted, found)
+        if self.problem is not None:
+            with self.two.with_values(self.exact):
+                self.first = first_difference(self.one, self.two, given, self.unit, self.steps)
             return
-        with self.two.with_values(self.exact):
-            self.first = first_difference(self.one, self.two, given, self.unit, self.steps)
+        self.runs += 1
+        if is_first and self.exact:
+            storing = self.noise + Counter(distances(found, self.gave))
+            _, self.stored = nearest(wanted, self.gave, self.unit, storing)
 
-    def _nearest(self, wanted: NamedTensors, found: NamedTensors) -> tuple[str, Worst]:
-        return nearest(wanted, found, self.unit, _sum(self.noise, self.rounding))
+    def _difference(
+        self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors
+    ) -> str | None:
+        """What is more than rounding, which is measured again before it is told."""
+        place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
+        while worst.share > 1.0 and self.times_measured < MEASURED:
+            self._measure(given, wanted, found)
+            place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
+        self.largest = max(self.largest, *map(largest_value, wanted.values()))
+        if self.exact and worst.share >= (self.before_rounding or Worst()).share:
+            self.before_rounding = worst
+        elif not self.exact and worst.share >= self.stored.share:
+            self.stored = worst
+        if worst.share <= 1.0:
+            return None
+        return (
+            f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
+            f"the largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
+        )
 
     def _measure(
         self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors | None = None
@@ -295,10 +286,10 @@ class _Comparison:
         """
         seed = int(self.times_measured == 0)
         with self.one.moved(self.one.noise_steps(self.unit), self.times_measured):
-            self.noise = _larger(self.noise, distances(wanted, self.one.run(given, seed)))
+            self.noise |= Counter(distances(wanted, self.one.run(given, seed)))
         if found is not None and self.steps:
             with self.two.moved(self.steps, self.times_measured):
-                self.rounding = _larger(self.rounding, distances(found, self.two.run(given)))
+                self.rounding |= Counter(distances(found, self.two.run(given)))
         self.times_measured += 1
         granted = {p: FACTOR * self.unit * largest_value(t) for p, t in wanted.items()}
         if seed == 0 or all(self.noise[place] <= granted[place] for place in wanted):
@@ -324,19 +315,6 @@ class _Comparison:
             if not any(distances(self.gave, again).values()):
                 found.append(name.removesuffix("weight").removesuffix("."))
         return found
-
-
-def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {place: max(one.get(place, 0.0), value) for place, value in other.items()}
-
-
-def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {place: one.get(place, 0.0) + other.get(place, 0.0) for place in {**one, **other}}
-
-
-def _does_not_run(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"does not run: {type(error).__name__}: {text}"
 
 
 def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsqueeze.algebra.border.corrections import BORDER, Corrections, Subset, digits, term_name
+from convsqueeze.algebra.border.corrections import Corrections, Subset, digits, term_name
 from convsqueeze.algebra.border.strips import (
     Kernel,
     Shortcut,
@@ -23,7 +23,6 @@ from convsqueeze.algebra.border.strips import (
 )
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
-from convsqueeze.names import shown
 
 Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
 MOST_KEPT = 64
@@ -38,7 +37,6 @@ class Border(nn.Module):
 
     def __init__(
         self,
-        name: str,
         corrections: Corrections,
         geometry: Geometry,
         tensors: Mapping[str, Tensor],
@@ -46,7 +44,6 @@ class Border(nn.Module):
         signs: bool = True,
     ) -> None:
         super().__init__()
-        _check(name, corrections, geometry, tensors)
         self.corrections = corrections
         self.axes: tuple[Axis, ...] = geometry.axes
         self.groups, self.signs = geometry.groups, signs
@@ -183,25 +180,3 @@ def _is_traced(x: Tensor) -> bool:
     """Whether what is computed now belongs to a graph, so that nothing of it may be kept."""
     is_plain = type(x) in (Tensor, nn.Parameter)
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or not is_plain  # type: ignore[attr-defined,no-untyped-call]
-
-
-def _check(
-    name: str, corrections: Corrections, geometry: Geometry, tensors: Mapping[str, Tensor]
-) -> None:
-    """Raises GeometryError unless the tensors are those that the corrections need."""
-    corrections.check(geometry.kernel_size)
-    wanted = {
-        key: shape
-        for key, shape in corrections.shapes(geometry).items()
-        if geometry.bias or not key.endswith("bias")
-    }
-    for key in sorted(wanted.keys() | tensors.keys()):
-        full = shown(f"{name}.{BORDER}.{key}")
-        if key not in tensors:
-            raise GeometryError(f"{full} is missing, shape {wanted[key]} was needed")
-        if key not in wanted:
-            raise GeometryError(f"{full} is none of the tensors of these corrections")
-        if tuple(tensors[key].shape) != wanted[key]:
-            raise GeometryError(
-                f"{full} has shape {tuple(tensors[key].shape)}, {wanted[key]} was needed"
-            )

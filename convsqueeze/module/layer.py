@@ -54,18 +54,15 @@ class SqueezedConv(nn.Module):
         self.axes = layer.axes()
         self.groups = layer.groups
         self.is_transposed = layer.kind == "conv_transpose"
-        inside = {f"{BORDER}.{name}": tensor for name, tensor in (border or {}).items()}
-        _check_dtypes(layer.name, {"weight": weight, "bias": bias, **inside})
-        _check_shapes(layer, weight, bias)
+        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        tensors |= {f"{BORDER}.{name}": tensor for name, tensor in (border or {}).items()}
+        _check_kinds(layer, tensors)
         self.weight = nn.Parameter(weight)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+        _check_shapes(layer, self.geometry, tensors)
         self.border = None
         if layer.corrections is not None:
-            self.border = Border(
-                layer.name, layer.corrections, self.geometry, border or {}, signs=signs
-            )
-        elif border:
-            raise GeometryError(f"{shown(layer.name)} has no corrections, but tensors for them")
+            self.border = Border(layer.corrections, self.geometry, border or {}, signs=signs)
 
     @classmethod
     def of(
@@ -170,29 +167,43 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _check_dtypes(name: str, tensors: Mapping[str, Tensor | None]) -> None:
+def _check_kinds(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> None:
+    """Raises GeometryError for tensors that no layer holds, and a weight that has no geometry."""
+    name, weight = shown(layer.name), tensors["weight"]
     for role, tensor in tensors.items():
-        if tensor is None or (tensor.layout == torch.strided and tensor.is_floating_point()):
-            continue
         is_dense = tensor.layout == torch.strided
-        found = tensor.dtype if is_dense else tensor.layout
-        needed = "a floating-point dtype" if is_dense else "a dense tensor"
-        raise GeometryError(f"{shown(name)}.{role} is stored as {found}, {needed} was needed")
-
-
-def _check_shapes(layer: RecipeLayer, weight: Tensor, bias: Tensor | None) -> None:
+        if not is_dense or not tensor.is_floating_point():
+            found = tensor.dtype if is_dense else tensor.layout
+            needed = "a floating-point dtype" if is_dense else "a dense tensor"
+            raise GeometryError(f"{name}.{role} is stored as {found}, {needed} was needed")
     if tuple(weight.shape[2:]) != layer.kernel_size or weight.ndim < 2:
         raise GeometryError(
-            f"{shown(layer.name)}.weight has shape {tuple(weight.shape)}, "
+            f"{name}.weight has shape {tuple(weight.shape)}, "
             f"but its recipe says kernel_size {list(layer.kernel_size)}"
         )
-    channels = weight.shape[0]
-    if layer.groups < 1 or channels % layer.groups:
+    if layer.groups < 1 or weight.shape[0] % layer.groups:
         raise GeometryError(
-            f"{shown(layer.name)}: {channels} channels do not divide into groups = {layer.groups}"
+            f"{name}: {weight.shape[0]} channels do not divide into groups = {layer.groups}"
         )
-    out_channels = weight.shape[1] * layer.groups if layer.kind == "conv_transpose" else channels
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise GeometryError(
-            f"{shown(layer.name)}.bias has shape {tuple(bias.shape)}, ({out_channels},) was needed"
-        )
+
+
+def _check_shapes(layer: RecipeLayer, geometry: Geometry, tensors: Mapping[str, Tensor]) -> None:
+    """Raises GeometryError unless the tensors are those of the recipe's layer."""
+    wanted = {"weight": tuple(tensors["weight"].shape), "bias": (geometry.out_channels,)}
+    if layer.corrections is not None:
+        layer.corrections.check(geometry.kernel_size)
+        shapes = layer.corrections.shapes(geometry)
+        wanted |= {f"{BORDER}.{key}": shape for key, shape in shapes.items()}
+    elif any(key not in wanted for key in tensors):
+        raise GeometryError(f"{shown(layer.name)} has no corrections, but tensors for them")
+    if not geometry.bias:
+        wanted = {key: shape for key, shape in wanted.items() if not key.endswith("bias")}
+    for key in sorted(wanted.keys() | tensors.keys()):
+        full = shown(f"{layer.name}.{key}")
+        if key not in tensors:
+            raise GeometryError(f"{full} is missing, shape {wanted[key]} was needed")
+        if key not in wanted:
+            raise GeometryError(f"{full} is none of the tensors of these corrections")
+        found = tuple(tensors[key].shape)
+        if found != wanted[key]:
+            raise GeometryError(f"{full} has shape {found}, {wanted[key]} was needed")

@@ -20,7 +20,7 @@ from convsqueeze.errors import PlanError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
-from convsqueeze.squeezing import recipe_layer, recipe_of, squeeze
+from convsqueeze.squeezing import recipe_layer, recipe_of, squeeze_one
 from convsqueeze.verify import Settings, verify_plan
 from tests.command_line import Outcome, run_here
 
@@ -41,7 +41,7 @@ def drawn(*layers: nn.Module) -> State:
 
 
 def squeezed_layer(plan: Plan, state: State) -> SqueezedConv:
-    squeezed = next(squeeze(plan, from_state_dict(state).load))
+    squeezed = squeeze_one(plan.merges[0], from_state_dict(state).load)
     module = module_of(recipe_layer(plan.merges[0]), squeezed.tensors())
     return module.requires_grad_(False)
 
@@ -101,7 +101,7 @@ def test_verification_measures_the_error_on_the_ring(twice: State) -> None:
     checkpoint = from_state_dict(twice)
     plan = make_plan(TWICE, checkpoint, border="interior")
     recipe = recipe_of(plan, checkpoint, border="interior")
-    merged = from_state_dict(next(squeeze(plan, checkpoint.load)).tensors())
+    merged = from_state_dict(squeeze_one(plan.merges[0], checkpoint.load).tensors())
     layers = {layer.name: layer for layer in recipe.layers}
     (report,) = verify_plan(plan, checkpoint, merged, layers, Settings())
     assert report.ok

@@ -28,7 +28,7 @@ from convsqueeze.export import files as files_module
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, load_layers
 from convsqueeze.plan import make_plan
-from convsqueeze.squeezing import edit_of, recipe_of, squeeze
+from convsqueeze.squeezing import edit_of, recipe_of, squeeze_one
 
 LAYERS = ("body.0", "body.2", "head.up")
 
@@ -74,7 +74,8 @@ def squeezed_file(folder: Path, suffix: str = ".pt") -> Path:
     torch.save(network().state_dict(), original)
     checkpoint = open_checkpoint(original)
     plan = make_plan(manifest_from_data(MANIFEST), checkpoint, growth="allow")
-    edits = [edit_of(one, list(checkpoint.tensors)) for one in squeeze(plan, checkpoint.load)]
+    made = (squeeze_one(merge, checkpoint.load) for merge in plan.merges)
+    edits = [edit_of(one, list(checkpoint.tensors)) for one in made]
     path = folder / f"model.squeezed{suffix}"
     write_checkpoint(checkpoint, path, edits, recipe_of(plan, checkpoint).to_json())
     return path

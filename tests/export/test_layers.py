@@ -26,7 +26,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Plan, make_plan
 from convsqueeze.recipe import RecipeLayer
-from convsqueeze.squeezing import recipe_of, squeeze
+from convsqueeze.squeezing import recipe_of, squeeze_one
 from convsqueeze.verify.probes import exhaustive_sizes, plain_sizes
 from convsqueeze.verify.reference import reference, term_count
 
@@ -227,7 +227,7 @@ def planned(case: Case) -> tuple[Plan, Checkpoint]:
 def squeezed(case: Case) -> dict[str, SqueezedConv]:
     plan, checkpoint = planned(case)
     recipe = recipe_of(plan, checkpoint)
-    merged = next(squeeze(plan, checkpoint.load))
+    merged = squeeze_one(plan.merges[0], checkpoint.load)
     return {layer.name: module_of(layer, merged.tensors()) for layer in recipe.layers}
 
 

@@ -23,7 +23,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
-from convsqueeze.squeezing import recipe_of, squeeze
+from convsqueeze.squeezing import recipe_of, squeeze_one
 
 from .manifests import Case
 from .original import NOISE, Disagreement, Original, Size, half_spacing, in_float64, places
@@ -130,7 +130,7 @@ def _made(case: Case) -> Corrected:
     checkpoint = from_state_dict(case.tensors)
     manifest = manifest_from_data(case.manifest)
     plan = make_plan(manifest, checkpoint, border="corrected", growth="allow")
-    squeezed = next(squeeze(plan, checkpoint.load))
+    squeezed = squeeze_one(plan.merges[0], checkpoint.load)
     recipe = recipe_of(plan, checkpoint, border="corrected", growth="allow")
     layer = _through_json(case, recipe)
     tensors, merge = squeezed.tensors(), plan.merges[0]

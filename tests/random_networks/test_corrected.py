@@ -1,7 +1,7 @@
 """Every form of correction is tried, and a fault in any part of one would be seen."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, candidates, make_plan
 from convsqueeze.plan.candidates import NOMINAL_SIZE
 from convsqueeze.recipe import Recipe, read_recipe
-from convsqueeze.squeezing import Squeezed, squeeze
+from convsqueeze.squeezing import Squeezed, squeeze_one
 
 from . import corrected as trial
 from .corrected import (
@@ -111,16 +111,16 @@ def test_without_a_fault() -> None:
 def stored(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Tensor]], Any]) -> None:
     """What is squeezed gets border tensors that a function has changed."""
 
-    def faulty(*args: Any) -> Iterator[Squeezed]:
-        for squeezed in squeeze(*args):
-            inside, kept = "border.", dict(squeezed.stored)
-            names = [name for name in kept if name.startswith(inside)]
-            border = {name.removeprefix(inside): kept.pop(name).clone() for name in names}
-            change(border)
-            kept |= {inside + name: tensor for name, tensor in border.items()}
-            yield replace(squeezed, stored=kept)
+    def faulty(*args: Any) -> Squeezed:
+        squeezed = squeeze_one(*args)
+        inside, kept = "border.", dict(squeezed.stored)
+        names = [name for name in kept if name.startswith(inside)]
+        border = {name.removeprefix(inside): kept.pop(name).clone() for name in names}
+        change(border)
+        kept |= {inside + name: tensor for name, tensor in border.items()}
+        return replace(squeezed, stored=kept)
 
-    monkeypatch.setattr(trial, "squeeze", faulty)
+    monkeypatch.setattr(trial, "squeeze_one", faulty)
 
 
 TERMS = [f"{axes}.{role}" for axes in ("0", "1", "01") for role in ("weight", "bias")]

@@ -13,7 +13,7 @@ import torch
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.plan import candidates
-from convsqueeze.squeezing import Squeezed, squeeze
+from convsqueeze.squeezing import Squeezed, squeeze_one
 
 from . import trial
 from .__main__ import summary
@@ -167,24 +167,24 @@ def test_without_a_fault() -> None:
 
 
 def test_a_weight_off_by_four_ulps(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(*args: Any) -> Iterator[Squeezed]:
-        for squeezed in squeeze(*args):
-            weight = squeezed.stored["weight"].clone()
-            weight.view(torch.int32).view(-1)[3] += 4
-            yield replace(squeezed, stored={**squeezed.stored, "weight": weight})
+    def faulty(*args: Any) -> Squeezed:
+        squeezed = squeeze_one(*args)
+        weight = squeezed.stored["weight"].clone()
+        weight.view(torch.int32).view(-1)[3] += 4
+        return replace(squeezed, stored={**squeezed.stored, "weight": weight})
 
-    monkeypatch.setattr(trial, "squeeze", faulty)
+    monkeypatch.setattr(trial, "squeeze_one", faulty)
     with pytest.raises(Disagreement, match="called exact, differs"):
         examine(pair(bias=False, padding=1))
 
 
 def test_a_dropped_bias(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(*args: Any) -> Iterator[Squeezed]:
-        for squeezed in squeeze(*args):
-            kept = {name: t for name, t in squeezed.stored.items() if name != "bias"}
-            yield replace(squeezed, stored=kept)
+    def faulty(*args: Any) -> Squeezed:
+        squeezed = squeeze_one(*args)
+        kept = {name: t for name, t in squeezed.stored.items() if name != "bias"}
+        return replace(squeezed, stored=kept)
 
-    monkeypatch.setattr(trial, "squeeze", faulty)
+    monkeypatch.setattr(trial, "squeeze_one", faulty)
     with pytest.raises(Disagreement, match="called exact, differs"):
         examine(pair(bias=True, padding=0))
 

@@ -22,7 +22,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.recipe import read_recipe
-from convsqueeze.squeezing import Squeezed, recipe_of, squeeze
+from convsqueeze.squeezing import Squeezed, recipe_of, squeeze_one
 
 from .corrected import Corrected, check_other_sizes, check_stored_dtype, corrected
 from .manifests import Case, has_sum
@@ -88,7 +88,7 @@ def examine(case: Case) -> Outcome:
         if _BORDER.search(told):
             return _refused_at_border(case, _classified(case, told, _BORDER_REASONS))
         return _refused_as_not_one(case, _classified(case, told, _NOT_ONE_REASONS))
-    squeezed = next(squeeze(plan, checkpoint.load))
+    squeezed = squeeze_one(plan.merges[0], checkpoint.load)
     recipe = read_recipe(recipe_of(plan, checkpoint).to_json(), "the recipe")
     module = module_of(recipe.layers[0], squeezed.tensors())
     return _exact(case, plan.merges[0], squeezed, module)
@@ -192,7 +192,7 @@ def _plain(case: Case) -> tuple[Merge, SqueezedConv]:
     recipe = read_recipe(recipe_of(plan, checkpoint).to_json(), "the recipe")
     if recipe.layers[0].border != "interior":
         raise Disagreement(case, "refused for the border, then called exact")
-    squeezed = next(squeeze(plan, checkpoint.load))
+    squeezed = squeeze_one(plan.merges[0], checkpoint.load)
     module = module_of(recipe.layers[0], squeezed.tensors()).requires_grad_(False)
     return plan.merges[0], module
 
