@@ -67,13 +67,13 @@ def _merge_cells(merge: Merge) -> list[str]:
 
 
 def _wrong_rows(merge: Merge) -> str:
-    return rows_told(merge.leaks, len(merge.geometry.axes))
+    return rows_told(merge.mismatches, len(merge.geometry.axes))
 
 
 def forms_table(merges: Sequence[Merge]) -> Table | None:
     """What exactness costs, where a plain convolution is not exact."""
     rows = []
-    for merge in (one for one in merges if one.leaks):
+    for merge in (one for one in merges if one.mismatches):
         for form in merge.forms:
             is_chosen = form is merge.form
             cells = (

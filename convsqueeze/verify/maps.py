@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border.leaks import Leak, leaks, wrong_rows
+from convsqueeze.algebra.border.mismatches import Mismatch, mismatches, wrong_rows
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import kernel, part_name
@@ -24,7 +24,8 @@ class DifferenceMap:
     `difference` (*output_size) is the largest over channels and random inputs of `size`, infinite
     where an output is no number; `differs` says where it is more than rounding. `largest` is the
     original's largest output. `predicted` are the outputs on each axis that the plan says may
-    differ, `leaks` the same by sides, both for this size; `meant` is the manifest's input size.
+    differ, `mismatches` the same by sides, both for this size; `meant` is the manifest's input
+    size.
     """
 
     name: str
@@ -36,7 +37,7 @@ class DifferenceMap:
     differs: Tensor
     largest: float
     predicted: tuple[frozenset[int], ...]
-    leaks: tuple[Leak, ...]
+    mismatches: tuple[Mismatch, ...]
 
     @property
     def share(self) -> Tensor:
@@ -111,5 +112,5 @@ def difference_map(
         predicted=tuple(
             wrong_rows(tree, axis, n) if plain else frozenset() for axis, n in enumerate(size)
         ),
-        leaks=leaks(tree, size) if plain else (),
+        mismatches=mismatches(tree, size) if plain else (),
     )

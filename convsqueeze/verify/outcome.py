@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import BORDER
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.errors import GeometryError
 from convsqueeze.plan import Merge
 from convsqueeze.verify.comparison import Comparison
