@@ -204,7 +204,7 @@ def _heading(one: DifferenceMap, problem: str | None) -> str:
         lines.append(f"FAILED: {problem}")
     else:
         worst = 100 * float(one.share.max())
-        rows = rows_told(one.leaks, len(one.size)) or "no row"
+        rows = rows_told(one.mismatches, len(one.size)) or "no row"
         lines.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
     return "\n".join(_wrapped(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in lines)
 

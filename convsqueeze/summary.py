@@ -56,7 +56,7 @@ def _merge_cells(merge: Merge) -> list[str]:
         stem = common_stem([merge.into, *labels])
     border: str = merge.border
     if border == "interior":
-        border += f": {rows_told(merge.leaks, len(merge.geometry.axes))} differ"
+        border += f": {rows_told(merge.mismatches, len(merge.geometry.axes))} differ"
     return [
         "\n".join([merge.into, *(part_name(leaf, stem) for leaf in merge.layers)]),
         kernel(merge.geometry),
@@ -69,8 +69,8 @@ def _merge_cells(merge: Merge) -> list[str]:
 def forms_table(merges: Sequence[Merge]) -> Table | None:
     """What exactness costs, where a plain convolution is not exact."""
     rows = []
-    for merge in (one for one in merges if one.leaks):
-        rows_wrong = rows_told(merge.leaks, len(merge.geometry.axes))
+    for merge in (one for one in merges if one.mismatches):
+        rows_wrong = rows_told(merge.mismatches, len(merge.geometry.axes))
         for form in merge.forms:
             is_chosen = form is merge.form
             cells = (

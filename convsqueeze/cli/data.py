@@ -47,7 +47,7 @@ def _merge_layer(merge: "Merge", done: "MergedFile") -> dict[str, Any]:
         "form": merge.form.name,
         "forms": [asdict(form) for form in merge.forms],
         "pays": merge.pays,
-        "leaks": [picked(leak, "axis side rows cause") for leak in merge.leaks],
+        "leaks": [picked(leak, "axis side rows cause") for leak in merge.mismatches],
         **({"verification": verified[0]} if verified else {}),
     }
 

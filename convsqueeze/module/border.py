@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from convsqueeze.algebra.border.corrections import Corrections, Subset, digits, term_name
 from convsqueeze.algebra.border.strips import (
     Kernel,
-    Shortcut,
+    KernelPlan,
     Stored,
-    Strip,
     add_borders,
-    grid_of,
-    kernels,
+    kernel_plan,
     pack,
-    shortcuts,
 )
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
@@ -51,9 +48,9 @@ class Border(nn.Module):
         # or `to_empty` must not touch them.
         self.packed, self.strips = pack(corrections)
         self.tables = self.packed
-        self._kept: dict[Kind, list[Shortcut] | None] = {}
+        self._kept: dict[Kind, list[KernelPlan]] = {}
         for subset in corrections.subsets:
-            self.add_module(digits(subset), Term(corrections, subset, geometry, tensors))
+            self.add_module(digits(subset), Term(subset, tensors))
         self._follow()
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
@@ -78,38 +75,24 @@ class Border(nn.Module):
             if found is None:
                 raise GeometryError(axis.not_for(int(size)))
             strips.append(found)
-        terms = dict(self.named_terms())
-        stored = {subset: term.stored(dtype) for subset, term in terms.items()}
-        tables = self.tables if self.tables.device == x.device else self.packed.to(x.device)
-        if not _is_traced(x):
-            short = self._shortcuts(strips, stored, tables)
-            if short is not None:
-                return [one(stored[one.kernel.subset]) for one in short]
-        gridded = {subset: terms[subset].gridded(pair) for subset, pair in stored.items()}
-        return kernels(gridded, strips, tables, self.axes, signs=self.signs)
-
-    def _shortcuts(
-        self, strips: Sequence[Strip], stored: Mapping[Subset, Stored], tables: Tensor
-    ) -> list[Shortcut] | None:
-        """Kept for each kind of size: they follow from the recipe and not from any value."""
-        like = next(self.parameters(), None)
+        stored = {term.subset: term.stored(dtype) for term in self.terms()}
+        like = next((t for pair in stored.values() for t in pair if t is not None), None)
         if like is None:
             return []
-        kind = (tuple(map(id, strips)), like.device, _dtype_of(stored))
-        kept = self._kept  # looked up once: another thread may be here too
-        if kind in kept:
-            return kept[kind]
-        terms = dict(self.named_terms())
-        found = shortcuts(
-            stored,
-            lambda subset, pair: terms[subset].gridded(pair),
-            strips,
-            tables,
-            self.axes,
-            signs=self.signs,
-        )
-        self._kept = {kind: found} if len(kept) >= MOST_KEPT else {**kept, kind: found}
-        return found
+        kind = (tuple(map(id, strips)), like.device, like.dtype)
+        kept = {} if _is_traced(x) else self._kept  # looked up once: there may be other threads
+        plans = kept.get(kind)
+        if plans is None:
+            tables = self.tables if self.tables.device == x.device else self.packed.to(x.device)
+            plans = [
+                kernel_plan(
+                    self.corrections, one, strips, tables, self.axes, like.dtype, signs=self.signs
+                )
+                for one in stored
+            ]
+            if not _is_traced(x):
+                self._kept = {**(kept if len(kept) < MOST_KEPT else {}), kind: plans}
+        return [plan(stored[plan.subset]) for plan in plans]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
@@ -125,11 +108,9 @@ class Border(nn.Module):
         if len(devices) == 1:
             self.tables = self.packed.to(devices.pop())
 
-    def named_terms(self) -> Iterator[tuple[Subset, "Term"]]:
-        """Each set of axes with its tensors."""
-        for child in self.children():
-            if isinstance(child, Term):
-                yield child.subset, child
+    def terms(self) -> "Iterator[Term]":
+        """The tensors of each set of axes."""
+        return (child for child in self.children() if isinstance(child, Term))
 
 
 class Term(nn.Module):
@@ -140,18 +121,11 @@ class Term(nn.Module):
 
     def __init__(
         self,
-        corrections: Corrections,
         subset: Subset,
-        geometry: Geometry,
         tensors: Mapping[str, Tensor],
     ) -> None:
         super().__init__()
         self.subset = subset
-        self.grids = corrections.grid(subset, geometry.kernel_size), corrections.bias_grid(subset)
-        self.absent = tuple(
-            dict(places).get(subset, ())
-            for places in (corrections.absent, corrections.absent_biases)
-        )
         for role in ("weight", "bias"):
             tensor = tensors.get(term_name(subset, role))
             self.register_parameter(role, None if tensor is None else nn.Parameter(tensor))
@@ -161,19 +135,6 @@ class Term(nn.Module):
         if dtype is None:
             return self.weight, self.bias
         return tuple(None if t is None else t.to(dtype) for t in (self.weight, self.bias))  # type: ignore[return-value]
-
-    def gridded(self, stored: Stored) -> Stored:
-        """Tensors of this shape as their whole grids."""
-        weight, bias = stored
-        if weight is not None:
-            weight = grid_of(weight, self.grids[0], self.absent[0])
-        if bias is not None:
-            bias = grid_of(bias, self.grids[1], self.absent[1])
-        return weight, bias
-
-
-def _dtype_of(stored: Mapping[Subset, Stored]) -> torch.dtype:
-    return next(t.dtype for pair in stored.values() for t in pair if t is not None)
 
 
 def _is_traced(x: Tensor) -> bool:

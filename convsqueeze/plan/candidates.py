@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from convsqueeze.algebra.border.leaks import leaks
+from convsqueeze.algebra.border.mismatches import mismatches
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import smallest_size
@@ -52,30 +52,30 @@ def candidate_of(
 ) -> Candidate:
     """As `candidate`, for a region whose layers are resolved, merged to `geometry`."""
     try:
-        plain = _merge(place, request, geometry, infos)
+        merge = _merge(place, request, geometry, infos)
+        merge = _with_corrections(merge, needed=policy == "corrected")
     except GeometryError as error:
         return Candidate(None, (Problem((), str(error)),))
-    try:
-        merge = _closer_look(plain)
-    except GeometryError as error:
-        if policy == "corrected":
-            return Candidate(None, (Problem((), str(error)),))
-        merge = plain
-    if merge.leaks and policy == "exact":
+    if merge.mismatches and policy == "exact":
         problem = Problem(_blamed(merge), border_refusal(merge))
         return Candidate(None, (problem,), leaking=True)
     corrected = policy == "corrected" and merge.exact_by is not None
     return Candidate(replace(merge, corrected=corrected))
 
 
-def _closer_look(merge: Merge) -> Merge:
-    """The merge with what makes it exact; without leaks where a closer look than that of `leaks`
-    finds nothing wrong.
+def _with_corrections(merge: Merge, *, needed: bool) -> Merge:
+    """The merge with what makes it exact, where the plain one is not.
+
+    Raises GeometryError where that is too much, if it is `needed`.
     """
-    if not merge.leaks:
+    if not merge.mismatches:
         return merge
-    found = corrections(merge.geometry_tree, merge.input_size)
-    return replace(merge, exact_by=found, leaks=merge.leaks if found else ())
+    try:
+        return replace(merge, exact_by=corrections(merge.geometry_tree, merge.input_size))
+    except GeometryError:
+        if needed:
+            raise
+        return merge
 
 
 def _merge(place: str, request: Request[ResolvedLayer], geometry: Geometry, infos: Infos) -> Merge:
@@ -98,7 +98,7 @@ def _merge(place: str, request: Request[ResolvedLayer], geometry: Geometry, info
         into=into,
         region=region,
         geometry=geometry,
-        leaks=leaks(shapes, fixed),
+        mismatches=mismatches(shapes, fixed),
         input_size=fixed,
         dtype=_dtype(region, infos),
         consumed=consumed,
@@ -108,8 +108,8 @@ def _merge(place: str, request: Request[ResolvedLayer], geometry: Geometry, info
 
 
 def _blamed(merge: Merge) -> tuple[str | int, ...]:
-    """The key of the layer whose padding leaks."""
-    return next(leaves(at(merge.tree, merge.leaks[0].link))).path
+    """The key of the layer whose padding the plain merge gets wrong."""
+    return next(leaves(at(merge.tree, merge.mismatches[0].link))).path
 
 
 def drop_problems(request: Request[L], infos: Infos) -> list[Problem]:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from convsqueeze.algebra.border.corrections import BORDER, Corrections
-from convsqueeze.algebra.border.leaks import Leak
+from convsqueeze.algebra.border.mismatches import Mismatch
 from convsqueeze.algebra.border.taps import AxisTaps, axis_taps
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Tree, counted, mapped
@@ -44,7 +44,7 @@ class Form:
 class Merge:
     """One merge that will be done: layers, result, cost.
 
-    `macs_*` count multiplications for one image of `size`; `leaks` is empty where the plain
+    `macs_*` count multiplications for one image of `size`; `mismatches` is empty where the plain
     convolution is exact at every pixel; where it is not, `exact_by` are the corrections that make
     it exact, and `corrected` says that they are to be stored. `placement` says where it goes in a
     model whose code was followed.
@@ -54,7 +54,7 @@ class Merge:
     into: str
     region: Region[ResolvedLayer]
     geometry: Geometry
-    leaks: tuple[Leak, ...]
+    mismatches: tuple[Mismatch, ...]
     input_size: tuple[int, ...] | None
     dtype: torch.dtype
     consumed: tuple[str, ...]
@@ -91,7 +91,7 @@ class Merge:
     def border(self) -> Border:
         if self.corrections is not None:
             return "corrected"
-        return "interior" if self.leaks else "exact"
+        return "interior" if self.mismatches else "exact"
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -110,7 +110,7 @@ class Merge:
         plain = self.geometry.weights, self.geometry.macs(self.size)
         forms = [
             Form("apart", True, self.weights_before, macs_of(self.tree, self.size)),
-            Form("plain", not self.leaks, *plain),
+            Form("plain", not self.mismatches, *plain),
         ]
         if self.exact_by is not None:
             added = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from convsqueeze.algebra.border.leaks import Leak
+from convsqueeze.algebra.border.mismatches import Mismatch
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Tree, at, children, leaves
 from convsqueeze.plan.model import Form, FormName, Merge
@@ -21,10 +21,10 @@ def kernel(geometry: Geometry) -> str:
     return "x".join(map(str, geometry.kernel_size)) or "linear"
 
 
-def rows_told(leaks: Sequence[Leak], rank: int) -> str:
+def rows_told(mismatches: Sequence[Mismatch], rank: int) -> str:
     """`1 output row on every side`, or side by side; sides that only some sizes spoil come last."""
-    always = [leak for leak in leaks if not leak.depends_on_size]
-    sometimes = [leak for leak in leaks if leak.depends_on_size]
+    always = [leak for leak in mismatches if not leak.depends_on_size]
+    sometimes = [leak for leak in mismatches if leak.depends_on_size]
     if len(always) == 2 * rank and len({leak.rows for leak in always}) == 1:
         return f"{_lines(always[0].rows, 'output row')} on every side"
     told = [", ".join(_side(leak, rank) for leak in part) for part in (always, sometimes) if part]
@@ -33,7 +33,7 @@ def rows_told(leaks: Sequence[Leak], rank: int) -> str:
     return " and ".join(told)
 
 
-def _side(leak: Leak, rank: int) -> str:
+def _side(leak: Mismatch, rank: int) -> str:
     side = _SIDES[rank][leak.axis][0 if leak.side == "low" else 1]
     return f"{_lines(leak.rows, _LINES[rank][leak.axis])} at the {side}"
 
@@ -61,15 +61,15 @@ def common_stem(names: Sequence[str]) -> str:
 
 def border_refusal(merge: Merge) -> str:
     """Why the plain merge is not exact, where, and what can be done about it at which cost."""
-    tree, leaks = merge.tree, merge.leaks
-    outer = at(tree, leaks[0].link)
-    inner = _before(tree, leaks[0].link)
+    tree, mismatches = merge.tree, merge.mismatches
+    outer = at(tree, mismatches[0].link)
+    inner = _before(tree, mismatches[0].link)
     plain, *corrected = merge.forms[1:]
     exactly = "".join(f"border: corrected (exact, {_cost(merge, f)}) or " for f in corrected)
     return (
-        f"{_reason(leaks[0], inner, outer)}, so no plain convolution is exact: "
-        f"{rows_told(leaks, len(merge.geometry.axes))} would differ. Use {exactly}"
-        f"border: interior to accept that ({_cost(merge, plain)}){_size_hint(leaks)}, "
+        f"{_reason(mismatches[0], inner, outer)}, so no plain convolution is exact: "
+        f"{rows_told(mismatches, len(merge.geometry.axes))} would differ. Use {exactly}"
+        f"border: interior to accept that ({_cost(merge, plain)}){_size_hint(mismatches)}, "
         "or leave these layers apart."
     )
 
@@ -99,7 +99,7 @@ def speed_note(merge: Merge) -> str | None:
     )
 
 
-def _reason(leak: Leak, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
+def _reason(leak: Mismatch, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
     padding = f"{names(outer)} pads what it reads"
     if leak.cause == "bias":
         return f"{padding}, but {described(inner)} is not zero outside the image"
@@ -139,10 +139,10 @@ def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLaye
     return Chain(tuple(found))
 
 
-def _size_hint(leaks: Sequence[Leak]) -> str:
+def _size_hint(mismatches: Sequence[Mismatch]) -> str:
     """Sizes past every kernel that are exact on all sides, if there are any."""
-    exact = set.intersection(*(set(leak.exact_sizes) for leak in leaks))
-    sizes = leaks[0].sizes
+    exact = set.intersection(*(set(leak.exact_sizes) for leak in mismatches))
+    sizes = mismatches[0].sizes
     large = [size for size in sorted(exact) if size > sizes[len(sizes) // 2]]
     if not large:
         return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border.leaks import Leak, leaks, wrong_rows
+from convsqueeze.algebra.border.mismatches import Mismatch, mismatches, wrong_rows
 from convsqueeze.errors import GeometryError
 from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
@@ -27,7 +27,8 @@ class DifferenceMap:
     `difference` (*output_size) is the largest over channels and random inputs of `size`, infinite
     where an output is no number; `differs` says where it is more than rounding. `largest` is the
     original's largest output. `predicted` are the outputs on each axis that the plan says may
-    differ, `leaks` the same by sides, both for this size; `meant` is the manifest's input size.
+    differ, `mismatches` the same by sides, both for this size; `meant` is the manifest's input
+    size.
     """
 
     name: str
@@ -39,7 +40,7 @@ class DifferenceMap:
     differs: Tensor
     largest: float
     predicted: tuple[frozenset[int], ...]
-    leaks: tuple[Leak, ...]
+    mismatches: tuple[Mismatch, ...]
 
     @property
     def share(self) -> Tensor:
@@ -105,5 +106,5 @@ def difference_map(
         differs=torch.stack(differing).any(0),
         largest=largest,
         predicted=tuple(rows.get(axis, frozenset()) for axis in range(len(size))),
-        leaks=leaks(tree, size) if excused else (),
+        mismatches=mismatches(tree, size) if excused else (),
     )

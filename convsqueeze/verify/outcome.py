@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.plan import Merge
 from convsqueeze.verify.comparison import Comparison, size_told
 from convsqueeze.verify.probes import Size

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size

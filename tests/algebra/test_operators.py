@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from convsqueeze import layers
 from convsqueeze.algebra import Chain, Conv
-from convsqueeze.algebra.border.leaks import leaks
+from convsqueeze.algebra.border.mismatches import mismatches
 from convsqueeze.algebra.geometry import Axis, Geometry, add, compose
 from convsqueeze.errors import GeometryError
 
@@ -56,7 +56,7 @@ def test_composition_is_one_after_the_other(data: st.DataObject, rank: int) -> N
     expected, actual = outer(middle), merged(x)
     assert actual.shape == expected.shape
     mask = within(outer, middle.shape[2:], expected.shape[2:])
-    if not leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
+    if not mismatches(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
         mask = torch.ones_like(mask)
     assert torch.equal(actual * mask, expected * mask)
 
@@ -77,7 +77,7 @@ def test_composition_with_padding_modes(
     expected, actual = outer(middle), merged(x)
     assert actual.shape == expected.shape
     mask = within(outer, middle.shape[2:], expected.shape[2:])
-    if not leaks(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
+    if not mismatches(Chain((inner.geometry, outer.geometry)), x.shape[2:]):
         mask = torch.ones_like(mask)
     assert torch.equal(actual * mask, expected * mask)
 
@@ -89,11 +89,11 @@ def test_what_is_pointwise_passes_any_padding(data: st.DataObject, rank: int, mo
     pointwise = data.draw(convolutions(rank, padding=0, stride=1, taps=1))
     outer = data.draw(convolutions(rank, out_of(pointwise), padding=2, modes=(mode,)))
     if mode != "zeros":
-        assert not leaks(Chain((pointwise.geometry, outer.geometry)))
+        assert not mismatches(Chain((pointwise.geometry, outer.geometry)))
         x = data.draw(images(pointwise, outer))
         assert torch.equal((outer @ pointwise)(x), outer(pointwise(x)))
     valid = data.draw(convolutions(rank, out_of(outer), padding=0))
-    assert not leaks(Chain((outer.geometry, valid.geometry)))
+    assert not mismatches(Chain((outer.geometry, valid.geometry)))
     x = data.draw(images(outer, valid))
     assert torch.equal((valid @ outer)(x), valid(outer(x)))
 

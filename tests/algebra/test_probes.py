@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from convsqueeze import layers
 from convsqueeze.algebra import Axis, Chain, Conv, Geometry
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
 from convsqueeze.algebra.tree import Tree, leaves

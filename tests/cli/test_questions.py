@@ -83,7 +83,7 @@ def test_the_plain_merge_is_wrong_on_the_ring_and_only_there(twice: State) -> No
     """20 of 36 outputs, 56 %: the pixel around the edge, by far more than rounding."""
     plan = make_plan(TWICE, from_state_dict(twice), border="interior")
     (merge,) = plan.merges
-    assert {(leak.axis, leak.side, leak.rows) for leak in merge.leaks} == {
+    assert {(leak.axis, leak.side, leak.rows) for leak in merge.mismatches} == {
         (axis, side, 1) for axis in (0, 1) for side in ("low", "high")
     }
     x = torch.randn(4, 5, 6, 6, generator=torch.Generator().manual_seed(1)).double()
@@ -252,7 +252,7 @@ def full() -> State:
 def test_full_padding_is_exact_and_sixty_times_smaller(full: State) -> None:
     plan = make_plan(FULL, from_state_dict(full))
     (merge,) = plan.merges
-    assert (merge.border, merge.leaks) == ("exact", ())
+    assert (merge.border, merge.mismatches) == ("exact", ())
     assert (plan.weights_before, plan.weights_after) == (5900, 98)
     assert merge.geometry.weight_shape == (2, 1, 7, 7)
     assert not merge.geometry.bias

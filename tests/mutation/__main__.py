@@ -28,7 +28,7 @@ MODULES = (
     *(f"algebra/{name}.py" for name in ("conv", "precision", "tree", "geometry", "groups")),
     *(f"algebra/{name}.py" for name in ("apply", "sizes")),
     *(f"algebra/border/{name}.py" for name in ("trace", "taps", "corrections", "values")),
-    *(f"algebra/border/{name}.py" for name in ("leaks", "strips")),
+    *(f"algebra/border/{name}.py" for name in ("mismatches", "strips")),
     *(f"kinds/{name}.py" for name in ("conv", "conv_transpose", "linear", "batch_norm", "scale")),
     *(f"kinds/{name}.py" for name in ("avg_pool", "pad", "identity", "operators", "oracle")),
     "squeezing.py",

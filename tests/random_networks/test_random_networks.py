@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections, SizeClass
-from convsqueeze.algebra.border.leaks import Leak
+from convsqueeze.algebra.border.mismatches import Mismatch
 from convsqueeze.plan import candidates
 from convsqueeze.squeezing import Squeezed, squeeze_one
 
@@ -190,31 +190,20 @@ def test_a_dropped_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_leak_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "leaks", lambda *_: ())
+    monkeypatch.setattr(candidates, "mismatches", lambda *_: ())
     with pytest.raises(Disagreement, match="called exact, differs"):
         examine(pair(bias=True, padding=1))
 
 
-TOLD = Leak(0, "low", 1, "window", (1,), (), (1, 2, 3))
+TOLD = Mismatch(0, "low", 1, "window", (1,), (), (1, 2, 3))
 EMPTY = Corrections((AxisCorrections(1, 1, 0, 0, (SizeClass(1),)),))
 
 
-def test_a_leak_that_a_closer_look_does_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "leaks", lambda *_: (TOLD,))
-    assert examine(pair(bias=False, padding=1)).verdict == "exact"
-
-
 def test_a_leak_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "leaks", lambda *_: (TOLD,))
+    monkeypatch.setattr(candidates, "mismatches", lambda *_: (TOLD,))
     monkeypatch.setattr(candidates, "corrections", lambda *_: EMPTY)
     with pytest.raises(Disagreement, match="no input was found wrong"):
         examine(pair(bias=False, padding=1))
-
-
-def test_a_leak_that_the_closer_look_misses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "corrections", lambda *_: None)
-    with pytest.raises(Disagreement, match="called exact, differs"):
-        examine(pair(bias=True, padding=1))
 
 
 def test_a_wrong_row_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import PlanError
 from convsqueeze.manifest import manifest_from_data

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.border.leaks import leaks, wrong_rows
+from convsqueeze.algebra.border.mismatches import mismatches, wrong_rows
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of
@@ -26,7 +26,7 @@ def of(difference: list[list[float]], *rows: frozenset[int], largest: float = 4.
         differs=values > 0.5,
         largest=largest,
         predicted=rows or (frozenset(), frozenset()),
-        leaks=(),
+        mismatches=(),
     )
 
 
@@ -93,7 +93,7 @@ def test_a_map_holds_the_largest_difference_of_all_trials_and_channels() -> None
     assert found.predicted == tuple(
         wrong_rows(merge.geometry_tree, axis, n) for axis, n in enumerate(size)
     )
-    assert found.leaks == leaks(merge.geometry_tree, size) != ()
+    assert found.mismatches == mismatches(merge.geometry_tree, size) != ()
     assert found.stray is None
     assert torch.equal(found.differs & found.excused, found.differs)
     assert found.differs.any()
@@ -126,7 +126,7 @@ def test_any_other_policy_excuses_nothing() -> None:
     found = difference_map(merge, module, tensors.__getitem__, trials=1, seed=0)
     assert found is not None
     assert found.predicted == (frozenset(), frozenset())
-    assert (found.leaks, found.stray, found.meant) == ((), None, (5, 6))
+    assert (found.mismatches, found.stray, found.meant) == ((), None, (5, 6))
     assert not found.differs.any()
     assert found.size == telling_size(merge.geometry_tree, (5, 6))
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from convsqueeze import merge_file, verify_files
 from convsqueeze.algebra.apply import transposed_layout
-from convsqueeze.algebra.border.leaks import wrong_rows
+from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data

@@ -119,7 +119,7 @@ def test_merge_that_takes_a_shift_for_zero_outside_the_image(
     refused = merge(made, "--border", "exact")
     assert refused.status == 2
     assert "scale (1, bias) is not zero outside the image" in refused.errors[0]
-    monkeypatch.setattr(candidates, "leaks", lambda *_: ())
+    monkeypatch.setattr(candidates, "mismatches", lambda *_: ())
     monkeypatch.setattr(candidates, "corrections", lambda *_: None)
     assert_told(merge(made, "--border", "exact"), "a: ", "output channel")
     assert not made.squeezed.exists()
@@ -179,6 +179,6 @@ def test_a_random_network_with_a_wrong_shift(monkeypatch: pytest.MonkeyPatch, wr
 def test_a_random_network_whose_shift_is_taken_for_zero_outside_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(candidates, "leaks", lambda *_: ())
+    monkeypatch.setattr(candidates, "mismatches", lambda *_: ())
     with pytest.raises(Disagreement, match="called exact, differs"):
         examine(case(padding=1))

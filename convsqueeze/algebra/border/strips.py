@@ -6,8 +6,8 @@ axis are one slab: where they do not meet its kernel is zero, which costs less t
 Knows tensors, axes and `corrections`, no modules.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any, TypeAlias
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.apply import apply_operator
 from convsqueeze.algebra.border.corrections import (
-    AxisCorrections,
+    Absent,
     Corrections,
     SizeClass,
     Span,
@@ -28,41 +28,24 @@ from convsqueeze.algebra.border.corrections import (
 from convsqueeze.algebra.geometry import Axis
 
 Stored: TypeAlias = tuple[Tensor | None, Tensor | None]
-"""Weight and bias of a set of axes, as they are stored or as grids: see `grid_of`."""
+"""Weight and bias of a set of axes, as they are stored."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Where in the packed tables a strip's places find their border taps.
-
-    `terms` rows of indices at `start`, then as many of factors, `count` places each. A table that
-    takes the taps just as they stand needs neither. One that `chooses` has a single tap at each
-    place, one taken negatively, or nothing.
+    """Where the packed tables say which border taps a strip adds up at each of its places: indices
+    from `start` on, then as many factors, (terms, rows, columns) each.
     """
 
     start: int
     terms: int
-    count: int
-    as_they_stand: bool
-    chooses: bool
+    rows: int
+    columns: int
 
-    def expanded(self, grid: Tensor, dim: int, tables: Tensor, signs: bool = True) -> Tensor:
-        """`grid` with a place for each entry, in the place of its taps on `dim`."""
-        if self.as_they_stand:
-            return grid
-        length = self.terms * self.count
-        index = tables[self.start : self.start + length].view(self.terms, self.count)
-        factors = tables[self.start + length : self.start + 2 * length]
-        if not signs:
-            factors = factors.abs()
-        shape = [1] * grid.ndim
-        shape[dim] = self.count
-        total: Tensor | None = None
-        for term in range(self.terms):
-            factor = factors[term * self.count : (term + 1) * self.count].to(grid.dtype)
-            found = grid.index_select(dim, index[term]) * factor.view(shape)
-            total = found if total is None else total + found
-        return grid if total is None else total
+    def of(self, tables: Tensor) -> Tensor:
+        """Indices and factors: int64 (2, terms, rows, columns)."""
+        stop = self.start + 2 * self.terms * self.rows * self.columns
+        return tables[self.start : stop].view(2, self.terms, self.rows, self.columns)
 
 
 @dataclass(frozen=True)
@@ -74,14 +57,6 @@ class Strip:
     weights: Table | None
     biases: Table | None
 
-    @property
-    def row_count(self) -> int:
-        return span_length(self.rows)
-
-    @property
-    def column_count(self) -> int:
-        return span_length(self.columns)
-
 
 def pack(corrections: Corrections) -> tuple[Tensor, tuple[dict[int, Strip], ...]]:
     """The tables of every axis and class in one tensor, int64, and the strips that point into it:
@@ -89,17 +64,16 @@ def pack(corrections: Corrections) -> tuple[Tensor, tuple[dict[int, Strip], ...]
     """
     numbers: list[int] = []
     strips = tuple(
-        {one.size: _strip(one, axis, numbers) for one in axis.classes} for axis in corrections.axes
+        {one.size: _strip(one, numbers) for one in axis.classes} for axis in corrections.axes
     )
     return torch.tensor(numbers, dtype=torch.int64), strips
 
 
-def _strip(one: SizeClass, axis: AxisCorrections, numbers: list[int]) -> Strip:
+def _strip(one: SizeClass, numbers: list[int]) -> Strip:
     rows, columns = one.row_spans, one.column_spans
     weights, biases = entries(one, rows, columns)
-    return Strip(
-        rows, columns, _table(weights, axis.taps, numbers), _table(biases, axis.bias_taps, numbers)
-    )
+    tables = _table(weights, span_length(columns), numbers), _table(biases, 1, numbers)
+    return Strip(rows, columns, *tables)
 
 
 Entry = list[tuple[int, int]]
@@ -128,186 +102,154 @@ def _places(found: Sequence[Span]) -> list[int]:
     return [place for span in found for place in range(*span)]
 
 
-def _table(found: list[Entry], taps: int, numbers: list[int]) -> Table | None:
+def _table(found: list[Entry], columns: int, numbers: list[int]) -> Table | None:
     terms = max(map(len, found), default=0)
     if not terms:
         return None
-    if [[(tap, 1)] for tap in range(taps)] == found:
-        return Table(0, 1, taps, True, True)
     start = len(numbers)
     filled = [[*entry, *[(0, 0)] * (terms - len(entry))] for entry in found]
     for part in (0, 1):
         numbers += [entry[term][part] for term in range(terms) for entry in filled]
-    chooses = all(abs(factor) == 1 for entry in found for _, factor in entry) and terms == 1
-    return Table(start, terms, len(found), False, chooses)
-
-
-def grid_of(stored: Tensor, shape: Sequence[int], absent: Sequence[int]) -> Tensor:
-    """Stored border taps as their whole grid: (channels ..., *shape)."""
-    if not absent:
-        return stored
-    count = torch.Size(shape).numel()
-    kept = sorted(set(range(count)) - set(absent))
-    whole = stored.new_zeros((*stored.shape[:-1], count))
-    place = torch.tensor(kept, device=stored.device)
-    return whole.index_copy(whole.ndim - 1, place, stored).unflatten(-1, tuple(shape))
+    return Table(start, terms, len(found) // columns, columns)
 
 
 @dataclass(frozen=True, eq=False)
-class Kernel:
-    """What a set of axes adds for inputs of one kind, ready to run.
+class Lookup:
+    """How a kernel is made of stored numbers: the sum over terms of those at `index` times
+    `factors`, (terms, rows, columns) each, all axes of rows and of columns in one.
+    """
 
-    With a `weight`, (out_channels * rows, in_channels / groups, *columns or kernel_size) over
-    `axes`, the slab goes through it and `bias` is (out_channels * rows,); else `bias` is all that
-    is added, (out_channels, *rows). `rows` is 1 on axes that are not in the set.
+    index: Tensor
+    factors: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        tables: Sequence[Tensor | None],
+        grid: Sequence[int],
+        absent: Sequence[int],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "Lookup":
+        """`tables` are those of `Table.of` for each axis, None where a kernel has the taps of the
+        grid as they are; `absent` are the places of the grid that are not stored.
+        """
+        index = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
+        factors = torch.ones_like(index)
+        for count, table in zip(grid, tables, strict=True):
+            taps = torch.arange(count, device=device).view(1, 1, -1)
+            own, factor = (taps, torch.ones_like(taps)) if table is None else table
+            index = _outer(index * count, own, torch.add)
+            factors = _outer(factors, factor, torch.mul)
+        if absent:
+            stored = sorted(set(range(prod(grid))) - set(absent))
+            place = {one: number for number, one in enumerate(stored)}
+            places = [[place.get(one, 0), one in place] for one in range(prod(grid))]
+            moved = torch.tensor(places, dtype=torch.int64, device=device)[index]
+            index, factors = moved[..., 0], factors * moved[..., 1]
+        return cls(index, factors.to(dtype))
+
+    def __call__(self, stored: Tensor) -> Tensor:
+        """(out_channels, channels, places) to (out_channels * rows, channels, columns)."""
+        found = stored.index_select(2, self.index.flatten()) * self.factors.flatten()
+        found = found.view(*stored.shape[:2], *self.index.shape)
+        summed = found.squeeze(2) if self.index.shape[0] == 1 else found.sum(2)
+        return summed.transpose(1, 2).flatten(0, 1)
+
+
+def _outer(one: Tensor, other: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Every pair, dimension by dimension: (a, b, c) and (d, e, f) to (a * d, b * e, c * f)."""
+    both = combine(one[:, None, :, None, :, None], other[None, :, None, :, None, :])
+    return both.flatten(4, 5).flatten(2, 3).flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class KernelPlan:
+    """How the kernel of a set of axes is made for one kind of size.
+
+    It has `axes`, and `rows` on each of them: 1 on those that are not in the set.
     """
 
     subset: Subset
     strips: tuple[Strip, ...]
     rows: tuple[int, ...]
     axes: tuple[Axis, ...]
+    weight: Lookup | None
+    bias: Lookup | None
+
+    def __call__(self, stored: Stored) -> "Kernel":
+        """The kernel with values."""
+        weight, bias = stored
+        if weight is None or self.weight is None:
+            weight = None
+        else:
+            sizes = [axis.kernel_size for axis in self.axes]
+            weight = self.weight(weight.flatten(2)).unflatten(2, sizes)
+        if bias is None or self.bias is None:
+            bias = None
+        else:
+            bias = self.bias(bias.flatten(1).unsqueeze(1)).flatten()
+            bias = bias.unflatten(0, (-1, *self.rows)) if weight is None else bias
+        return Kernel(self, weight, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """What a set of axes adds for inputs of one kind, ready to run.
+
+    With a `weight`, (out_channels * rows, in_channels / groups, *columns or kernel_size), a slab
+    of the input goes through it and `bias` is (out_channels * rows,); else `bias` is all that is
+    added, (out_channels, *rows).
+    """
+
+    plan: KernelPlan
     weight: Tensor | None
     bias: Tensor | None
 
 
-def kernels(
-    stored: Mapping[Subset, Stored],
+def kernel_plan(
+    corrections: Corrections,
+    subset: Subset,
     strips: Sequence[Strip],
     tables: Tensor,
     axes: Sequence[Axis],
+    dtype: torch.dtype,
     *,
     signs: bool = True,
-) -> list[Kernel]:
-    """The kernels of every set of axes for the kind of size that has these strips, one an axis.
+) -> KernelPlan:
+    """Of a set of axes, for the kind of size that has these strips, one an axis.
 
     With `signs` off all factors count as positive, for bounds.
     """
-    found = []
-    for subset, (weight, bias) in stored.items():
-        chosen = tuple(strips[axis] for axis in subset)
-        if bias is not None:
-            bias = _expanded(bias, subset, [strip.biases for strip in chosen], tables, 1, signs)
-        if weight is not None:
-            weight = _expanded(
-                weight, subset, [strip.weights for strip in chosen], tables, 2, signs
-            )
-        rows, own = [1] * len(axes), list(axes)
-        for axis, strip in zip(subset, chosen, strict=True):
-            rows[axis], own[axis] = strip.row_count, Axis(max(strip.column_count, 1))
-        if weight is not None:
-            if bias is not None:
-                bias = bias.expand(weight.shape[0], *rows).flatten()
-            weight = _rows_as_channels(weight, rows, own)
-        if weight is not None or bias is not None:
-            found.append(Kernel(subset, chosen, tuple(rows), tuple(own), weight, bias))
-    return found
+    chosen = tuple(strips[axis] for axis in subset)
+    rows, own = [1] * len(axes), list(axes)
+    for axis, strip in zip(subset, chosen, strict=True):
+        rows[axis] = span_length(strip.rows)
+        own[axis] = Axis(max(span_length(strip.columns), 1))
 
+    def lookup(found: Sequence[Table | None], grid: Sequence[int], absent: Absent) -> Lookup | None:
+        of_axes: list[Tensor | None] = [None] * len(axes)
+        for axis, table in zip(subset, found, strict=True):
+            if table is None:
+                return None
+            of_axes[axis] = table.of(tables) if signs else table.of(tables).abs()
+        places = dict(absent).get(subset, ())
+        return Lookup.of(of_axes, grid, places, device=tables.device, dtype=dtype)
 
-def _expanded(
-    grid: Tensor,
-    subset: Subset,
-    tables_of: Sequence[Table | None],
-    tables: Tensor,
-    first: int,
-    signs: bool,
-) -> Tensor | None:
-    """A grid with a place for each entry on the axes of the set; None where there is no entry."""
-    whole: Tensor | None = grid
-    for axis, table in zip(subset, tables_of, strict=True):
-        if table is None or whole is None:
-            return None
-        whole = table.expanded(whole, first + axis, tables, signs)
-    return whole
-
-
-def _rows_as_channels(weight: Tensor, rows: Sequence[int], axes: Sequence[Axis]) -> Tensor:
-    """(out, in / groups, rows * columns, ...) to (out * rows, in / groups, columns, ...)."""
-    if all(count == 1 for count in rows):
-        return weight
-    rank = len(axes)
-    sizes = [n for count, axis in zip(rows, axes, strict=True) for n in (count, axis.kernel_size)]
-    apart = weight.reshape(*weight.shape[:2], *sizes)
-    moved = apart.movedim(tuple(range(2, 2 + 2 * rank, 2)), tuple(range(1, 1 + rank)))
-    return moved.flatten(0, rank)
-
-
-@dataclass(frozen=True, eq=False)
-class Shortcut:
-    """A kernel as a choice of stored numbers, for one kind of size: (index, factors) of its weight
-    and of its bias, None where it has none. `kernel` holds places instead of values.
-    """
-
-    kernel: Kernel
-    weight: tuple[Tensor, Tensor] | None
-    bias: tuple[Tensor, Tensor] | None
-
-    def __call__(self, stored: Stored) -> Kernel:
-        """The kernel with values."""
-        weight, bias = stored
-        skeleton = self.kernel
-        if weight is not None and self.weight is not None and skeleton.weight is not None:
-            index, factors = self.weight
-            weight = weight.flatten(2).index_select(2, index) * factors
-            rows, _, *columns = skeleton.weight.shape
-            outs, per_group = weight.shape[:2]
-            if rows > 1:
-                weight = weight.view(outs, per_group, rows, -1).transpose(1, 2)
-            weight = weight.reshape(outs * rows, per_group, *columns)
-        else:
-            weight = None
-        if bias is not None and self.bias is not None:
-            index, factors = self.bias
-            bias = bias.flatten(1).index_select(1, index) * factors
-            bias = bias.unflatten(1, skeleton.rows) if weight is None else bias.flatten()
-        else:
-            bias = None
-        return replace(skeleton, weight=weight, bias=bias)
-
-
-def shortcuts(
-    stored: Mapping[Subset, Stored],
-    gridded: Callable[[Subset, Stored], Stored],
-    strips: Sequence[Strip],
-    tables: Tensor,
-    axes: Sequence[Axis],
-    *,
-    signs: bool = True,
-) -> list[Shortcut] | None:
-    """The kernels of `kernels` as choices of stored numbers; None where some place adds up several
-    or takes one more than once.
-
-    Found by making kernels of the numbers' places, counted from one; `gridded` is `grid_of`.
-    """
-    made = [table for strip in strips for table in (strip.weights, strip.biases)]
-    if any(table is not None and not table.chooses for table in made):
-        return None
-    like = next(t for pair in stored.values() for t in pair if t is not None)
-    places = {
-        subset: gridded(subset, (_counted(weight, 2), _counted(bias, 1)))
-        for subset, (weight, bias) in stored.items()
-    }
-    found = []
-    for kernel in kernels(places, strips, tables, axes, signs=signs):
-        weight = None if kernel.weight is None else _choice(kernel.weight, like)
-        bias = None if kernel.bias is None else _choice(kernel.bias, like)
-        found.append(Shortcut(kernel, weight, bias))
-    return found
-
-
-def _counted(tensor: Tensor | None, skipped: int) -> Tensor | None:
-    """The places of stored numbers from one on, in the shape of one channel of them."""
-    if tensor is None:
-        return None
-    shape = (*(1,) * skipped, *tensor.shape[skipped:])
-    count = torch.Size(shape).numel()
-    return torch.arange(1, count + 1, dtype=torch.float64, device=tensor.device).view(shape)
-
-
-def _choice(places: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Index and factor of signed places; zero is no place."""
-    flat = places.flatten()
-    index = flat.abs().to(torch.int64) - 1
-    return index.clamp(min=0), flat.sign().to(like.dtype)
+    grid = corrections.grid(subset, [axis.kernel_size for axis in axes])
+    return KernelPlan(
+        subset,
+        chosen,
+        tuple(rows),
+        tuple(own),
+        lookup([strip.weights for strip in chosen], grid, corrections.absent),
+        lookup(
+            [strip.biases for strip in chosen],
+            corrections.bias_grid(subset),
+            corrections.absent_biases,
+        ),
+    )
 
 
 def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> Tensor:
@@ -318,27 +260,24 @@ def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> T
     for kernel in found:
         value = kernel.bias if kernel.weight is None else _rows_of(x, kernel, groups)
         if value is not None:
-            _add(y, value, kernel)
+            _add(y, value, kernel.plan)
     return y
 
 
 def _rows_of(x: Tensor, kernel: Kernel, groups: int) -> Tensor:
     """The slab through its kernel: (batch, out_channels, *rows or output size)."""
-    if kernel.weight is None:
-        raise ValueError("a kernel without a weight has no slab")
-    rank = len(kernel.axes)
-    for axis, strip in zip(kernel.subset, kernel.strips, strict=True):
+    plan = kernel.plan
+    for axis, strip in zip(plan.subset, plan.strips, strict=True):
         x = slab(x, 2 + axis, strip.columns)
-    found = apply_operator(x, kernel.weight, kernel.bias, kernel.axes, groups)
-    if all(count == 1 for count in kernel.rows):
+    found = apply_operator(x, kernel.weight, kernel.bias, plan.axes, groups)
+    if prod(plan.rows) == 1:
         return found
-    outer = [axis for axis in range(rank) if axis not in kernel.subset]
-    counts = [kernel.rows[axis] for axis in kernel.subset]
+    outer = [axis for axis in range(len(plan.axes)) if axis not in plan.subset]
+    counts = [plan.rows[axis] for axis in plan.subset]
     sizes = [found.shape[2 + axis] for axis in outer]
-    out_channels = found.shape[1] // prod(counts)
-    found = found.reshape(found.shape[0], out_channels, *counts, *sizes)
-    order = [[*kernel.subset, *outer].index(axis) for axis in range(rank)]
-    return found if order == sorted(order) else found.permute(0, 1, *(2 + o for o in order))
+    found = found.reshape(found.shape[0], found.shape[1] // prod(counts), *counts, *sizes)
+    order = sorted(range(len(plan.axes)), key=[*plan.subset, *outer].__getitem__)
+    return found.permute(0, 1, *(2 + place for place in order))
 
 
 def slab(x: Tensor, dim: int, columns: Sequence[Span]) -> Tensor:
@@ -364,17 +303,17 @@ def _inside(span: Span, count: int) -> Span:
     return max(count + start, 0), max(count + stop, 0)
 
 
-def _add(y: Tensor, value: Tensor, kernel: Kernel) -> None:
+def _add(y: Tensor, value: Tensor, plan: KernelPlan) -> None:
     """Each part of a strip added to the rows of `y` that it is for."""
-    rank = len(kernel.rows)
+    rank = len(plan.rows)
     placed = [
         _placed(strip.rows, y.shape[2 + axis])
-        for axis, strip in zip(kernel.subset, kernel.strips, strict=True)
+        for axis, strip in zip(plan.subset, plan.strips, strict=True)
     ]
     for choice in product(*placed):
         here: list[Any] = [slice(None)] * rank
         there: list[Any] = [slice(None)] * rank
-        for axis, (start, offset, length) in zip(kernel.subset, choice, strict=True):
+        for axis, (start, offset, length) in zip(plan.subset, choice, strict=True):
             here[axis] = slice(start, start + length)
             there[axis] = slice(offset, offset + length)
         y[(..., *here)].add_(value[(..., *there)])

@@ -109,7 +109,7 @@ def merged_sources(axis: Axis, positions: Tensor, size: int, count: int) -> Tens
     `positions` is where each combination stands relative to `stride * i`, int64 (combinations,).
     """
     starts = axis.stride * torch.arange(count).unsqueeze(1)
-    return _samples(starts + positions, size, axis.padding_mode, axis.upsample)
+    return samples_at(starts + positions, torch.tensor(size), axis.padding_mode, axis.upsample)
 
 
 def _layer_sources(axis: Axis, size: int) -> Tensor:
@@ -118,16 +118,19 @@ def _layer_sources(axis: Axis, size: int) -> Tensor:
     return merged_sources(axis, taps, size, axis.output_size(size))
 
 
-def _samples(position: Tensor, size: int, mode: str, upsample: int) -> Tensor:
-    """The sample that stands at each position around an image padded by `mode`, or NOTHING."""
+def samples_at(position: Tensor, size: Tensor, mode: str, upsample: int) -> Tensor:
+    """The sample that stands at each position around an image padded by `mode`, or NOTHING.
+
+    `size` is one of an image, or several that broadcast against `position`.
+    """
     if mode == "circular":
         return position % size
     if mode == "replicate":
-        return position.clamp(0, size - 1)
+        return torch.minimum(position.clamp(min=0), size - 1)
     if mode == "reflect":
-        period = max(2 * (size - 1), 1)
+        period = (2 * (size - 1)).clamp(min=1)
         folded = position % period
-        return torch.minimum(folded, period - folded).clamp(max=size - 1)
+        return torch.minimum(torch.minimum(folded, period - folded), size - 1)
     index = torch.div(position, upsample, rounding_mode="floor")
     there = (position % upsample == 0) & (index >= 0) & (index < size)
     return torch.where(there, index, NOTHING)
