@@ -37,8 +37,7 @@ def export_onnx(
     if model is not None and layer:
         raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
     with importing():
-        from convsqueeze.cli.layout import print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.output import consoles, print_json, print_notes
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_export, print_whole_export
         from convsqueeze.export import check_onnx_destination, default_onnx_destination, export

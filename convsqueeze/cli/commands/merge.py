@@ -48,8 +48,7 @@ def merge(
         raise typer.BadParameter("--input is for the model's own code: give --model.")
     with importing():
         from convsqueeze.cli.data import merge_data
-        from convsqueeze.cli.layout import print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.output import consoles, print_json, print_notes
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_export, print_merge, print_whole
         from convsqueeze.pipeline import compose, merge_file

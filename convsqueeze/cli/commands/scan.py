@@ -39,8 +39,7 @@ def scan(
         from convsqueeze.checkpoint.disk import check_place
         from convsqueeze.checkpoint.new_files import NewFiles
         from convsqueeze.cli.data import scan_data
-        from convsqueeze.cli.layout import print_dim, print_files, print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli.output import consoles, print_files, print_json, print_notes
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_entries
         from convsqueeze.models import code_of, scan_model
@@ -78,7 +77,8 @@ def scan(
     else:
         if found.entries:
             print_entries(console, code, found.entries)
-        print_dim(console, left_lines(found.left))
+        for line in left_lines(found.left):
+            console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
         print_notes(console, found.notes)
         if found.document is None:
             console.print("Nothing to merge, nothing written.")
