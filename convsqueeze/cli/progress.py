@@ -36,7 +36,7 @@ class DelayedProgress:
     """
 
     def __init__(
-        self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
+        self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._clock = console, clock
         self._aside = redirect_stdout(sys.stderr)
