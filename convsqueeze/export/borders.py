@@ -38,7 +38,7 @@ class _Borders:
             raise ValueError("a layer without corrections has no border terms")
         self.nodes, self.x, self.y = nodes, x, y
         self.corrections = layer.border.corrections
-        self.ends = ends_of(layer.border)
+        self.ends = ends_of(layer)
         self.axes, self.groups = layer.border.axes, layer.border.groups
         self.out_channels, self.per_group = layer.geometry.weight_shape[:2]
         self.shapes = {name: tuple(t.shape) for name, t in layer.border_tensors().items()}
