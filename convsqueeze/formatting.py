@@ -18,6 +18,7 @@ class Row:
     cells: tuple[str, ...]
     is_bold: bool = False
     ends_section: bool = False
+    is_wrong: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.cli.layout import new_table
-from convsqueeze.cli.output import picked
-from convsqueeze.formatting import format_size
+from convsqueeze.cli.output import picked, print_table
+from convsqueeze.formatting import Row, Table, format_size
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.names import shown
 from convsqueeze.recipe import Recipe, read_recipe
@@ -37,17 +35,14 @@ def inspect_data(checkpoint: Checkpoint, layers: list[FoundLayer]) -> dict[str, 
 
 def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[FoundLayer]) -> None:
     """The layers of a checkpoint, one a row."""
-    table = new_table(checkpoint.path.name, "name", "kind", "shape", "what it tells", "dtype")
+    rows = []
     for layer in layers:
         dtypes = {dtype_name(info.dtype) for info in layer.tensors.values()}
-        table.add_row(
-            Text(shown(layer.name) or "(top)", style="bold"),
-            layer.kind,
-            format_size(layer.shape) or "one number",
-            shown(layer.detail),
-            ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes)),
-        )
-    console.print(table)
+        named = ", ".join(sorted(dtypes - {"int64"}) or sorted(dtypes))
+        name, shape = shown(layer.name) or "(top)", format_size(layer.shape) or "one number"
+        rows.append(Row((name, layer.kind, shape, shown(layer.detail), named)))
+    columns = ("name", "kind", "shape", "what it tells", "dtype")
+    print_table(console, Table(checkpoint.path.name, columns, tuple(rows)))
     facts = [f"format {checkpoint.format}", f"{len(checkpoint.tensors)} tensors"]
     if checkpoint.wrapper:
         facts.append(f"state dict under {shown(checkpoint.wrapper)}")
@@ -61,12 +56,11 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
 
 
 def _print_recipe(console: Console, recipe: Recipe) -> None:
-    title = f"recipe: squeezed from {shown(recipe.source.file)}"
-    table = new_table(title, "layer", "from", "kernel", "stride", "padding", "groups", "border")
+    rows = []
     for layer in recipe.layers:
-        sides = [low if low == high else [low, high] for low, high in layer.padding]
-        table.add_row(
-            Text(shown(layer.name), style="bold"),
+        sides = (low if low == high else [low, high] for low, high in layer.padding)
+        cells = (
+            shown(layer.name),
             ", ".join(map(shown, layer.sources)),
             format_size(layer.kernel_size) or layer.kind,
             format_size(layer.stride),
@@ -74,4 +68,7 @@ def _print_recipe(console: Console, recipe: Recipe) -> None:
             str(layer.groups),
             layer.border,
         )
-    console.print(table)
+        rows.append(Row(cells))
+    columns = ("layer", "from", "kernel", "stride", "padding", "groups", "border")
+    title = f"recipe: squeezed from {shown(recipe.source.file)}"
+    print_table(console, Table(title, columns, tuple(rows)))

@@ -13,18 +13,8 @@ import traceback
 from io import TextIOWrapper
 from typing import NoReturn
 
-from convsqueeze.cli.signals import (
-    Stopped,
-    end_on_signals,
-    ignore_signals,
-    stop_if_asked,
-)
-from convsqueeze.errors import (
-    ConvsqueezeError,
-    ModelCodeError,
-    ReportedTogether,
-    printable,
-)
+from convsqueeze.cli.signals import Stopped, on_signals, stop_if_asked
+from convsqueeze.errors import ConvsqueezeError, ModelCodeError, ReportedTogether, printable
 
 BUG_STATUS = 3
 OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
@@ -33,7 +23,8 @@ OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
 
 def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
-    end_on_signals(lambda number: _end_stopped(Stopped(number)))
+    # nothing has been begun, so nothing is to be tidied up, and no import is broken off halfway
+    on_signals(lambda number, frame: _end_stopped(Stopped(number)))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
             stream.reconfigure(errors="backslashreplace")
@@ -62,7 +53,7 @@ def main() -> None:
 
 
 def _end_stopped(stopped: Stopped) -> NoReturn:
-    ignore_signals()
+    on_signals(signal.SIG_IGN)
     doing = "".join(f", {note}" for note in getattr(stopped, "__notes__", []))
     _tell(
         f"stopped by {signal.Signals(stopped.number).name}{doing}. Outputs appear whole or not at "
@@ -78,9 +69,8 @@ def _worded(error: Exception) -> tuple[int, str]:
         return 2, f"{place}: {error.strerror or error}. Mend that and run it again."
     text = str(error).strip().partition("\n")[0]
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        return 2, f"memory: there is not enough of it ({text or 'refused by the system'}). " + (
-            "Free some, or merge fewer layers at a time."
-        )
+        why = f"there is not enough of it ({text or 'refused by the system'})"
+        return 2, f"memory: {why}. Free some, or merge fewer layers at a time."
     return BUG_STATUS, (
         f"internal: {type(error).__name__}: {text or 'no message'}. This is a mistake in "
         "convsqueeze and not in your files; nothing was written. Run it again with --debug and "

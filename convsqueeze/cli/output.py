@@ -1,12 +1,19 @@
-"""Where a command's output goes: the two consoles, and JSON on stdout."""
+"""Where output goes and how it looks: two consoles, JSON on stdout, tables and lines."""
 
 import json
 import sys
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from convsqueeze import formatting
+from convsqueeze.formatting import NUMBERS
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
@@ -21,11 +28,6 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
-def picked(one: object, names: str) -> dict[str, Any]:
-    """Fields of a report, by the names that they have there."""
-    return {name: getattr(one, name) for name in names.split()}
-
-
 def _plain(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _plain(value) for key, value in data.items()}
@@ -34,3 +36,43 @@ def _plain(data: Any) -> Any:
     if isinstance(data, Path):
         return str(data)
     return None if isinstance(data, float) and not isfinite(data) else data
+
+
+def picked(one: object, names: str) -> dict[str, Any]:
+    """Fields of a report, by the names that they have there."""
+    return {name: getattr(one, name) for name in names.split()}
+
+
+def print_table(console: Console, table: formatting.Table) -> None:
+    """A table that is there as data; numbers stand on the right, names are bold."""
+    made = Table(
+        title=escape(table.title), title_justify="left", title_style="bold", expand=False,
+        caption=table.caption or None,
+    )  # fmt: skip
+    for column in table.columns:
+        justify: Any = "right" if column in NUMBERS else "left"
+        made.add_column(column, justify=justify, overflow="fold", min_width=6)
+    for row in table.rows:
+        name, *lines = row.cells[0].split("\n")
+        cell = Text(name, style="bold red" if row.is_wrong else "bold")
+        cell.append("".join(f"\n{line}" for line in lines), style="not bold dim")
+        style = "bold" if row.is_bold else ""
+        made.add_row(cell, *row.cells[1:], style=style, end_section=row.ends_section)
+    console.print(made)
+
+
+def print_line(console: Console, markup: str, style: str | None = None) -> None:
+    """One line, however wide the terminal is, so that paths and manifests can be copied."""
+    console.print(markup, style=style, soft_wrap=True)
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Notes, one a line."""
+    for note in notes:
+        print_line(console, f"[yellow]note[/]: {escape(note)}")
+
+
+def print_files(console: Console, files: Iterable[object]) -> None:
+    """What was written, one a line."""
+    for path in files:
+        print_line(console, f"[bold]{escape(str(path))}[/]")

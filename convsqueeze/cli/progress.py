@@ -3,8 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from types import TracebackType
+from contextlib import AbstractContextManager, redirect_stdout
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -29,14 +29,14 @@ RATE_S = 600
 """Seconds over which a rate is taken: a single layer may take minutes."""
 
 
-class DelayedProgress:
+class DelayedProgress(AbstractContextManager["DelayedProgress", None]):
     """Usable as the pipeline's `track`: nothing is drawn in the first moment, nor when quiet.
 
     Within it, what a user's own code prints goes to stderr: stdout is for the report.
     """
 
     def __init__(
-        self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic
+        self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._clock = console, clock
         self._aside = redirect_stdout(sys.stderr)
@@ -50,14 +50,8 @@ class DelayedProgress:
         self._aside.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._stop()
         self._aside.__exit__(kind, error, trace)
         if error is not None and self._what:
             error.add_note(f"while {self._what}")
@@ -72,25 +66,24 @@ class DelayedProgress:
             return
         counted = total, unit, what if unit else ""  # the layers of one count have a name each
         if self._bar is None or counted != self._counted or done < self._done:
-            self._bar = self._new_bar(done, total, unit)
+            self._stop()
+            self._bar = Progress(
+                *_columns(total, unit),
+                console=self._console,
+                transient=True,
+                get_time=self._clock,
+                speed_estimate_period=RATE_S,
+            )
+            self._bar.add_task("", total=total or None, completed=done)
         self._counted, self._done = counted, done
         self._bar.update(self._bar.task_ids[0], description=printable(what), completed=done)
         if self._clock() >= self._starts:
             self._bar.start()
 
-    def _new_bar(self, done: int, total: int, unit: str) -> Progress:
-        """The bar of another count, in the place of the last one, with a rate of its own."""
+    def _stop(self) -> None:
+        """Another bar has a rate of its own, and stands in the place of this one."""
         if self._bar is not None:
             self._bar.stop()
-        bar = Progress(
-            *_columns(total, unit),
-            console=self._console,
-            transient=True,
-            get_time=self._clock,
-            speed_estimate_period=RATE_S,
-        )
-        bar.add_task("", total=total or None, completed=done)
-        return bar
 
 
 class _Description(ProgressColumn):

@@ -23,22 +23,20 @@ class Stopped(BaseException):
         self.number = number
 
 
-def end_on_signals(end: Callable[[int], object]) -> None:
-    """From now on such a signal calls `end`: while nothing has been begun, there is nothing to tidy
-    up, and an import is better not broken off in the middle.
-    """
-    _on_signals(lambda number, frame: end(number))
+def on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """From now on such a signal is met so; one that is ignored (nohup) stays so."""
+    for name in STOPPING:
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(number, handler)
 
 
 def stop_on_signals() -> None:
     """From now on a signal that asks the run to stop raises Stopped."""
     _asked.clear()
-    _on_signals(_stop)
-
-
-def ignore_signals() -> None:
-    """The run is stopping already."""
-    _on_signals(signal.SIG_IGN)
+    on_signals(_stop)
 
 
 def stop_if_asked() -> None:
@@ -50,13 +48,3 @@ def stop_if_asked() -> None:
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     _asked.append(number)
     raise Stopped(number)
-
-
-def _on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """One that is ignored (nohup) stays so."""
-    for name in STOPPING:
-        number = getattr(signal, name, None)
-        if number is None or signal.getsignal(number) == signal.SIG_IGN:
-            continue
-        with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(number, handler)

@@ -8,17 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
-from convsqueeze.cli.layout import (
-    new_table,
-    print_files,
-    print_line,
-    print_notes,
-    print_table,
-    titled,
-)
+from convsqueeze.cli.output import print_files, print_line, print_notes, print_table
 from convsqueeze.formatting import (
+    Row,
+    Table,
     format_bytes,
     format_change,
     format_count,
@@ -38,7 +32,7 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.plan import Cost, Merged, Partition, Reviewed
     from convsqueeze.plot import Plot
     from convsqueeze.scan import ScannedEntry
-    from convsqueeze.verify import LayerReport, Report
+    from convsqueeze.verify import Report
 
 MEASURES = {"weights": "weights", "macs": "multiplications", "latency": "time"}
 LESS = {
@@ -72,15 +66,16 @@ def print_merge(console: Console, done: "MergedFile") -> None:
 
 def print_verify(console: Console, report: "Report") -> None:
     """The table of a verification and the verdict."""
-    table = new_table("verification", "layer", "inputs", "interior error\n/ bound", "border error")
+    rows = []
     for one in report.layers:
-        table.add_row(
-            Text(one.name, style="bold" if one.ok else "bold red"),
-            f"{one.inputs:,}",
-            format_ratio(one.interior.error, one.interior.bound),
-            _border_error(one),
-        )
-    console.print(table)
+        interior = format_ratio(one.interior.error, one.interior.bound)
+        border = format_ratio(one.border.error, one.border.bound)
+        if one.policy == "interior":
+            border = f"{one.border_error:.2e}\naccepted"
+        cells = (one.name, f"{one.inputs:,}", interior, border)
+        rows.append(Row(cells, is_wrong=not one.ok))
+    columns = ("layer", "inputs", "interior error\n/ bound", "border error")
+    print_table(console, Table("verification", columns, tuple(rows)))
     for one in report.layers:
         if one.worst.place:
             line = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
@@ -88,12 +83,6 @@ def print_verify(console: Console, report: "Report") -> None:
     if report.untouched:
         console.print(f"{report.untouched} other tensors compared bit for bit")
     _print_verdict(console, report)
-
-
-def _border_error(report: "LayerReport") -> str:
-    if report.policy == "interior":
-        return f"{report.border_error:.2e}\naccepted"
-    return format_ratio(report.border.error, report.border.bound)
 
 
 def _print_verdict(console: Console, report: "Report") -> None:
@@ -122,12 +111,13 @@ def print_export(console: Console, result: "ExportResult") -> None:
 
 def _print_exported(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model, and how near onnxruntime came to torch."""
-    table = new_table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
+    rows = []
     for one in result.layers:
         sizes = ", ".join(format_size(size) or "vector" for size in one.sizes)
         error = format_ratio(one.worst.error, one.worst.bound)
-        table.add_row(Text(shown(one.name), style="bold"), one.dtype, sizes, error)
-    console.print(table)
+        rows.append(Row((shown(one.name), one.dtype, sizes, error)))
+    columns = ("layer", "dtype", "input sizes", "error\n/ bound")
+    print_table(console, Table(result.destination.name, columns, tuple(rows)))
     print_notes(console, result.notes)
 
 
@@ -224,16 +214,18 @@ def _part_line(one: "Merged") -> str:
 
 def print_entries(console: Console, title: str, entries: "Sequence[ScannedEntry]") -> None:
     """The table of a scan: for each entry what all of its merges do together."""
-    table = new_table(title, "layer", "kernel", "weights", "MACs", "border")
+    rows = []
     for one in entries:
         merges = [merged.merge for merged in one.merged]
         before, after, macs_before, macs_after = totals(merges)
         times = [f"{len(merges)} times"] if len(merges) > 1 else []
-        table.add_row(
-            titled(one.entry.into or merges[0].into, [*times, *layer_labels(one.entry)]),
+        cells = (
+            "\n".join([one.entry.into or merges[0].into, *times, *layer_labels(one.entry)]),
             "\n".join(dict.fromkeys(kernel(merge.geometry) for merge in merges)),
             format_change(before, after),
             format_change(macs_before, macs_after),
             "\n".join(dict.fromkeys(merge.border for merge in merges)),
         )
-    console.print(table)
+        rows.append(Row(cells))
+    columns = ("layer", "kernel", "weights", "MACs", "border")
+    print_table(console, Table(title, columns, tuple(rows)))

@@ -12,7 +12,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto
 
 from convsqueeze.algebra.border.corrections import BORDER, Span, Subset, span_length, term_name
 from convsqueeze.algebra.geometry import Axis
@@ -28,7 +27,7 @@ NOT_FOUND = 1 << 20
 
 def add_borders(nodes: Nodes, y: str, x: str, layer: SqueezedConv) -> str:
     """`y`, the plain operator's output for `x`, made exact."""
-    return _Borders(nodes, x, y, layer).finished()
+    return _Borders(nodes, x, y, layer).with_terms(y, (), len(layer.axes))
 
 
 class _Borders:
@@ -39,18 +38,14 @@ class _Borders:
             raise ValueError("a layer without corrections has no border terms")
         self.nodes, self.x, self.y = nodes, x, y
         self.corrections = layer.border.corrections
-        self.ends = ends_of(layer.border)
+        self.ends = ends_of(layer)
         self.axes, self.groups = layer.border.axes, layer.border.groups
         self.out_channels, self.per_group = layer.geometry.weight_shape[:2]
         self.shapes = {name: tuple(t.shape) for name, t in layer.border_tensors().items()}
         self._slots: dict[int, str] = {}
         self._unguarded = [axis for axis in range(len(self.axes)) if self._needs_guard(axis)]
 
-    def finished(self) -> str:
-        """The output with every term added."""
-        return self._with_terms(self.y, (), len(self.axes))
-
-    def _with_terms(self, y: str, subset: Subset, stop: int) -> str:
+    def with_terms(self, y: str, subset: Subset, stop: int) -> str:
         """`y`, the whole output or the rows of a set of axes, with the terms of every larger set
         whose other axes are below `stop`.
         """
@@ -60,7 +55,7 @@ class _Borders:
                 continue
             strip = self._term(larger)
             if strip is not None:
-                y = self._added(y, self._with_terms(strip, larger, axis), axis, not subset)
+                y = self._added(y, self.with_terms(strip, larger, axis), axis, not subset)
         return y
 
     def _term(self, subset: Subset) -> str | None:
@@ -100,7 +95,7 @@ class _Borders:
         """Rows that are the same for every input, as wide as the output where others follow."""
         nodes = self.nodes
         bias = nodes.add("Reshape", bias, nodes.integers([1, self.out_channels, *rows]))
-        if not any(axis < subset[0] for axis in range(len(rows)) if self._leaks(axis)):
+        if all(self.corrections.axes[axis].is_empty for axis in range(subset[0])):
             return bias
         whole = [
             nodes.integers([n]) if axis in subset else nodes.size(self.y, 2 + axis)
@@ -108,9 +103,6 @@ class _Borders:
         ]
         shape = nodes.add("Concat", nodes.integers([1, self.out_channels]), *whole, axis=0)
         return nodes.add("Expand", bias, shape)
-
-    def _leaks(self, axis: int) -> bool:
-        return not self.corrections.axes[axis].is_empty
 
     def _values(self, subset: Subset, role: str, shape: Sequence[int]) -> str | None:
         """The kernel or bias of a set of axes for the input's size; None where there is none.
@@ -250,22 +242,24 @@ class _Borders:
     def _needs_guard(self, axis: int) -> bool:
         """Whether sizes that the graph is not for would go through on an axis."""
         ends = self.ends[axis]
-        return (self._leaks(axis) or ends.leaves_sizes_out) and not ends.fails_by_itself
+        concerned = ends.leaves_sizes_out or not ends.found.is_empty
+        return concerned and not ends.fails_by_itself
 
     def _guard(self, axis: int) -> str:
         """Zero, looked up at a place that sizes too small or of a kind left out do not have."""
         nodes, ends = self.nodes, self.ends[axis]
-        given = nodes.size(self.x, 2 + axis)
+        given, known = nodes.size(self.x, 2 + axis), 1
         if ends.only is not None:
-            off = nodes.add("Abs", nodes.add("Sub", given, nodes.integers(ends.only)))
-            return nodes.add("Gather", nodes.integers([0]), off)
-        if len(ends.classes) < ends.found.period:
-            zeros = nodes.integers([0] * len(ends.classes))
-            slot = nodes.add("Reshape", self._slot(axis), nodes.integers([1]))
-            return nodes.add("Gather", zeros, slot)
-        zeros = nodes.add("ConstantOfShape", given)
-        found = nodes.add("Gather", zeros, nodes.integers([ends.smallest - 1]))
-        return nodes.add("Cast", found, to=TensorProto.INT64)
+            place = nodes.add("Abs", nodes.add("Sub", given, nodes.integers(ends.only)))
+        elif len(ends.classes) < ends.found.period:
+            place, known = (
+                nodes.add("Reshape", self._slot(axis), nodes.integers([1])),
+                len(ends.classes),
+            )
+        else:
+            missing = nodes.add("Sub", nodes.integers(ends.smallest), given)
+            place = nodes.add("Max", missing, nodes.integers(0))
+        return nodes.add("Gather", nodes.integers([0] * known), place)
 
 
 Piece = tuple[int | None, Span | None]

@@ -20,15 +20,17 @@ import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.ends import ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import OnnxLayer, OnnxLayers
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line
+from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst, worst_of
+from convsqueeze.verify.comparison import size_told
 
 Size = tuple[int, ...]
 
@@ -134,17 +136,17 @@ def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int
         _check_values(runnable.part(name), name, layer)
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
     _check_values(own.model, name, layer)
-    geometry = layer.geometry
-    reference = _Reference(layer, own.computes_in, own.scale)
+    geometry, reference = layer.geometry, _Reference(layer, own.computes_in, own.scale)
     generator = torch.Generator().manual_seed(seed)
-    worst, inputs = Worst(), 0
-    tried = input_sizes(layer)
+    worst, inputs, tried = Worst(), 0, input_sizes(layer)
+    few = 2 / prod(geometry.weight_shape[1:])  # about two of them meet in an output
     for batch, size in enumerate(tried, start=1):
         _check_cost(geometry, batch, size)
-        for kind in ("dense", "sparse"):
-            x = _image(geometry, (batch, geometry.in_channels, *size), generator, kind)
-            found = _compare(own, reference, x.to(own.computes_in), kind)
-            worst = max(worst, found, key=lambda one: one.share)
+        shape = (batch, geometry.in_channels, *size)
+        for kind, share in (("dense", 1.0), ("sparse", few)):
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            x = (x * (torch.rand(shape, generator=generator) < share)).to(own.computes_in)
+            worst = max(worst, _compare(own, reference, x, kind), key=lambda one: one.share)
             inputs += batch
     notes = tuple(_notes(own, layer))
     return ExportReport(name, dtype_name(own.dtype), tuple(tried), inputs, worst, notes)
@@ -158,7 +160,7 @@ def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
     values = batch * max(geometry.in_channels * padded, geometry.out_channels * leaving)
     if values > MOST_VALUES:
         raise _Difference(
-            f"an input of {'x'.join(map(str, size))} takes {values:,} numbers to check, at most "
+            f"an input of {format_size(size)} takes {values:,} numbers to check, at most "
             f"{MOST_VALUES:,} are made"
         )
 
@@ -210,17 +212,17 @@ def input_sizes(layer: SqueezedConv) -> list[Size]:
     strides make several kinds of sizes, every kind is run. No two axes are equally long, where
     they may differ. Three times () for a linear layer.
     """
-    kinds = 2
-    if layer.border is not None:
-        kinds = max(kinds, *(len(ends.classes) for ends in ends_of(layer.border)))
+    every = ends_of(layer)
+    kinds = max([2, *(len(ends.classes) for ends in every)])
     smallest, more = [], []
-    for index, (axis, least) in enumerate(zip(layer.axes, smallest_size(layer), strict=True)):
-        first = next(_legal_sizes(layer, index, max(1 + _cropped(axis), least)))
-        telling = max(first, _cropped(axis) + axis.extent)
-        while axis.output_size(telling) < 3:
-            telling += 1
-        multiple = (-(-telling // axis.stride) + index) * axis.stride
-        sizes = _legal_sizes(layer, index, multiple)
+    for index, (ends, least) in enumerate(zip(every, smallest_size(layer), strict=True)):
+        axis = ends.axis
+        # torch refuses to take away more samples than there are
+        cropped = max(-axis.before, 0) + max(-axis.after, 0)
+        first = next(ends.legal(max(1 + cropped, least)))
+        enough = count(max(first, cropped + axis.extent))
+        telling = next(size for size in enough if axis.output_size(size) >= 3)
+        sizes = ends.legal((-(-telling // axis.stride) + index) * axis.stride)
         smallest.append(first)
         more.append([next(sizes, first) for _ in range(kinds)])
     turns = 1 if layer.border is None else max(1, MOST_MIXTURES // kinds)
@@ -233,32 +235,6 @@ def input_sizes(layer: SqueezedConv) -> list[Size]:
     return list(dict.fromkeys(tried)) if layer.border else tried
 
 
-def _legal_sizes(layer: SqueezedConv, axis: int, first: int) -> Iterator[int]:
-    """Sizes from the first on that the layer takes on one axis: one, if there is only one."""
-    ends = None if layer.border is None else ends_of(layer.border)[axis]
-    if ends is not None and ends.only is not None:
-        yield ends.only
-        return
-    for size in count(first):
-        kind = None if ends is None else ends.found.class_size(size)
-        if layer.axes[axis].accepts(size) and (ends is None or kind in ends.sizes):
-            yield size
-
-
-def _cropped(axis: Axis) -> int:
-    """Samples of which a layer may read none: torch refuses to take away more than there are."""
-    return max(-axis.before, 0) + max(-axis.after, 0)
-
-
-def _image(geometry: Geometry, shape: Size, generator: torch.Generator, kind: str) -> Tensor:
-    """Normal values; `sparse` keeps so few that about two of them meet in an output."""
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    if kind == "dense":
-        return x
-    kept = torch.rand(shape, generator=generator) < 2 / prod(geometry.weight_shape[1:])
-    return x * kept
-
-
 class _Reference:
     """A squeezed layer in float64, its values times `scale`.
 
@@ -266,13 +242,10 @@ class _Reference:
     """
 
     def __init__(self, layer: SqueezedConv, dtype: torch.dtype, scale: float) -> None:
-        def scaled(values: Tensor) -> Tensor:
-            return values.double() * scale
-
         self.info = torch.finfo(dtype)
-        self.exact = layer.converted(scaled, scaled)
+        self.exact = layer.converted(*[lambda values: values.double() * scale] * 2)
         self.magnitude = self.exact.converted(Tensor.abs, Tensor.abs, signs=False)
-        self.terms = layer.converted(_one_if_any, None, signs=False)
+        self.terms = layer.converted(lambda values: (values != 0).double(), None, signs=False)
 
     def bound(self, x: Tensor) -> Tensor:
         """Twice `k * eps / 2 * (|weight| conv |x| + |bias|)`, k the terms that are not zero and
@@ -285,15 +258,10 @@ class _Reference:
         return torch.where(overflows, torch.inf, bound)
 
 
-def _one_if_any(values: Tensor) -> Tensor:
-    return (values != 0).double()
-
-
 @torch.no_grad()
 def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Worst:
     """The output nearest to its bound. Raises _Difference where one is beyond it."""
-    size = "x".join(map(str, x.shape[2:])) or "one vector"
-    place = f"{kind} input of {size}, batch {x.shape[0]}"
+    place = f"{kind} input of {size_told(x)}, batch {len(x)}"
     expected = reference.exact(x.double())
     try:
         actual = own(x).double()

@@ -3,6 +3,7 @@
 Whole numbers from the corrections; builds no node.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -19,7 +20,7 @@ from convsqueeze.algebra.border.corrections import (
 )
 from convsqueeze.algebra.border.strips import entries
 from convsqueeze.algebra.geometry import Axis
-from convsqueeze.module import Border, SqueezedConv
+from convsqueeze.module import SqueezedConv
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ class AxisEnds:
         high = max((-start for start, stop in self.rows if start < 0), default=0)
         return self.axis.output_size(size) >= low + high
 
+    def legal(self, first: int) -> Iterator[int]:
+        """Sizes from the first on that the layer takes: one, if there is only one."""
+        if self.only is not None:
+            return iter([self.only])
+        return filter(self._is_legal, count(first))
+
+    def _is_legal(self, size: int) -> bool:
+        return self.axis.accepts(size) and self.found.class_size(size) in self.sizes
+
     @property
     def leaves_sizes_out(self) -> bool:
         """Whether there are large sizes that the corrections are not for."""
@@ -109,22 +119,17 @@ def _repeated(tap: int, factor: int) -> list[int]:
     return [tap + 1 if factor > 0 else -tap - 1] * abs(factor)
 
 
-def ends_of(border: Border) -> tuple[AxisEnds, ...]:
+def ends_of(layer: SqueezedConv) -> tuple[AxisEnds, ...]:
     """What a graph does on each axis of a layer."""
+    plain = (AxisCorrections(1, 1, 0, 0, (SizeClass(1),)),) * len(layer.axes)
     return tuple(
-        AxisEnds(axis, found)
-        for axis, found in zip(border.axes, border.corrections.axes, strict=True)
+        map(AxisEnds, layer.axes, layer.border.corrections.axes if layer.border else plain)
     )
 
 
 def smallest_size(layer: SqueezedConv) -> tuple[int, ...]:
     """The smallest input on each axis that the graph of a layer takes; 1 where any does."""
-    if layer.border is None:
-        return (1,) * len(layer.axes)
-    leaking = {axis for subset in layer.border.corrections.subsets for axis in subset}
-    return tuple(
-        ends.smallest if axis in leaking else 1 for axis, ends in enumerate(ends_of(layer.border))
-    )
+    return tuple(1 if ends.found.is_empty else ends.smallest for ends in ends_of(layer))
 
 
 def sizes_in_words(layer: SqueezedConv) -> str | None:
@@ -132,7 +137,7 @@ def sizes_in_words(layer: SqueezedConv) -> str | None:
     if layer.border is None:
         return None
     words = []
-    for ends in ends_of(layer.border):
+    for ends in ends_of(layer):
         first = min(one.size for one in ends.found.classes)
         if ends.only is not None:
             words.append(str(ends.only))

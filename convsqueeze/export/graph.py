@@ -105,30 +105,23 @@ def _signal(name: str, layer: SqueezedConv, end: str) -> ValueInfoProto:
 
 def layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
     """From `<name>.input` to `<name>.output`; every other value's name begins with `<name>/`."""
-    nodes = Nodes(name)
-    step = _linear if layer.layer.kind == "linear" else _with_border
-    last = step(nodes, name + INPUT, layer)
+    nodes, x = Nodes(name), name + INPUT
+    doc = f"merged from {', '.join(layer.layer.sources)}"
+    bias = None if layer.bias is None else f"{name}.bias"
+    own = Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
+    if layer.layer.kind == "linear":
+        last = _linear(nodes, x, own, layer.weight.shape[0])
+    else:
+        last = operator(nodes, x, own)
+        if layer.border is not None:
+            last = add_borders(nodes, last, x, layer)
     for node in nodes.made:
         node.output[:] = [name + OUTPUT if made == last else made for made in node.output]
     return nodes.made
 
 
-def _with_border(nodes: Nodes, x: str, layer: SqueezedConv) -> str:
-    y = operator(nodes, x, _own(nodes.name, layer))
-    return y if layer.border is None else add_borders(nodes, y, x, layer)
-
-
-def _own(name: str, layer: SqueezedConv) -> Operator:
-    """The plain operator of a layer."""
-    doc = f"merged from {', '.join(layer.layer.sources)}"
-    bias = None if layer.bias is None else f"{name}.bias"
-    return Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
-
-
-def _linear(nodes: Nodes, x: str, layer: SqueezedConv) -> str:
+def _linear(nodes: Nodes, x: str, own: Operator, out_channels: int) -> str:
     """`x @ weight.T + bias` on (batch, in_channels), group by group."""
-    own = _own(nodes.name, layer)
-    out_channels = layer.weight.shape[0]
     if own.groups == 1:
         return nodes.add("Gemm", x, own.weight, *own.biases, transB=1, doc_string=own.doc)
     x = nodes.add("Reshape", x, nodes.integers([0, own.groups, -1]))

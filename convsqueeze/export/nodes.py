@@ -160,65 +160,45 @@ def _source(nodes: Nodes, x: str, dim: int, axis: Axis) -> str:
     return nodes.add("Min", folded, nodes.add("Sub", period, folded))
 
 
-@dataclass(frozen=True)
-class _Ends:
+def _ends(axis: Axis) -> tuple[tuple[int, int], int, tuple[int, int]]:
     """What becomes of the ends of one axis of a full transposed convolution.
 
-    `low`, `high` and `extra` are ConvTranspose's pads and output_padding. `apart` is for a Pad
-    behind it: samples that no tap reaches, which are the bias alone.
+    ConvTranspose's pads and output_padding, in torch's own form, both sides alike, where there is
+    one; and the pads of a Pad behind it, for samples that no tap reaches, which are the bias alone.
     """
-
-    low: int = 0
-    high: int = 0
-    extra: int = 0
-    apart: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def of(cls, axis: Axis) -> "_Ends":
-        """In torch's own form, both sides alike and output_padding, where there is one."""
-        reach = axis.extent - 1
-        if axis.padding_mode != "zeros":
-            return cls(reach, reach)
-        low, high = reach - axis.before, reach - axis.after
-        if low >= 0 and 0 < low - high < axis.upsample:
-            return cls(low, low, extra=low - high)
-        return cls(low, high) if min(low, high) >= 0 else cls(apart=(-low, -high))
+    reach = axis.extent - 1
+    if axis.padding_mode != "zeros":
+        return (reach, reach), 0, (0, 0)
+    low, high = reach - axis.before, reach - axis.after
+    if low >= 0 and 0 < low - high < axis.upsample:
+        return (low, low), low - high, (0, 0)
+    if min(low, high) >= 0:
+        return (low, high), 0, (0, 0)
+    return (0, 0), 0, (-low, -high)
 
 
 def _transposed(nodes: Nodes, x: str, own: Operator) -> str:
     """ConvTranspose, cropped at each end, then every n-th sample where a stride is left."""
     rank = len(own.axes)
-    x = _padded_from_image(nodes, x, own.axes)
-    ends = [_Ends.of(axis) for axis in own.axes]
-    apart = [end.apart for end in ends]
-    inside = [] if any(map(any, apart)) else own.biases
+    pads, extra, behind = zip(*map(_ends, own.axes), strict=True)
+    inside = [] if any(map(any, behind)) else own.biases
     x = nodes.add(
         "ConvTranspose",
-        x,
+        _padded_from_image(nodes, x, own.axes),
         own.weight,
         *inside,
-        pads=_lows_then_highs((end.low, end.high) for end in ends),
-        output_padding=[end.extra for end in ends],
+        pads=_lows_then_highs(pads),
+        output_padding=list(extra),
         strides=[axis.upsample for axis in own.axes],
         **_kernel(own),
     )
-    x = _padded(nodes, x, apart, "ends")
+    x = _padded(nodes, x, behind, "ends")
     for bias in own.biases if not inside else ():
         column = nodes.add("Reshape", bias, nodes.integers([-1, *(1,) * rank]))
         x = nodes.add("Add", x, column)
-    if any(axis.stride > 1 for axis in own.axes):
-        x = _stepped(nodes, x, [axis.stride for axis in own.axes])
-    return x
-
-
-def _stepped(nodes: Nodes, x: str, steps: Sequence[int]) -> str:
-    rank = len(steps)
-    return nodes.add(
-        "Slice",
-        x,
-        nodes.integers([0] * rank),
-        nodes.integers([TO_THE_END] * rank),
-        nodes.integers([*range(2, 2 + rank)]),
-        nodes.integers(steps),
-        doc_string=f"every n-th sample, n = {list(steps)}",
-    )
+    steps = [axis.stride for axis in own.axes]
+    if max(steps) == 1:
+        return x
+    slices = [0] * rank, [TO_THE_END] * rank, [*range(2, 2 + rank)], steps
+    doc = f"every n-th sample, n = {steps}"
+    return nodes.add("Slice", x, *map(nodes.integers, slices), doc_string=doc)

@@ -65,6 +65,7 @@ class OnnxLayers:
     def __init__(self, model: ModelProto, where: str = "the ONNX model") -> None:
         self.model, self.where = model, where
         self._dtypes = _layers_in(model)
+        self.names = tuple(self._dtypes)
         self._latest: OnnxLayer | None = None
         if not self._dtypes:
             raise CheckpointError(
@@ -72,20 +73,12 @@ class OnnxLayers:
                 f"<name>{OUTPUT} for each were needed. Write it with `convsqueeze export-onnx`."
             )
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._dtypes)
-
     def part(self, name: str) -> ModelProto:
         """The model of one layer alone. Raises VerificationError for a name that is not there."""
         if name not in self._dtypes:
+            what = f"{self.where}: has no layer {shown(name)}, an input and an output of that name"
             advice = nearest(name, self.names, f"It has {listed(self.names)}.")
-            raise VerificationError(
-                [
-                    f"{self.where}: has no layer {shown(name)}, an input and an output of that "
-                    f"name were needed. {advice}"
-                ]
-            )
+            raise VerificationError([f"{what} were needed. {advice}"])
         part: ModelProto = Extractor(self.model).extract_model([name + INPUT], [name + OUTPUT])
         return part
 
@@ -96,8 +89,8 @@ class OnnxLayers:
         """
         if self._latest is None or self._latest.name != name:
             part = self.part(name)
-            dtype, scale = self._dtypes[name], 1.0
-            computes_in = dtype
+            dtype = computes_in = self._dtypes[name]
+            scale = 1.0
             try:
                 session = session_of(part)
             except NO_KERNEL:

@@ -58,15 +58,18 @@ def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:
     much larger.
     """
     sums = mapped(merge.tree, lambda leaf: _tap_sums(_absolute(leaf, load).on(device)))
-    passed = run_of_tree(sums, lambda own, x: (own @ x.reshape(len(own), -1, 1)).flatten())
     ones = torch.ones(merge.geometry.in_channels, dtype=torch.float64, device=device)
-    with torch.enable_grad():
-        reached = passed(ones.requires_grad_())
-    shares = torch.where(reached > 0, 1 / reached, 0.0).detach()
-    parts = torch.autograd.grad(reached, ones, shares)[0].cpu()
+    reached = run_of_tree(sums, _passed)(ones)
+    shares = torch.where(reached > 0, 1 / reached, 0.0)
+    parts = run_of_tree(sums, lambda own, x: _passed(own.mT, x), backwards=True)(shares).cpu()
     mean = parts.mean()  # infinite where layers undo what others make too small for float64
     known = (parts > 0) & mean.isfinite()
     return torch.where(known, (mean / parts).clamp(1.0, _LARGEST_SCALE), 1.0)
+
+
+def _passed(matrices: Tensor, x: Tensor) -> Tensor:
+    """What one number for each channel becomes, group by group."""
+    return (matrices @ x.reshape(len(matrices), -1, 1)).flatten()
 
 
 def _tap_sums(conv: Conv) -> Tensor:

@@ -45,11 +45,15 @@ def reference(
     return run_of_tree(tree, run)
 
 
-def run_of_tree(tree: Tree[Leaf], run: Callable[[Leaf, Tensor], Tensor]) -> Run:
-    """One function of what `run` gives for each leaf: chains in order, sums added up."""
+def run_of_tree(
+    tree: Tree[Leaf], run: Callable[[Leaf, Tensor], Tensor], *, backwards: bool = False
+) -> Run:
+    """One function of what `run` gives for each leaf: chains in order, or `backwards`, sums added
+    up.
+    """
 
     def chain(links: Sequence[Run]) -> Run:
-        return lambda x: reduce(lambda value, link: link(value), links, x)
+        return lambda x: reduce(lambda y, link: link(y), links[::-1] if backwards else links, x)
 
     def add(branches: Sequence[Run]) -> Run:
         return lambda x: reduce(torch.add, [branch(x) for branch in branches])

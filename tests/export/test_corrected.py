@@ -312,7 +312,7 @@ class Exported:
     @property
     def ends(self) -> tuple[AxisEnds, ...]:
         assert self.layer.border is not None
-        return ends_of(self.layer.border)
+        return ends_of(self.layer)
 
     def sizes(self) -> list[Size]:
         """Every size that the graph promises, from the smallest to two periods more."""

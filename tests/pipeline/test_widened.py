@@ -19,7 +19,7 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.errors import TensorDataError
 from convsqueeze.export import graph
-from convsqueeze.export.nodes import Nodes
+from convsqueeze.export.nodes import Nodes, Operator
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import make_plan
@@ -456,12 +456,12 @@ def test_onnx_values_beyond_float32_that_are_wrong_are_caught(
     widened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaled copy that is run for them shows a wrong node as any other model does."""
-    with_border = graph._with_border
+    operator = graph.operator
 
-    def wrong(nodes: Nodes, x: str, layer: SqueezedConv) -> str:
-        return nodes.add("Neg", with_border(nodes, x, layer))
+    def wrong(nodes: Nodes, x: str, own: Operator) -> str:
+        return nodes.add("Neg", operator(nodes, x, own))
 
-    monkeypatch.setattr(graph, "_with_border", wrong)
+    monkeypatch.setattr(graph, "operator", wrong)
     outcome = run_here("export-onnx", widened("float32").squeezed, "-o", tmp_path / "net.onnx")
     assert_told(outcome, "net: onnxruntime and torch differ by")
     assert not (tmp_path / "net.onnx").exists()

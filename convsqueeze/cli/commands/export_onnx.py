@@ -11,7 +11,7 @@ from convsqueeze.cli.importing import importing
 
 def export_onnx(
     squeezed: Annotated[Path, typer.Argument(help="What `merge` wrote.")],
-    output: Annotated[
+    destination: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: <stem>.onnx beside SQUEEZED.")
     ] = None,
     layer: Annotated[
@@ -37,38 +37,29 @@ def export_onnx(
     if model is not None and layer:
         raise typer.BadParameter("--layer is for the layers alone, --model for all of them.")
     with importing():
-        from convsqueeze.cli.layout import print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_export, print_whole_export
         from convsqueeze.export import check_onnx_destination, default_onnx_destination, export
 
         if model is not None:
             from convsqueeze.models import code_of
             from convsqueeze.models.onnx import check_exporter, export_whole
-    console, errors = consoles(as_json)
-    destination = output or default_onnx_destination(squeezed)
-    with DelayedProgress(errors, quiet=False) as track:
+    console, errors = output.consoles(as_json)
+    place = destination or default_onnx_destination(squeezed)
+    with DelayedProgress(errors) as track:
         if model is None:
             track(f"exporting {squeezed.name}", 0, 0)
-            result = export(
-                squeezed,
-                destination,
-                names=layer or None,
-                key=key,
-                opset=opset,
-                overwrite=overwrite,
-            )
+            result = export(squeezed, place, names=layer, key=key, opset=opset, overwrite=overwrite)
         else:
             # what can be refused is refused before the user's code runs
-            check_onnx_destination(destination, overwrite=overwrite, source=squeezed)
+            check_onnx_destination(place, overwrite=overwrite, source=squeezed)
             check_exporter(opset)
             own = code_of(model, shapes or [], track)
-            print_notes(errors, own.notes)
+            output.print_notes(errors, own.notes)
             whole = export_whole(
                 own.model,
                 squeezed,
-                destination,
+                place,
                 own.inputs,
                 checkpoint=checkpoint,
                 key=key,
@@ -78,8 +69,8 @@ def export_onnx(
                 sandbox=own.sandbox,
             )
     if as_json:
-        print_json(result.to_data() if model is None else whole.to_data())
+        output.print_json(result.to_data() if model is None else whole.to_data())
     if model is None:
-        print_export(console, result)
+        tables.print_export(console, result)
     else:
-        print_whole_export(console, whole)
+        tables.print_whole_export(console, whole)

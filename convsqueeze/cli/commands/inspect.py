@@ -18,12 +18,11 @@ def inspect(
     """List the layers of a checkpoint: what a manifest is written from."""
     with importing():
         from convsqueeze.checkpoint import open_checkpoint
-        from convsqueeze.cli.inspection import inspect_data, print_inspection
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import inspection, output
         from convsqueeze.inspection import found_layers
     checkpoint = open_checkpoint(file, key=key)
     layers = found_layers(checkpoint)
     if as_json:
-        print_json(inspect_data(checkpoint, layers))
+        output.print_json(inspection.inspect_data(checkpoint, layers))
     else:
-        print_inspection(consoles(as_json)[0], checkpoint, layers)
+        inspection.print_inspection(output.consoles(as_json)[0], checkpoint, layers)

@@ -17,7 +17,7 @@ def merge(
     ] = None,
     code: options.ModelCode = None,
     shapes: options.InputShapes = None,
-    output: Annotated[
+    destination: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Default: <stem>.squeezed<suffix> beside MODEL."),
     ] = None,
@@ -48,11 +48,8 @@ def merge(
     if shapes and code is None:
         raise typer.BadParameter("--input is for the model's own code: give --model.")
     with importing():
-        from convsqueeze.cli.data import merge_data
-        from convsqueeze.cli.layout import print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_export, print_merge, print_whole
         from convsqueeze.pipeline import compose, merge_file
         from convsqueeze.verify import Settings
 
@@ -62,9 +59,8 @@ def merge(
             from convsqueeze.export import CheckedModel, check_onnx_destination, checked_onnx
 
             check_onnx_destination(onnx, overwrite=overwrite)
-    console, errors = consoles(as_json)
+    console, errors = output.consoles(as_json)
     manifest: Any = pairs
-    onnx_place: Any = onnx
     notes: tuple[str, ...] = ()
     own: Any = None
     wholes: list[WholeReport] = []
@@ -75,17 +71,12 @@ def merge(
         given = {"sandbox": own.sandbox, "seed": seed, "track": track}
         wholes.append(put_in_place(own.model, result, own.inputs, **given)[1])
 
-    def check_onnx(result: Any, files: Any) -> None:
+    def write_onnx(result: Any, files: Any) -> None:
         """The ONNX model of a verified result, held against torch and written with it."""
-        checked.append(
-            checked_onnx(
-                result.modules(),
-                onnx_place,
-                recipe_json=result.recipe.to_json(),
-                overwrite=overwrite,
-                seed=seed,
-            )
-        )
+        place: Any = onnx
+        settings: dict[str, Any] = {"overwrite": overwrite, "seed": seed}
+        text = result.recipe.to_json()
+        checked.append(checked_onnx(result.modules(), place, recipe_json=text, **settings))
         checked[0].stage(files)
 
     with DelayedProgress(errors, quiet=quiet) as track:
@@ -96,7 +87,7 @@ def merge(
         done = merge_file(
             model,
             manifest,
-            output,
+            destination,
             key=key,
             border=border,
             growth=growth,
@@ -105,7 +96,7 @@ def merge(
             dry_run=dry_run,
             overwrite=overwrite,
             largest_shard=max_shard_size,
-            post_verify=compose(check_whole if code else None, check_onnx if onnx else None),
+            post_verify=compose(check_whole if code else None, write_onnx if onnx else None),
             track=track,
             device=device,
             keep_exact=code is not None,
@@ -115,11 +106,11 @@ def merge(
     if as_json:
         onnx_data = {"onnx": exported.to_data()} if exported else {}
         whole_data = {"whole_model": seen.to_data()} if seen else {}
-        print_json({**merge_data(done), **whole_data, **onnx_data})
+        output.print_json({**data.merge_data(done), **whole_data, **onnx_data})
     if not quiet:
-        print_merge(console, done)
-        print_notes(console, notes)
+        tables.print_merge(console, done)
+        output.print_notes(console, notes)
         if seen:
-            print_whole(console, seen)
+            tables.print_whole(console, seen)
         if exported:
-            print_export(console, exported)
+            tables.print_export(console, exported)

@@ -17,10 +17,8 @@ def plan(
 ) -> None:
     """Tell what merging would do, and which partition of the layers is better; writes nothing."""
     with importing():
-        from convsqueeze.cli.data import review_data
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_review
         from convsqueeze.pipeline import review_file
 
         latency = None
@@ -28,8 +26,8 @@ def plan(
             from convsqueeze.latency import measuring
 
             latency = measuring(runtime)
-    console, errors = consoles(as_json)
-    with DelayedProgress(errors, quiet=False) as track:
+    console, errors = output.consoles(as_json)
+    with DelayedProgress(errors) as track:
         found = review_file(
             model,
             pairs,
@@ -41,7 +39,7 @@ def plan(
             track=track,
         )
     if as_json:
-        print_json(review_data(found))
-    print_review(console, found)
+        output.print_json(data.review_data(found))
+    tables.print_review(console, found)
     if found.refused is not None:
         raise found.refused

@@ -22,7 +22,7 @@ def scan(
         typer.Option("--checkpoint", help="The model's weights: names must fit."),
     ] = None,
     shapes: options.InputShapes = None,
-    output: Annotated[
+    destination: Annotated[
         Path | None, typer.Option("-o", "--output", help="The manifest; default: standard output.")
     ] = None,
     minimize: options.Minimize = "weights",
@@ -38,11 +38,8 @@ def scan(
     with importing():
         from convsqueeze.checkpoint.disk import check_place
         from convsqueeze.checkpoint.new_files import NewFiles
-        from convsqueeze.cli.data import scan_data
-        from convsqueeze.cli.layout import print_dim, print_files, print_notes
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_entries
         from convsqueeze.models import code_of, scan_model
         from convsqueeze.scan.writing import left_lines, scan_yaml
 
@@ -51,10 +48,10 @@ def scan(
             from convsqueeze.latency import measuring
 
             latency = measuring(runtime)
-    console, errors = consoles(as_json or output is None)
-    if output is not None:
-        check_place(output, overwrite=overwrite, inputs=[checkpoint] if checkpoint else [])
-    with DelayedProgress(errors, quiet=False) as track:
+    console, errors = output.consoles(as_json or destination is None)
+    if destination is not None:
+        check_place(destination, overwrite=overwrite, inputs=[checkpoint] if checkpoint else [])
+    with DelayedProgress(errors) as track:
         own = code_of(code, shapes or [], track, checkpoint, key)
         track(f"scanning {code}", 0, 0)
         found = scan_model(
@@ -66,21 +63,23 @@ def scan(
             latency=latency,
             sandbox=own.sandbox,
         )
-    print_notes(errors, own.notes)
-    if output is not None and found.document is not None:
+    output.print_notes(errors, own.notes)
+    text = scan_yaml(found, code)
+    if destination is not None and found.document is not None:
         with NewFiles(overwrite=overwrite) as files:
-            files.add(output, lambda file: file.write(scan_yaml(found, code).encode()))
+            files.add(destination, lambda file: file.write(text.encode()))
             files.commit()
     if as_json:
-        print_json(scan_data(found, code, own.notes))
-    elif output is None:
-        typer.echo(scan_yaml(found, code), nl=False)
+        output.print_json(data.scan_data(found, code, own.notes))
+    elif destination is None:
+        typer.echo(text, nl=False)
     else:
         if found.entries:
-            print_entries(console, code, found.entries)
-        print_dim(console, left_lines(found.left))
-        print_notes(console, found.notes)
+            tables.print_entries(console, code, found.entries)
+        for line in left_lines(found.left):
+            console.print(line, style="dim", markup=False, soft_wrap=True, highlight=False)
+        output.print_notes(console, found.notes)
         if found.document is None:
             console.print("Nothing to merge, nothing written.")
         else:
-            print_files(console, [output])
+            output.print_files(console, [destination])

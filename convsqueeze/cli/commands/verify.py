@@ -37,10 +37,8 @@ def verify(
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
     inputs = [path for path in (original, squeezed, pairs, onnx) if path is not None]
     with importing():
-        from convsqueeze.cli.data import report_data
-        from convsqueeze.cli.output import consoles, print_json
+        from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.cli.tables import print_plot, print_verify
         from convsqueeze.errors import VerificationError
         from convsqueeze.manifest import load_manifest
         from convsqueeze.pipeline import verify_files
@@ -53,9 +51,9 @@ def verify(
             from convsqueeze.plot import check_plot, write_plot
 
             check_plot(plot, overwrite=overwrite, inputs=inputs)
-    console, errors = consoles(as_json)
+    console, errors = output.consoles(as_json)
     more_data: dict[str, Any] = {"onnx": []} if onnx else {}
-    with DelayedProgress(errors, quiet=False) as track:
+    with DelayedProgress(errors) as track:
         report = verify_files(
             original,
             squeezed,
@@ -71,11 +69,11 @@ def verify(
                 more_data["onnx"] = [one.to_data() for one in seen]
             except VerificationError as error:
                 report = report.with_problems(error.problems)
-    print_verify(console, report)
+    tables.print_verify(console, report)
     if plot is not None:
         drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
-        print_plot(console, drawn)
+        tables.print_plot(console, drawn)
         more_data["plot"] = None if drawn.output is None else str(drawn.output)
     if as_json:
-        print_json({**report_data(report), **more_data})
+        output.print_json({**data.report_data(report), **more_data})
     report.raise_if_failed()
