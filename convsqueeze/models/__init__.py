@@ -5,8 +5,8 @@
 model as ONNX, imported only where it is asked for.
 """
 
-from convsqueeze.models.factory import Code, code_of, load_checkpoint, load_model
-from convsqueeze.models.inputs import Inputs, InputSpec, guess_inputs, inputs_of, parsed_inputs
+from convsqueeze.models.factory import code_of, load_checkpoint, load_model
+from convsqueeze.models.inputs import guess_inputs, inputs_of, parsed_inputs
 from convsqueeze.models.squeeze import (
     SqueezeReport,
     apply,
@@ -18,9 +18,6 @@ from convsqueeze.models.squeeze import (
 from convsqueeze.models.whole import WholeReport, exact_parameters, verify_whole
 
 __all__ = [
-    "Code",
-    "InputSpec",
-    "Inputs",
     "SqueezeReport",
     "WholeReport",
     "apply",

@@ -12,7 +12,7 @@ unit in its last place. A difference may be `FACTOR` times what was measured.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any
 
@@ -139,14 +139,10 @@ def verified(
     inputs; and both as they ran.
 
     `exact` are the values of parameters before they were rounded, as `exact_parameters` gives them:
-    every stored number must be its value rounded, and with these values the models must agree
-    within the noise of float64. Without them, storing merged weights (those that the original has
-    not, or has otherwise) is granted what it was seen to cost. Where a layer was merged with
-    `border: interior` a difference is measured and told, and not held against it. `sandbox` is that
-    of the original.
-
-    Raises ModelInputError where the original does not run on these inputs, gives nothing to
-    compare, or is random in eval mode.
+    then every stored number must be its value rounded too. A layer merged with `border: interior`
+    may differ, which is measured and told. `sandbox` is that of the original. Raises
+    ModelInputError where the original does not run on these inputs, gives nothing to compare, or is
+    random in eval mode.
     """
     track("running the whole model", 0, trials)
     before = runnable(sandbox or Sandbox(original), lambda dtype: inputs.first(dtype, seed=seed))
@@ -166,15 +162,17 @@ def verified(
             f"{', '.join(unseen)}: no output depends on it with these weights and inputs, so the "
             "whole model says nothing of it"
         )
+    problem, first = found.problem, found.first
+    if wrong := next(_wrong_numbers(squeezed, exact or {}), None):
+        problem, first = wrong, None
+    elif problem is not None and (excuse := _excuse(found, original, squeezed)):
+        problem, first, notes = None, None, [*notes, excuse]
     report = WholeReport(
-        *(str(inputs), found.runs, seed, dtype, found.stored, found.largest, found.problem),
-        first=found.first,
+        *(str(inputs), found.runs, seed, dtype, found.stored, found.largest, problem, first),
         notes=tuple(notes),
         before_rounding=found.before_rounding,
     )
-    if wrong := next(_wrong_numbers(squeezed, exact or {}), None):
-        report = replace(report, problem=wrong, first=None)
-    return _excused(report, original, squeezed), before, after
+    return report, before, after
 
 
 class _Comparison:
@@ -345,11 +343,9 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
             yield f"is not what its layers give: {problem}"
 
 
-def _excused(report: WholeReport, original: nn.Module, squeezed: nn.Module) -> WholeReport:
-    """The report, without the problem where a border that is let differ may be all of it."""
-    worst = max(report.worst, report.before_rounding or Worst(), key=lambda one: one.share)
-    if report.ok or worst.share <= 1.0 or not isfinite(worst.error):
-        return report
+def _excuse(found: _Comparison, original: nn.Module, squeezed: nn.Module) -> str | None:
+    """What is told of a difference where a border that is let differ may be all of it."""
+    worst = max(found.stored, found.before_rounding or Worst(), key=lambda one: one.share)
     before = dict(original.named_modules())
     interior = [
         name
@@ -358,12 +354,11 @@ def _excused(report: WholeReport, original: nn.Module, squeezed: nn.Module) -> W
         and module.layer.border == "interior"
         and module.layer != getattr(before.get(name), "layer", None)
     ]
-    if not interior:
-        return report
-    share = worst.error / report.largest if report.largest else inf
-    note = (
+    if not interior or worst.share <= 1.0 or not isfinite(worst.error):
+        return None
+    share = worst.error / found.largest if found.largest else inf
+    return (
         f"differs by up to {worst.error:.3g} ({share:.1%} of the largest output): "
         f"{', '.join(interior)} may at the border (border: interior), so the whole model shows "
         "nothing more"
     )
-    return replace(report, problem=None, first=None, notes=(*report.notes, note))
