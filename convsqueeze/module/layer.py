@@ -194,7 +194,7 @@ def _check_shapes(layer: RecipeLayer, geometry: Geometry, tensors: Mapping[str, 
         layer.corrections.check(geometry.kernel_size)
         shapes = layer.corrections.shapes(geometry)
         wanted |= {f"{BORDER}.{key}": shape for key, shape in shapes.items()}
-    elif any(key not in wanted for key in tensors):
+    elif tensors.keys() - wanted.keys():
         raise GeometryError(f"{shown(layer.name)} has no corrections, but tensors for them")
     if not geometry.bias:
         wanted = {key: shape for key, shape in wanted.items() if not key.endswith("bias")}
