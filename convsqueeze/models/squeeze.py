@@ -234,24 +234,15 @@ def apply(
     arguments = None if example is None else positional(model, example, "example")
     sandbox = Sandbox(model)
     squeezed, plan = applied(model, open_checkpoint(Path(path), key=key), arguments, sandbox)
-    if arguments is not None:
-        coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)
-        _check_example(sandbox, squeezed, arguments, max(TOLERANCE, ROUNDINGS * coarsest))
-    return squeezed
-
-
-def _check_example(
-    sandbox: Sandbox, squeezed: nn.Module, arguments: tuple[Any, ...], tolerance: float
-) -> None:
-    """Raises ModelMismatchError where an output of two models differs by more than `tolerance` of
-    its largest value.
-    """
+    if arguments is None:
+        return squeezed
     one = runnable(sandbox, inputs_of(arguments).first, "example")
     before = named_tensors(one.gave)
     after = Running(copied(squeezed), one.dtype).run(one.given)
+    coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)
     for place, difference in distances(before, after).items():
         largest = largest_value(before[place])
-        if not difference <= tolerance * largest:
+        if not difference <= max(TOLERANCE, ROUNDINGS * coarsest) * largest:
             raise ModelMismatchError(
                 [
                     f"the squeezed model differs by {difference:.3g} on the example, whose largest "
@@ -260,6 +251,7 @@ def _check_example(
                     "merged."
                 ]
             )
+    return squeezed
 
 
 def scan_model(
