@@ -126,7 +126,9 @@ def _imported(where: str, place: str) -> ModuleType:
             f"installed packages, {FORM} was needed."
         ) from None
     name = _FILE + file.stem
-    spec: Any = importlib.util.spec_from_file_location(name, file)  # it ends in .py
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ModelCodeError(f"{place}: {where} is no file of Python code, one was needed.")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
