@@ -12,7 +12,7 @@ summed over the original layers and, as a corrected layer adds up more at the bo
 and takes some of it off again, over the products of all that it stores (see `magnitudes`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -30,7 +30,7 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.recipe import RecipeLayer
 from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.reference import Part, Run, reference, term_count
+from convsqueeze.verify.reference import Load, Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
 
@@ -78,7 +78,7 @@ def size_told(x: Tensor) -> str:
 def comparison(
     merge: Merge,
     module: SqueezedConv,
-    load: Callable[[str], Tensor],
+    load: Load,
     part: Part = "affine",
     *,
     rounded: bool = True,
@@ -112,7 +112,7 @@ def comparison(
 def stored_magnitudes(
     merge: Merge,
     module: SqueezedConv,
-    load: Callable[[str], Tensor],
+    load: Load,
     inputs: Tensor | None = None,
     *,
     biases: bool = True,
