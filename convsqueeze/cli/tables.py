@@ -35,13 +35,6 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.verify import Report
 
 MEASURES = {"weights": "weights", "macs": "multiplications", "latency": "time"}
-LESS = {
-    "weights": "has fewer weights",
-    "macs": "has fewer multiplications",
-    "latency": "takes less time",
-}
-
-
 KEYWORDS = {"verified": "bold green", "not verified": "bold red", "border": "yellow"}
 
 
@@ -53,15 +46,12 @@ def print_merge(console: Console, done: "MergedFile") -> None:
     print_notes(console, done.notes)
     if done.verification is not None:
         _print_verdict(console, done.verification)
-    source = f"{escape(str(done.source))}"
+    source, before = escape(str(done.source)), format_bytes(done.bytes_before)
     if done.output is None:
-        console.print(f"{source}: {format_bytes(done.bytes_before)}. Dry run: nothing written.")
-        return
-    print_line(
-        console,
-        f"{source} {format_bytes(done.bytes_before)} -> "
-        f"[bold]{escape(str(done.output))}[/] {format_bytes(done.bytes_after)}",
-    )
+        console.print(f"{source}: {before}. Dry run: nothing written.")
+    else:
+        output = f"[bold]{escape(str(done.output))}[/] {format_bytes(done.bytes_after)}"
+        print_line(console, f"{source} {before} -> {output}")
 
 
 def print_verify(console: Console, report: "Report") -> None:
@@ -143,10 +133,10 @@ def print_whole_export(console: Console, result: "WholeExport") -> None:
 def print_whole(console: Console, report: "WholeReport") -> None:
     """What the whole model gave before and after."""
     print_notes(console, report.notes)
-    if not report.ok:
+    if report.ok:
+        print_line(console, f"[bold green]whole model[/]: {escape(report.describe())}")
+    else:
         console.print("[bold red]the whole model differs[/]")
-        return
-    print_line(console, f"[bold green]whole model[/]: {escape(report.describe())}")
 
 
 def print_review(console: Console, found: "ReviewedFile") -> None:
@@ -156,14 +146,15 @@ def print_review(console: Console, found: "ReviewedFile") -> None:
     for one in found.review.entries:
         if one.is_better or one.is_refused:
             _print_reviewed(console, one)
+    measure = MEASURES[found.review.minimize]
     if found.review.better is None:
         if found.planned is not None and not found.review.improved:
-            console.print(f"No other partition {LESS[found.review.minimize]}.")
+            less = "takes less" if found.review.minimize == "latency" else "has fewer"
+            console.print(f"No other partition {less} {measure}.")
         return
     given = {"--border": found.border, "--growth": found.growth}
     options = [f"{name} {value}" for name, value in given.items() if value not in (None, "refuse")]
     needs = f", for merge with {' '.join(options)}" if options else ""
-    measure = MEASURES[found.review.minimize]
     console.print(f"A better manifest, by {measure}{needs}:", style="bold")
     text = manifest_yaml(found.review.better)
     console.print(text, markup=False, highlight=False, soft_wrap=True, end="")
@@ -176,9 +167,7 @@ def _print_reviewed(console: Console, one: "Reviewed") -> None:
     if not best.merged:
         print_line(console, f"{place}: no layers of it are worth merging.")
     elif one.is_better:
-        given = (
-            "refused as given" if one.given is None else f"as given {_measured(best, one.given)}"
-        )
+        given = f"as given {_measured(best, one.given)}" if one.given else "refused as given"
         change = f"{_measured(best, best.before)} -> {_measured(best, best.after)}"
         print_line(console, f"{place}: in parts {change} ({given})")
         for part in best.merged:
@@ -205,11 +194,9 @@ def _part_line(one: "Merged") -> str:
         f"{merge.weights_before:,} -> {merge.weights_after:,} weights, "
         f"{format_count(merge.macs_before)} -> {format_count(merge.macs_after)} MACs"
     )
-    return (
-        line
-        if timing is None
-        else (f"{line}, {timing.before / 1e6:.3g} -> {timing.after / 1e6:.3g} ms")
-    )
+    if timing is None:
+        return line
+    return f"{line}, {timing.before / 1e6:.3g} -> {timing.after / 1e6:.3g} ms"
 
 
 def print_entries(console: Console, title: str, entries: "Sequence[ScannedEntry]") -> None:

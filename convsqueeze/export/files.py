@@ -198,19 +198,14 @@ def check_onnx_file(
     and for a layer that is not among `layers`.
     """
     held = open_onnx(path)
-    return check_model(held.model, _only(layers, held.names, path), seed=seed, where=str(path))
-
-
-def _only(
-    layers: Mapping[str, SqueezedConv], names: Sequence[str], path: Path
-) -> dict[str, SqueezedConv]:
-    for name in names:
+    for name in held.names:
         if name not in layers:
             advice = nearest(name, layers, f"The squeezed file has {listed(layers)}.")
             raise VerificationError(
                 [f"{path}: has a layer {shown(name)}, which the squeezed file has not. {advice}"]
             )
-    return {name: layers[name] for name in names}
+    chosen = {name: layers[name] for name in held.names}
+    return check_model(held.model, chosen, seed=seed, where=str(path))
 
 
 def _data_place(destination: Path, digits: str) -> Path:

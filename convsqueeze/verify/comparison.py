@@ -12,7 +12,6 @@ summed over the original layers and, as a corrected layer adds up more at the bo
 and takes some of it off again, over the products of all that it stores (see `magnitudes`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,7 +27,7 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.reference import Part, Run, reference, term_count
+from convsqueeze.verify.reference import Load, Part, Run, reference, term_count
 
 UNIT_ROUNDOFF = 2.0**-53
 
@@ -76,7 +75,7 @@ def size_told(x: Tensor) -> str:
 def comparison(
     merge: Merge,
     module: SqueezedConv,
-    load: Callable[[str], Tensor],
+    load: Load,
     part: Part = "affine",
     *,
     rounded: bool = True,
@@ -110,7 +109,7 @@ def comparison(
 def stored_magnitudes(
     merge: Merge,
     module: SqueezedConv,
-    load: Callable[[str], Tensor],
+    load: Load,
     inputs: Tensor | None = None,
     *,
     biases: bool = True,

@@ -4,7 +4,7 @@ Groups of a merged layer never meet, on any layer's way, so that some can be run
 torch convolves groups in float64 one after the other. The numbers are looked at in all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +17,7 @@ from convsqueeze.graph import Region
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.verify.probes import Size
+from convsqueeze.verify.reference import Load
 
 LEAST = 16
 """So many groups are always run."""
@@ -48,7 +49,7 @@ class Groups:
         geometry = self._fewer_channels(self.merge.geometry)
         return replace(self.merge, region=region, geometry=geometry)
 
-    def load(self, load: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    def load(self, load: Load) -> Load:
         return lambda name: self._own(load(name))
 
     def values(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

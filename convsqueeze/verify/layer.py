@@ -42,10 +42,10 @@ from convsqueeze.verify.probes import (
     plain_sizes,
     small_size,
 )
+from convsqueeze.verify.reference import Load
 from convsqueeze.verify.worst import nearer
 
 Named = Mapping[str, Tensor]
-Load = Callable[[str], Tensor]
 
 
 @denormals_kept()

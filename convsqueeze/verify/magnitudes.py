@@ -5,7 +5,6 @@ number that is stored for the border can be a small difference of large ones. On
 of them; the values that are verified come from elsewhere.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,9 +17,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.squeezing import composed
-from convsqueeze.verify.reference import run_of_tree, stored_tensors
+from convsqueeze.verify.reference import Load, run_of_tree, stored_tensors
 
-Load = Callable[[str], Tensor]
 _LARGEST_SCALE = 2.0**100
 """Beyond which nothing is left of the other channels."""
 

@@ -3,7 +3,6 @@
 Measures only; knows nothing of drawing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from convsqueeze.plan.wording import kernel, part_name
 from convsqueeze.verify.comparison import comparison
 from convsqueeze.verify.outcome import rows_mask
 from convsqueeze.verify.probes import Size, random_image, telling_size
+from convsqueeze.verify.reference import Load
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class DifferenceMap:
 def difference_map(
     merge: Merge,
     module: SqueezedConv,
-    load: Callable[[str], Tensor],
+    load: Load,
     *,
     trials: int,
     seed: int,

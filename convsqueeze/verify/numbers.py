@@ -19,7 +19,7 @@ from convsqueeze.plan import Merge
 from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF
 from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.reference import term_count
+from convsqueeze.verify.reference import Load, term_count
 from convsqueeze.verify.worst import Worst, share_of
 
 _CHUNK = 1 << 16
@@ -66,9 +66,7 @@ def worst_number(
     return tuple(int(one) for one in np.unravel_index(place, stored.shape)), worst
 
 
-def recomputed(
-    merge: Merge, load: Callable[[str], Tensor], device: torch.device
-) -> Callable[[str, Tensor], Tensor]:
+def recomputed(merge: Merge, load: Load, device: torch.device) -> Callable[[str, Tensor], Tensor]:
     """What two float64 sums of the same products can differ by, for a stored tensor by its name
     within the layer and flat places in it.
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from convsqueeze.algebra.tree import Tree, fold, leaves
 from convsqueeze.plan import ResolvedLayer
 
+Load = Callable[[str], Tensor]
+"""Gives a stored tensor by its name."""
 Run = Callable[[Tensor], Tensor]
 Part = Literal["affine", "linear"]
 Leaf = TypeVar("Leaf")
@@ -22,7 +24,7 @@ Leaf = TypeVar("Leaf")
 
 def reference(
     tree: Tree[ResolvedLayer],
-    load: Callable[[str], Tensor],
+    load: Load,
     part: Part = "affine",
     *,
     magnitude: bool = False,
@@ -61,12 +63,12 @@ def run_of_tree(
     return fold(tree, lambda leaf: lambda x: run(leaf, x), chain, add)
 
 
-def stored_tensors(resolved: ResolvedLayer, load: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+def stored_tensors(resolved: ResolvedLayer, load: Load) -> Mapping[str, Tensor]:
     """A layer's parameters in float64, by role."""
     return {role: stored_values(p.keys, load) for role, p in resolved.parameters.items()}
 
 
-def stored_values(keys: Sequence[str], load: Callable[[str], Tensor]) -> Tensor:
+def stored_values(keys: Sequence[str], load: Load) -> Tensor:
     """A parameter in float64; two keys are weight norm's length and direction."""
     values = [load(key).detach().double() for key in keys]
     if len(values) == 1:
