@@ -27,20 +27,13 @@ def apply_operator(
     """
     if not axes:
         return apply_linear(x, weight, bias, groups)
-    inside = all(_pads_alike(axis) for axis in axes)
-    if not inside:
-        x = pad(x, axes)
-    if any(axis.upsample > 1 for axis in axes):
-        return _upsampling(x, weight, bias, axes, groups)
-    return _CONVOLVE[len(axes)](
-        x,
-        weight,
-        bias,
-        padding=[axis.before if inside else 0 for axis in axes],
-        stride=[axis.stride for axis in axes],
-        dilation=[axis.dilation for axis in axes],
-        groups=groups,
-    )
+    steps = [(axis.stride, axis.before, axis.dilation) for axis in axes]
+    stride, padding, dilation = zip(*steps, strict=True)
+    if not all(map(_pads_alike, axes)):
+        x, padding = pad(x, axes), (0,) * len(axes)
+        if any(axis.upsample > 1 for axis in axes):
+            return _upsampling(x, weight, bias, axes, groups)
+    return _CONVOLVE[len(axes)](x, weight, bias, stride, padding, dilation, groups)
 
 
 def _pads_alike(axis: Axis) -> bool:

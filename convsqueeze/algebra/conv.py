@@ -11,8 +11,9 @@ geometry, no layer kinds, files or names.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -45,9 +46,11 @@ class Conv:
     bias: Tensor | None = None
     axes: tuple[Axis, ...] = ()
     groups: int = 1
+    geometry: Geometry = field(init=False, repr=False)
+    """Channels, axes and groups, without the values."""
 
     def __post_init__(self) -> None:
-        kernel_size = tuple(axis.kernel_size for axis in self.axes)
+        kernel_size = tuple(map(attrgetter("kernel_size"), self.axes))
         if self.weight.ndim < 2 or tuple(self.weight.shape[2:]) != kernel_size:
             raise GeometryError(
                 f"a weight of shape {tuple(self.weight.shape)} has no kernel of size {kernel_size}"
@@ -57,18 +60,10 @@ class Conv:
                 f"a bias of shape {tuple(self.bias.shape)} was given for "
                 f"{self.weight.shape[0]} output channels"
             )
-        _ = self.geometry
-
-    @property
-    def geometry(self) -> Geometry:
-        """Channels, axes and groups, without the values."""
-        return Geometry(
-            in_channels=self.weight.shape[1] * self.groups,
-            out_channels=self.weight.shape[0],
-            axes=self.axes,
-            groups=self.groups,
-            bias=self.bias is not None,
-        )
+        out_channels, per_group = self.weight.shape[:2]
+        bias = self.bias is not None
+        geometry = Geometry(per_group * self.groups, out_channels, self.axes, self.groups, bias)
+        object.__setattr__(self, "geometry", geometry)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The operator on `x`, (batch, in_channels, *size), in the dtype of `x`.

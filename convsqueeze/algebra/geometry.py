@@ -9,10 +9,12 @@ An ordinary convolution has `u = 1`, a transposed one has `u` = its stride and `
 tensor, file or layer name: planning is done with this module alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from math import gcd, prod
+from operator import attrgetter
+from typing import Any
 
 from convsqueeze.errors import GeometryError
 
@@ -29,6 +31,11 @@ class Axis:
     A one-tap axis has dilation 1 and an unpadded axis has mode `zeros`, whatever was asked for,
     so that axes that compute the same are equal.
 
+    Of these follow: `extent`, the samples from the first tap to the last, both counted,
+    `d*(k-1) + 1`; `slack`, `1 + before + after - extent`, on which the output size depends beside
+    strides; `pads`, whether samples are added on either side; `taps`, the position of each tap
+    relative to `stride * i` in the upsampled input.
+
     Raises GeometryError for a size, stride or dilation below one or an unknown padding mode.
     """
 
@@ -39,14 +46,20 @@ class Axis:
     after: int = 0
     upsample: int = 1
     padding_mode: str = "zeros"
+    extent: int = field(init=False, repr=False, compare=False)
+    slack: int = field(init=False, repr=False, compare=False)
+    pads: bool = field(init=False, repr=False, compare=False)
+    taps: range = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for field in ("kernel_size", "stride", "dilation", "upsample"):
-            if getattr(self, field) < 1:
-                raise GeometryError(f"{field} is {getattr(self, field)}, at least 1 was needed")
+        for name in ("kernel_size", "stride", "dilation", "upsample"):
+            if getattr(self, name) < 1:
+                raise GeometryError(f"{name} is {getattr(self, name)}, at least 1 was needed")
+        extent = self.dilation * (self.kernel_size - 1) + 1
+        pads = self.before > 0 or self.after > 0
         for what, samples in (
             ("kernel", self.kernel_size),
-            ("dilated kernel", self.extent),
+            ("dilated kernel", extent),
             ("stride", self.stride),
             ("upsampling", self.upsample),
             ("padding", max(abs(self.before), abs(self.after))),
@@ -57,28 +70,23 @@ class Axis:
             raise GeometryError(f"padding_mode {self.padding_mode!r} is none of {PADDING_MODES}")
         if self.kernel_size == 1:
             object.__setattr__(self, "dilation", 1)
-        if not self.pads:
+        if not pads:
             object.__setattr__(self, "padding_mode", "zeros")
         if self.upsample > 1 and self.padding_mode != "zeros":
             raise GeometryError(
                 f"padding_mode {self.padding_mode} around an upsampled signal "
                 "is not one convolution"
             )
+        object.__setattr__(self, "extent", extent)
+        object.__setattr__(self, "slack", 1 + self.before + self.after - extent)
+        object.__setattr__(self, "pads", pads)
+        taps = range(-self.before, -self.before + extent, self.dilation)
+        object.__setattr__(self, "taps", taps)
 
-    @property
-    def extent(self) -> int:
-        """Samples from the first tap to the last, both counted: `d*(k-1) + 1`."""
-        return self.dilation * (self.kernel_size - 1) + 1
-
-    @property
-    def slack(self) -> int:
-        """`1 + before + after - extent`: what the output size depends on beside strides."""
-        return 1 + self.before + self.after - self.extent
-
-    @property
-    def pads(self) -> bool:
-        """Whether samples are added on either side."""
-        return self.before > 0 or self.after > 0
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A pickle of an earlier version has nothing that follows from the rest."""
+        self.__dict__.update(state)
+        self.__post_init__()
 
     @property
     def is_pointwise(self) -> bool:
@@ -87,23 +95,16 @@ class Axis:
             self.before == self.after == 0
         )
 
-    @property
-    def taps(self) -> range:
-        """Position of each tap relative to `stride * i` in the upsampled input."""
-        return range(-self.before, -self.before + self.extent, self.dilation)
-
     def output_size(self, size: int) -> int:
         """Samples that leave for `size` samples that enter; below one where the kernel misses."""
         return (self.upsample * (size - 1) + self.slack) // self.stride + 1
 
     def accepts(self, size: int) -> bool:
         """Whether torch runs the layer on `size` samples: the kernel fits, the padding is legal."""
-        widest = max(self.before, self.after)
-        if self.padding_mode == "reflect" and widest >= size:
-            return False
-        if self.padding_mode == "circular" and widest > size:
-            return False
-        return size >= 1 and self.output_size(size) >= 1
+        smallest = 1
+        if self.padding_mode in ("reflect", "circular"):
+            smallest = max(self.before, self.after) + (self.padding_mode == "reflect")
+        return size >= smallest and self.upsample * (size - 1) + self.slack >= 0
 
 
 @dataclass(frozen=True)
@@ -217,26 +218,24 @@ def _cancel(
     return replace(axis, after=after), kept
 
 
-def common_axis(axes: Sequence[Axis]) -> Axis:
+@lru_cache(maxsize=1024)
+def common_axis(*axes: Axis) -> Axis:
     """The axis of a sum of parallel branches: the hull of their taps, aligned by their padding.
 
     Raises GeometryError where the branches step, upsample, size or pad differently.
     """
-    for field, what in (("stride", "strides"), ("upsample", "upsamplings"), ("slack", "sizes")):
-        values = [getattr(axis, field) for axis in axes]
+    for name, what in (("stride", "strides"), ("upsample", "upsamplings"), ("slack", "sizes")):
+        values = list(map(attrgetter(name), axes))
         if len(set(values)) > 1:
-            shown = ", ".join(str(value) for value in values)
-            raise GeometryError(
-                f"branches of different {what} cannot be summed"
-                + ("" if field == "slack" else f" ({shown})")
-            )
+            shown = "" if name == "slack" else f" ({', '.join(map(str, values))})"
+            raise GeometryError(f"branches of different {what} cannot be summed{shown}")
     modes = {axis.padding_mode for axis in axes if axis.pads}
     if len(modes) > 1:
         raise GeometryError(f"branches padded by {' and '.join(sorted(modes))} are not one layer")
-    low = min(axis.taps[0] for axis in axes)
-    high = max(axis.taps[-1] for axis in axes)
+    first = [axis.taps[0] for axis in axes]
+    low, high = min(first), max([axis.taps[-1] for axis in axes])
     spacings = [axis.dilation for axis in axes if axis.kernel_size > 1]
-    dilation = gcd(high - low, *spacings, *(axis.taps[0] - low for axis in axes)) or 1
+    dilation = gcd(high - low, *spacings, *[one - low for one in first]) or 1
     hull = Axis(
         kernel_size=(high - low) // dilation + 1,
         stride=axes[0].stride,
@@ -257,6 +256,9 @@ class Geometry:
     axes: tuple[Axis, ...]
     groups: int = 1
     bias: bool = False
+    kernel_size: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    weight_shape: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """`(out_channels, in_channels / groups, *kernel_size)`."""
 
     def __post_init__(self) -> None:
         for name, channels in (("in", self.in_channels), ("out", self.out_channels)):
@@ -264,15 +266,10 @@ class Geometry:
                 raise GeometryError(
                     f"{channels} {name}put channels do not divide into groups = {self.groups}"
                 )
-
-    @property
-    def kernel_size(self) -> tuple[int, ...]:
-        return tuple(axis.kernel_size for axis in self.axes)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """`(out_channels, in_channels / groups, *kernel_size)`."""
-        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        kernel_size = tuple(map(attrgetter("kernel_size"), self.axes))
+        weight_shape = (self.out_channels, self.in_channels // self.groups, *kernel_size)
+        object.__setattr__(self, "kernel_size", kernel_size)
+        object.__setattr__(self, "weight_shape", weight_shape)
 
     @property
     def weights(self) -> int:
@@ -284,18 +281,17 @@ class Geometry:
         return any(axis.upsample > 1 for axis in self.axes)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        return tuple(axis.output_size(n) for axis, n in zip(self.axes, size, strict=True))
+        return tuple(map(Axis.output_size, self.axes, size))
 
     def accepts(self, size: Sequence[int]) -> bool:
-        return all(axis.accepts(n) for axis, n in zip(self.axes, size, strict=True))
+        return all(map(Axis.accepts, self.axes, size))
 
     def macs(self, size: Sequence[int]) -> int:
         """Multiplications for one image of `size`; an upsampling axis is counted on its input."""
-        positions = prod(
-            n if axis.upsample > 1 else axis.output_size(n)
-            for axis, n in zip(self.axes, size, strict=True)
-        )
-        return positions * prod(self.weight_shape)
+        macs = prod(self.weight_shape)
+        for axis, n in zip(self.axes, size, strict=True):
+            macs *= n if axis.upsample > 1 else axis.output_size(n)
+        return macs
 
 
 def compose(outer: Geometry, inner: Geometry) -> Geometry:
@@ -307,14 +303,10 @@ def compose(outer: Geometry, inner: Geometry) -> Geometry:
     return Geometry(
         in_channels=inner.in_channels,
         out_channels=outer.out_channels,
-        axes=tuple(merge.axis for merge in _merges(outer, inner)),
+        axes=tuple(map(attrgetter("axis"), map(merge_axes, outer.axes, inner.axes))),
         groups=gcd(outer.groups, inner.groups),
         bias=outer.bias or inner.bias,
     )
-
-
-def _merges(outer: Geometry, inner: Geometry) -> Iterator[AxisMerge]:
-    return (merge_axes(o, i) for o, i in zip(outer.axes, inner.axes, strict=True))
 
 
 def check_chain(outer: Geometry, inner: Geometry) -> None:
@@ -355,7 +347,7 @@ def _add(left: Geometry, right: Geometry) -> Geometry:
     return Geometry(
         in_channels=left.in_channels,
         out_channels=left.out_channels,
-        axes=tuple(common_axis(pair) for pair in zip(left.axes, right.axes, strict=True)),
+        axes=tuple(map(common_axis, left.axes, right.axes)),
         groups=gcd(left.groups, right.groups),
         bias=left.bias or right.bias,
     )

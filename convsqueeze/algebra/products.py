@@ -20,6 +20,8 @@ LARGE = 20_000_000
 """Multiplications from which on threads share them: about a millisecond of one."""
 ROWS, COLUMNS, PLACES = 256, 512, 9
 """Output channels, input channels and taps of the result that a block holds, at most: 9 MiB."""
+READ = 1 << 16
+"""Numbers of a weight that are copied at once, rows with all their taps."""
 CALL = 1 << 12
 """Numbers that are copied in the time that one product of small matrices takes to be called."""
 COPIED = 1 << 18
@@ -48,30 +50,33 @@ def summed_products(second: Tensor, first: Tensor, tables: Sequence[Tensor]) -> 
     ins = first.shape[2]
     table = _table_of_all_axes(tables, first.shape[3:])
     outer_taps, places = table.shape
-    outer = second.reshape(cells, outs, cell, outer_taps).permute(3, 0, 1, 2)
+    outer = second.reshape(cells, outs, cell, outer_taps)
     pairs = int((table >= 0).sum())
     large = cells * outs * cell * ins * pairs >= LARGE
     large &= first.device.type == "cpu" and not (first.requires_grad or second.requires_grad)
     inner = _inner_taps(first, large)
-    result = inner.new_empty((cells, outs, ins, places))
     copied = max(1, outer_taps * cell * ins)
     if cells * copied * places <= CALL * pairs:
+        result = inner.new_empty((cells, outs, ins, places))
         products = _all_pairs
         taps = max(1, min(places, COPIED // copied))
         sizes = max(1, COPIED // (copied * taps)), max(1, outs), max(1, ins), taps
     else:
+        result = inner.new_empty((places, cells, outs, ins)).permute(1, 2, 3, 0)
         products = _pair_by_pair
         few = max(1, ROWS * COLUMNS // max(1, min(outs, ROWS) * min(ins, COLUMNS)))
         sizes = few, ROWS, COLUMNS, PLACES
 
     def multiply(block: tuple[slice, ...]) -> None:
         some, rows, columns, taps = block
-        left = outer[:, some, rows].to(torch.float64, memory_format=torch.contiguous_format)
-        result[block] = products(left, inner[:, some, :, columns], table[:, taps])
+        part = outer[some, rows]
+        left = part.new_empty((outer_taps, *part.shape[:3]), dtype=torch.float64)
+        _copy_taps_first(left.flatten(1, 2), part.flatten(0, 1))
+        products(result[block], left, inner[:, some, :, columns], table[:, taps])
 
     blocks = product(*map(parts, result.shape, sizes))
     in_parallel(multiply, list(blocks), large=large)
-    return result.view(cells, outs, ins, *(one.shape[1] for one in tables))
+    return result.unflatten(3, [one.shape[1] for one in tables]) if tables else result.squeeze(3)
 
 
 def _table_of_all_axes(tables: Sequence[Tensor], inner_taps: Sequence[int]) -> Tensor:
@@ -94,30 +99,39 @@ def _inner_taps(first: Tensor, large: bool) -> Tensor:
     inner[-1] = 0
 
     def copy(rows: slice) -> None:
-        inner[:-1, rows, :ins] = first[rows].permute(2, 0, 1)
+        _copy_taps_first(inner[:-1, rows, :ins], first[rows])
 
     in_parallel(copy, parts(cells * cell, ROWS), large=large)
     return inner[..., :ins].unflatten(1, (cells, cell))
 
 
-def _all_pairs(outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
-    """(cells, out, in, places) of `outer` (taps, cells, out, cell) and `inner` (taps, cells, cell,
-    in), by one product for each cell, also of zeros where no pair meets.
+def _copy_taps_first(target: Tensor, weight: Tensor) -> None:
+    """`target` (taps, channels, ...) is given the numbers of `weight` (channels, ..., taps), a few
+    rows at a time: what lies taps apart is still in the cache when its neighbour is read.
+    """
+    for rows in parts(len(weight), max(1, READ // max(1, weight[0].numel()))):
+        target[:, rows] = weight[rows].movedim(-1, 0)
+
+
+def _all_pairs(result: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> None:
+    """The result (cells, out, in, places) of `outer` (taps, cells, out, cell) and `inner` (taps,
+    cells, cell, in), by one product for each cell, also of zeros where no pair meets.
     """
     left = outer.permute(1, 2, 0, 3).flatten(2)
     right = inner[table].permute(2, 0, 3, 1, 4)  # cells, outer taps, cell, places, in
     sums = torch.bmm(left, right.flatten(3).flatten(1, 2))
-    return sums.unflatten(2, right.shape[3:]).transpose(2, 3)
+    result.copy_(sums.unflatten(2, right.shape[3:]).transpose(2, 3))
 
 
-def _pair_by_pair(outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
+def _pair_by_pair(result: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> None:
     """As `_all_pairs`, by one product for each pair of taps, which BLAS adds up."""
-    sums = outer.new_zeros((table.shape[1], *outer.shape[1:3], inner.shape[3]))
     for place, taps in enumerate(table.T.tolist()):
-        for b, a in enumerate(taps):
-            if a >= 0:
-                sums[place].baddbmm_(outer[b], inner[a])
-    return sums.permute(1, 2, 3, 0)
+        pairs = [(b, a) for b, a in enumerate(taps) if a >= 0]
+        sums = result[..., place]
+        if not pairs:
+            sums.zero_()
+        for count, (b, a) in enumerate(pairs):
+            sums.baddbmm_(outer[b], inner[a], beta=min(count, 1))
 
 
 def parts(count: int, size: int) -> list[slice]:

@@ -3,6 +3,7 @@
 Knows geometry only, and nothing of what the layers compute.
 """
 
+from bisect import bisect_left
 from functools import lru_cache, reduce
 from math import lcm
 
@@ -31,6 +32,7 @@ def merged(tree: GeometryTree) -> Geometry:
     )
 
 
+@lru_cache(maxsize=4096)
 def along(tree: GeometryTree, axis: int) -> GeometryTree:
     """The layers as they are on one axis, with one channel: all that border questions depend on.
 
@@ -55,14 +57,16 @@ def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:
 
 @lru_cache(maxsize=4096)
 def smallest_size(tree: GeometryTree, axis: int) -> int:
-    """The smallest input size that all the original layers accept on one axis.
+    """The smallest input size that all the original layers accept on one axis. They accept every
+    larger one: outputs grow with inputs, and each layer takes all from its own smallest on.
 
     Raises GeometryError where they accept none.
     """
-    for size in range(1, 2 * reach(tree, axis) + 3):
-        if output_size(tree, axis, size) is not None:
-            return size
-    raise GeometryError("no input is large enough for these layers one after the other")
+    sizes = range(1, 2 * reach(tree, axis) + 3)
+    found = bisect_left(sizes, True, key=lambda n: output_size(tree, axis, n) is not None)
+    if found == len(sizes):
+        raise GeometryError("no input is large enough for these layers one after the other")
+    return sizes[found]
 
 
 def reach(tree: GeometryTree, axis: int) -> int:

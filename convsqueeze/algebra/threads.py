@@ -25,11 +25,13 @@ def one_thread() -> Iterator[None]:
     """
     threads = torch.get_num_threads()
     token = _available.set(_available.get() or threads)
-    torch.set_num_threads(1)
+    if threads > 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if threads > 1:
+            torch.set_num_threads(threads)
         _available.reset(token)
 
 
@@ -42,6 +44,10 @@ def in_parallel(work: Callable[[Block], None], blocks: Sequence[Block], *, large
     """
     with one_thread():
         helpers = min(_available.get(), len(blocks)) - 1 if large else 0
+        if helpers < 1:
+            for block in blocks:
+                work(block)
+            return
         remaining, lock = iter(blocks), threading.Lock()
         inference = torch.is_inference_mode_enabled()
         failures: list[BaseException] = []

@@ -1,6 +1,6 @@
 """Chains and sums of anything: the shape that a merge has, whatever stands at its leaves."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Generic, TypeAlias, TypeVar
@@ -61,8 +61,9 @@ def mapped(tree: Tree[Leaf], leaf: Callable[[Leaf], Result]) -> "Tree[Result]":
     return fold(tree, leaf, lambda links: Chain(tuple(links)), lambda ways: Sum(tuple(ways)))  # type: ignore[arg-type,return-value]
 
 
-def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
+def leaves(tree: Tree[Leaf]) -> "tuple[Leaf, ...]":
     """Every leaf, in execution order."""
+    found: list[Leaf] = []
     left: list[Tree[Leaf]] = [tree]
     while left:
         part = left.pop()
@@ -71,7 +72,8 @@ def leaves(tree: Tree[Leaf]) -> Iterator[Leaf]:
         elif isinstance(part, Sum):
             left += reversed(part.branches)
         else:
-            yield part
+            found.append(part)
+    return tuple(found)
 
 
 def counted(

@@ -46,7 +46,7 @@ class Region(Generic[L]):
     @cached_property
     def layers(self) -> tuple[L, ...]:
         """The layers, in the order in which they run."""
-        return tuple(leaves(self.expression))
+        return leaves(self.expression)
 
     @cached_property
     def expression(self) -> Tree[L]:

@@ -109,7 +109,7 @@ def _merge(place: str, request: Request[ResolvedLayer], geometry: Geometry, info
 
 def _blamed(merge: Merge) -> tuple[str | int, ...]:
     """The key of the layer whose padding the plain merge gets wrong."""
-    return next(leaves(at(merge.tree, merge.mismatches[0].link))).path
+    return leaves(at(merge.tree, merge.mismatches[0].link))[0].path
 
 
 def drop_problems(request: Request[L], infos: Infos) -> list[Problem]:

@@ -239,7 +239,7 @@ class _Placing:
         try:
             return operation(left, right)
         except GeometryError as error:
-            self._refuse(next(leaves(blamed)), f"{error}{hint}")
+            self._refuse(leaves(blamed)[0], f"{error}{hint}")
             return None
 
 

@@ -79,7 +79,7 @@ class Placing:
         """Calls, innermost first, that may be these layers and nothing else, as far as is seen
         without looking at every node: long chains have many parts.
         """
-        first, last = next(leaves(tree), None), _last(tree)
+        first, last = next(iter(leaves(tree)), None), _last(tree)
         if first is None or last is None:
             return []
         both = [call for call in reversed(first.calls) if call in last.calls]

@@ -63,9 +63,7 @@ def small_size(tree: Tree[Geometry], size: Size) -> Size:
 
 
 def _small(tree: Tree[Geometry], axis: int, size: int) -> int:
-    smallest = smallest_size(tree, axis)
-    tried = range(smallest, min(smallest + _SMALL, size) + 1)
-    return max(n for n in tried if output_size(tree, axis, n) is not None)
+    return min(smallest_size(tree, axis) + _SMALL, size)
 
 
 def _along_the_diagonal(per_axis: Sequence[Sequence[int]]) -> list[Size]:
@@ -81,27 +79,20 @@ def _every_phase(tree: Tree[Geometry], axis: int) -> list[int]:
     phases = (*range(repeat),)
     if repeat > _MOST_PHASES:
         phases = 0, 1, repeat // 2, repeat - 1
-    found = [_at_phase(tree, axis, first + phase) for phase in phases]
-    return [size for size in found if size is not None]
+    return [_at_phase(tree, axis, first + phase) for phase in phases]
 
 
 def _standing_for(tree: Tree[Geometry], axis: int, size: int) -> int:
     """The smallest size that shows every tap and meets the border as this one does, if any is."""
     first = _showing(tree, axis)
     same = first + (size - first) % period(tree, axis)
-    return min(_at_phase(tree, axis, same) or size, size)
+    return min(_at_phase(tree, axis, same), size)
 
 
-def _at_phase(tree: Tree[Geometry], axis: int, first: int) -> int | None:
+def _at_phase(tree: Tree[Geometry], axis: int, first: int) -> int:
     """The first that shows every tap of this size and those that the strides take for it."""
-    last = first + 2 * reach(tree, axis)
-    legal = [
-        size
-        for size in range(first, last + 1, period(tree, axis))
-        if output_size(tree, axis, size) is not None
-    ]
-    shown = (size for size in legal if _shows(tree, axis, size))
-    return next(shown, legal[-1] if legal else None)
+    sizes = range(first, first + 2 * reach(tree, axis) + 1, period(tree, axis))
+    return next((size for size in sizes if _shows(tree, axis, size)), sizes[-1])
 
 
 def corrected_sizes(tree: Tree[Geometry], wanted: Corrections, fixed: Size | None) -> list[Size]:

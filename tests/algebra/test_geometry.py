@@ -171,13 +171,13 @@ def test_what_an_upsampling_and_a_stride_leave_of_the_taps(
 def test_the_axis_of_a_sum_is_the_hull_of_its_branches() -> None:
     one = Axis(3, stride=2, dilation=2, before=3, after=2)
     other = Axis(2, stride=2, dilation=4, before=1, after=4)
-    assert common_axis([one, other]) == Axis(4, stride=2, dilation=2, before=3, after=4)
-    assert common_axis([Axis(3, before=1, after=1), Axis()]) == Axis(3, before=1, after=1)
+    assert common_axis(one, other) == Axis(4, stride=2, dilation=2, before=3, after=4)
+    assert common_axis(Axis(3, before=1, after=1), Axis()) == Axis(3, before=1, after=1)
     point = Axis(1, before=-2, after=2)
-    assert common_axis([Axis(), point]) == Axis(2, dilation=2, after=2)
-    assert common_axis([point, point]) == point
+    assert common_axis(Axis(), point) == Axis(2, dilation=2, after=2)
+    assert common_axis(point, point) == point
     mirrored = Axis(3, before=1, after=1, padding_mode="reflect")
-    assert common_axis([Axis(), mirrored]) == common_axis([mirrored, Axis()]) == mirrored
+    assert common_axis(Axis(), mirrored) == common_axis(mirrored, Axis()) == mirrored
 
 
 def geometry(**changes: object) -> Geometry:

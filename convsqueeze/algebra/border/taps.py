@@ -35,11 +35,11 @@ from convsqueeze.algebra.sizes import (
     GeometryTree,
     along,
     merged,
+    output_size,
     period,
     reach,
     smallest_size,
 )
-from convsqueeze.algebra.sizes import output_size as output_size_of
 from convsqueeze.errors import GeometryError
 
 Vector = tuple[tuple[int, int], ...]
@@ -188,8 +188,8 @@ class _Comparison:
         self.bias_widths = tuple(table.shape[1] for table in there)
         self.bias = _middle_bias(_side_by_side(there))
 
-    def outputs(self, size: int) -> int | None:
-        return output_size_of(self._tree, self._axis, size)
+    def outputs(self, size: int) -> int:
+        return output_size(self._tree, self._axis, size) or 0
 
     def _presence(self, size: int) -> list[Tensor]:
         return [table for way in self.ways for table in presence(way, size)]
@@ -276,21 +276,14 @@ def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]
     small: dict[int, tuple[Entries, Entries]] = {}
     settled = comparison.first
     for size in range(comparison.first, comparison.large):
-        outputs = comparison.outputs(size)
-        if outputs is None:
-            settled = size + 1
-            continue
-        real = comparison.entries(size)
+        real, outputs = comparison.entries(size), comparison.outputs(size)
         implied = tuple(_at(one, size, outputs) for one in settled_entries[size % repeat])
         if real != implied:
             settled, small[size] = size + 1, real
     if all(one == settled_entries[0] for one in settled_entries.values()):
         settled_entries, repeat = {0: settled_entries[0]}, 1
-    kinds = {
-        n: small.get(n) or comparison.entries(n)
-        for n in range(comparison.first, settled)
-        if comparison.outputs(n) is not None
-    }
+    sizes = range(comparison.first, settled)
+    kinds = {n: small.get(n) or comparison.entries(n) for n in sizes}
     for size in range(settled, settled + repeat):
         kinds[size] = settled_entries[size % repeat]
     return kinds, settled, repeat
@@ -298,8 +291,7 @@ def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]
 
 def _from_the_ends(comparison: _Comparison, size: int) -> tuple[Entries, Entries]:
     """The entries of a large size, what is nearer the end counted from there."""
-    outputs = comparison.outputs(size) or 0
-    counts = (outputs, size)
+    counts = (comparison.outputs(size), size)
 
     def moved(entries: Entries) -> Entries:
         return {
