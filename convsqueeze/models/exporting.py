@@ -54,8 +54,15 @@ def exports(
     the sizes that were given; those that torch can export. `squeezed` is used up. Raises
     OutputError where torch can export none.
     """
-    stood, layers = put_stand_ins(squeezed.cpu().eval().requires_grad_(False))
-    dtype = None
+    squeezed.cpu().eval().requires_grad_(False)
+    layers = {n or "model": m for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv)}
+    stood, dtype = squeezed, None
+    for name, layer in layers.items():
+        exported_dtype(name, layer)  # raises for one that ONNX has no type for
+        if layer is squeezed:
+            stood = StandIn(name, layer)
+        else:
+            stood.set_submodule(name, StandIn(name, layer))
     for tensor in (*stood.parameters(), *stood.buffers()):
         if tensor.dtype == torch.bfloat16:  # ONNX convolves it from opset 22 on alone
             tensor.data, dtype = tensor.data.float(), torch.float32
@@ -175,20 +182,6 @@ class StandIn(nn.Module):
             version=1,
         )
         return made
-
-
-def put_stand_ins(model: nn.Module) -> tuple[nn.Module, dict[str, SqueezedConv]]:
-    """The model with every squeezed layer replaced in place, and the layers by name.
-
-    Raises OutputError for a layer in a dtype that ONNX has no type for.
-    """
-    layers = {n or "model": m for n, m in model.named_modules() if isinstance(m, SqueezedConv)}
-    for name, layer in layers.items():
-        exported_dtype(name, layer)
-        if model is layer:
-            return StandIn(name, layer), layers
-        model.set_submodule(name, StandIn(name, layer))
-    return model, layers
 
 
 def inlined(model: ModelProto, layers: Mapping[str, SqueezedConv]) -> ModelProto:

@@ -119,11 +119,7 @@ class Term(nn.Module):
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(
-        self,
-        subset: Subset,
-        tensors: Mapping[str, Tensor],
-    ) -> None:
+    def __init__(self, subset: Subset, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.subset = subset
         for role in ("weight", "bias"):
