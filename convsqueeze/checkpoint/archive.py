@@ -15,7 +15,8 @@ import warnings
 import zipfile
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import byteorder
@@ -25,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_progress, start_flush
+from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file, no_progress
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
+from convsqueeze.checkpoint.tensors import TensorOnDisk
 from convsqueeze.sharing import span as memory_span
 
 FOLDER = "archive"
@@ -146,86 +148,87 @@ def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
 
 
 def archive_writer(
-    saved: Any,
-    places: Sequence[RangeOfMemory] = (),
-    progress: Progress = no_progress,
+    saved: Any, mapped: RangeOfMemory = no_file, progress: Progress = no_progress
 ) -> Writer:
-    """Writes `saved` as torch.save does; storages that are maps of files are copied from there.
+    """Writes `saved` as torch.save does; a TensorOnDisk in it is copied from its file, and so are
+    storages that are maps of files, as `mapped` tells.
 
     Raises what pickling raises, before anything is written.
     """
-    storages: list[torch.UntypedStorage] = []
-    data = _pickled(saved, storages)
+    pickler = _Pickler(mapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated and what the format names
+        pickler.dump(saved)
 
     def write(file: BinaryIO) -> None:
-        def written(nbytes: int) -> None:
-            start_flush(file, nbytes)
-            progress(nbytes)
-
         with zipfile.ZipFile(file, "w") as archive:
-            _add(archive, "data.pkl", data)
-            _add(archive, "byteorder", byteorder.encode())
-            for key, storage in enumerate(storages):
-                blocks = _blocks(storage, places)
-                _add_blocks(archive, f"data/{key}", blocks, storage.nbytes(), written)
-            _add(archive, "version", b"3\n")
+            _add(archive, "data.pkl", [pickler.buffer.getbuffer()])
+            _add(archive, "byteorder", [memoryview(byteorder.encode())])
+            for key, values in enumerate(pickler.values):
+                blocks = values.blocks() if isinstance(values, FileRange) else [values]
+                _add(archive, f"data/{key}", blocks, values.nbytes, progress)
+            _add(archive, "version", [memoryview(b"3\n")])
 
     return write
 
 
-def _pickled(saved: Any, storages: list[torch.UntypedStorage]) -> bytes:
-    """The pickle of everything but the storages, which are appended to `storages`."""
-    keys: dict[int, tuple[str, torch.dtype]] = {}
+class _Pickler(pickle.Pickler):
+    """The pickle of everything but the values of storages, which are collected in their order."""
 
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-            if not isinstance(value, TypedStorage | torch.UntypedStorage):
-                return None
-            storage, kind, dtype, numel = _described(value)
-            key, known = keys.setdefault(storage._cdata, (str(len(keys)), dtype))
-            if known != dtype:
-                raise pickle.PicklingError(f"memory that is both {known} and {dtype}")
-            if len(storages) < len(keys):
-                storages.append(storage.cpu())
-            return "storage", kind, key, "cpu", numel
+    def __init__(self, mapped: RangeOfMemory) -> None:
+        self.buffer = io.BytesIO()
+        super().__init__(self.buffer, protocol=2)
+        self.values: list[FileRange | memoryview] = []
+        self._mapped = mapped
+        self._on_disk: dict[int, FileRange] = {}
+        self._seen: dict[int, tuple[str, torch.dtype, torch.UntypedStorage]] = {}
 
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TypedStorage is deprecated and what the format names
-        Pickler(buffer, protocol=2).dump(saved)
-    return buffer.getvalue()
+    def reducer_override(self, value: Any) -> Any:
+        """As torch reduces a tensor, on a storage without memory."""
+        if not isinstance(value, TensorOnDisk):
+            return NotImplemented
+        tensor = torch.empty(value.info.shape, dtype=value.info.dtype, device="meta")
+        storage = tensor.untyped_storage()
+        self._on_disk[storage._cdata] = value.place
+        described = (0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
+        if tensor.dtype not in torch.storage._dtype_to_storage_type_map():
+            return torch._utils._rebuild_tensor_v3, (storage, *described, tensor.dtype)
+        typed = TypedStorage(wrap_storage=storage, dtype=tensor.dtype, _internal=True)
+        return torch._utils._rebuild_tensor_v2, (typed, *described)
+
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        """What the format says of a storage: its class, key and number of elements."""
+        if isinstance(value, torch.UntypedStorage):
+            storage, kind, dtype, numel = value, type(value), torch.uint8, value.nbytes()
+        elif isinstance(value, TypedStorage):
+            storage, dtype, numel = value.untyped(), value.dtype, value.size()
+            kind = getattr(torch, value.pickle_storage_type())
+        else:
+            return None
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = (str(len(self._seen)), dtype, storage)
+            self.values.append(self._values(storage))
+        key, known, _ = self._seen[storage._cdata]
+        if known != dtype:
+            raise pickle.PicklingError(f"memory that is both {known} and {dtype}")
+        return "storage", kind, key, "cpu", numel
+
+    def _values(self, storage: torch.UntypedStorage) -> FileRange | memoryview:
+        if place := self._on_disk.get(storage._cdata):
+            return place
+        storage = storage.cpu()
+        start = storage.data_ptr()
+        if place := self._mapped(start, start + storage.nbytes()):
+            return place
+        return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
 
 
-def _described(
-    storage: TypedStorage | torch.UntypedStorage,
-) -> tuple[torch.UntypedStorage, type, torch.dtype, int]:
-    """The bytes, and what the format says of them: the class of storage, dtype and elements."""
-    if isinstance(storage, torch.UntypedStorage):
-        return storage, torch.UntypedStorage, torch.uint8, storage.nbytes()
-    kind = getattr(torch, storage.pickle_storage_type())
-    return storage.untyped(), kind, storage.dtype, storage.size()
-
-
-def _blocks(storage: torch.UntypedStorage, places: Sequence[RangeOfMemory]) -> Iterator[memoryview]:
-    start = storage.data_ptr()
-    found = (place(start, start + storage.nbytes()) for place in places)
-    place = next((one for one in found if one is not None), None)
-    if place is not None:
-        yield from place.blocks()
-    elif storage.nbytes():
-        yield torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    _add_blocks(archive, name, iter([memoryview(data)]), len(data), no_progress)
-
-
-def _add_blocks(
+def _add(
     archive: zipfile.ZipFile,
     name: str,
-    blocks: Iterator[memoryview],
-    nbytes: int,
-    progress: Progress,
+    blocks: Iterable[memoryview],
+    nbytes: int = 0,
+    progress: Progress = no_progress,
 ) -> None:
     """One record, its data aligned by a field of padding in its header, as torch aligns it."""
     record = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)

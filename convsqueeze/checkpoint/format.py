@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress
-from convsqueeze.checkpoint.edits import DeferredText, Splice
+from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.new_files import NewFiles
 
 
@@ -27,15 +27,14 @@ class Start:
 
 @dataclass(frozen=True)
 class Output:
-    """What is to be written: the source after its edits, with the recipe inside.
+    """What is to be written: a source after its edits, with the recipe inside.
 
     `suffix` is the known one of `place`. `largest_shard` are the bytes of values that a shard may
     hold, where the output is divided. `progress` is called with the bytes of values written.
     """
 
-    source: Checkpoint
     splicing: Splice
-    recipe: DeferredText
+    recipe: str
     place: Path
     suffix: str
     largest_shard: int | None

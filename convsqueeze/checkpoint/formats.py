@@ -35,7 +35,8 @@ def open_like(original: Checkpoint, path: Path) -> Checkpoint:
     """
     start = examine(path)
     form = _format_of(start)
-    return form.open(start, original.wrapper or None if form.keyed else None)
+    asked = None if original.saved is None else original.saved.key
+    return form.open(start, (original.wrapper or asked) if form.keyed else None)
 
 
 def _format_of(start: Start) -> Format:

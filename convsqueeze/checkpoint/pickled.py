@@ -23,7 +23,6 @@ from convsqueeze.checkpoint.disk import FileVersion, no_file
 from convsqueeze.checkpoint.edits import New
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.on_disk import FileMaps, TensorOnDisk
 from convsqueeze.checkpoint.pickle_scan import (
     LARGEST_EXPANSION,
     Scanned,
@@ -34,12 +33,14 @@ from convsqueeze.checkpoint.pickle_scan import (
 from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
 from convsqueeze.checkpoint.saved_object import (
     SavedObject,
+    dotted,
     find_state_dict,
     hidden_method,
     tensors_in,
 )
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import edited, open_saved
+from convsqueeze.checkpoint.tensors import TensorOnDisk
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 from convsqueeze.sharing import span as memory_span
@@ -83,12 +84,12 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     whole = _load(path, scanned, mapping)
     if hidden := hidden_method(whole):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
-    saved = SavedObject(whole, find_state_dict(path, whole, key))
-    maps = None
+    maps, range_of_memory = None, no_file
     if records is not None and mapping:
-        maps = mapped(records, (tensor for _, tensor in tensors_in(whole)))
-    place_of = no_file if maps is None else maps.file_range
-    checkpoint = open_saved(path, PICKLED.name, saved, (version,), place_of)
+        maps = mapped(records, tensors_in(whole).values())
+        range_of_memory = maps.file_range
+    saved = SavedObject(whole, find_state_dict(path, whole, key), key, range_of_memory)
+    checkpoint = open_saved(path, PICKLED.name, saved, (version,))
     _check_sizes(path, version.size, whole, maps)
     return checkpoint
 
@@ -132,24 +133,26 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 def _check_sizes(path: Path, size: int, whole: object, maps: Mapped | None) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
-    for name, tensor in tensors_in(whole):
+    for place, tensor in tensors_in(whole).items():
         if memory_span(tensor) is None:
             continue
+        what = f"a pickle whose tensor {shown(dotted(place))}"
         if maps is not None and not maps.is_record(tensor.untyped_storage()):
-            raise wrong(path, f"a pickle whose tensor {shown(name)} does not fit its data", AGAIN)
+            raise wrong(path, f"{what} does not fit its data", AGAIN)
         if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
-            what = f"a pickle whose tensor {shown(name)} expands far beyond the file"
-            raise wrong(path, what, "Save it with .clone().")
+            raise wrong(path, f"{what} expands far beyond the file", "Save it with .clone().")
 
 
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     """Writes it as torch.save does. Raises OutputError for what cannot be pickled."""
-    source, maps = output.source, FileMaps()
-    state_dict = _edited(output, maps)
-    whole: Any = state_dict if source.saved is None else source.saved.replaced(state_dict)
-    places = (maps.file_range, source.contents.range_of_memory)
+    source, saved = output.splicing.source, output.splicing.source.saved
+    held = source.entries if saved is None else saved.state_dict
+    whole: Any = edited(held, output.splicing, output.recipe, _on_disk_or_own)
+    mapped = no_file
+    if saved is not None:
+        whole, mapped = saved.replaced(_parted(saved, whole)), saved.range_of_memory
     try:
-        write = archive_writer(whole, places, output.progress)
+        write = archive_writer(whole, mapped, output.progress)
     except UNSAVABLE as error:
         reason = shown(str(error).partition("\n")[0])
         raise OutputError(
@@ -163,30 +166,16 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     return (f"metadata {listed(lost)}: not kept, a {output.suffix} file has no place for it",)
 
 
-def _edited(output: Output, maps: FileMaps) -> OrderedDict[Any, Any]:
-    """The state dict to be saved; values that lie in files stay there."""
-    source, saved = output.source, output.source.saved
-    recipe = output.recipe.final()
+def _on_disk_or_own(new: New) -> New:
+    return new if isinstance(new, TensorOnDisk) else memory.own(new)
 
-    def held(new: New) -> torch.Tensor:
-        return (
-            maps.tensor(new.place, new.info) if isinstance(new, TensorOnDisk) else memory.own(new)
-        )
 
-    if saved is None:
-        kept = {source.prefix + name: _kept(source, name, maps) for name in source.tensors}
-        return edited(kept, source.prefix, output.splicing, recipe, held)
-    result = edited(saved.state_dict, source.prefix, output.splicing, recipe, held)
-    # without the values of the tensors that it no longer names
-    staying = {name: tensor for name, tensor in saved.tensors.items() if result.get(name) is tensor}
+def _parted(saved: SavedObject, edited: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:
+    """The edited state dict, without the values of the tensors that it no longer names."""
+    staying = {name: tensor for name, tensor in saved.tensors.items() if edited.get(name) is tensor}
     leaving = [tensor for name, tensor in saved.tensors.items() if name not in staying]
-    result.update(memory.part(staying, leaving, saved.other_tensors()))
-    return result
-
-
-def _kept(source: Checkpoint, name: str, maps: FileMaps) -> torch.Tensor:
-    place = source.file_range(name)
-    return source.load(name) if place is None else maps.tensor(place, source.tensors[name])
+    edited.update(memory.part(staying, leaving, saved.other_tensors()))
+    return edited
 
 
 PICKLED = Format(

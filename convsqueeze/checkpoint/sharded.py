@@ -7,30 +7,27 @@ alone; a shard by itself says nothing of merges.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding, TensorInfo
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding
 from convsqueeze.checkpoint.disk import FileVersion, unreadable
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
-    Header,
-    Piece,
-    Stored,
-    StoredTensors,
-    pieces,
     read_header,
     safetensors_writer,
+    storable,
     stored_shape,
     tensors_only_notes,
     unique_keys,
 )
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
+from convsqueeze.checkpoint.tensors import Entry
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest, shown
 
@@ -51,18 +48,19 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     _check_all_there(path, names)
     _check_links(path, names)
     shards = {name: read_header(path.parent / name) for name in names}
-    tensors = {name: _find(path, name, shard, shards) for name, shard in weight_map.items()}
+    for name, shard in weight_map.items():
+        if name not in shards[shard].tensors:
+            raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
     for shard, header in shards.items():
         if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
             raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
-    contents = StoredTensors(tensors)
+    recipe = index.get("metadata", {}).get(RECIPE_KEY)
     return Checkpoint(
         path,
         SHARDED.name,
-        contents.infos(),
-        contents,
+        {name: shards[shard].tensors[name] for name, shard in weight_map.items()},
         metadata={k: v for one in reversed(shards.values()) for k, v in one.metadata.items()},
-        recipe=_recipe(index),
+        recipe=recipe if isinstance(recipe, str) else None,
         files=(version, *(header.version for header in shards.values())),
         sharding=Sharding(index, [(list(h.tensors), h.metadata) for h in shards.values()]),
     )
@@ -143,23 +141,11 @@ def _check_links(path: Path, names: list[str]) -> None:
         raise _misfit(path, f"has a shard that is no file ({error})") from error
 
 
-def _find(path: Path, name: str, shard: str, shards: Mapping[str, Header]) -> Stored:
-    found = shards[shard].tensors.get(name)
-    if found is None:
-        raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
-    return found
-
-
 def _misfit(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path}: {reason}, an index that fits its .safetensors shards was needed. "
         "Download or save all of them anew."
     )
-
-
-def _recipe(index: Mapping[str, Any]) -> str | None:
-    found = index.get("metadata", {}).get(RECIPE_KEY)
-    return found if isinstance(found, str) else None
 
 
 def _shard_pattern(index: Path) -> re.Pattern[str]:
@@ -183,9 +169,8 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     size, shards are filled anew in the order of the tensors, up to that many bytes of values each;
     a larger tensor has a shard of its own.
     """
-    parts = pieces(output.source, output.splicing)
-    groups = list(_groups(output) if output.largest_shard is None else _filled(output, parts))
-    groups = [(names, metadata) for names, metadata in groups if names]
+    parts = storable(output.splicing)
+    groups = [(names, metadata) for names, metadata in _groups(output, parts) if names]
     home: dict[str, str] = {}
     for number, (names, metadata) in enumerate(groups, start=1):
         shard = files.add_part(
@@ -193,14 +178,13 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
             safetensors_writer({name: parts[name] for name in names}, metadata, output.progress),
         )
         home |= dict.fromkeys(names, shard.name)
-    index = _new_index(output.source, parts, output.recipe.final())
-    index |= {"weight_map": {n: home[n] for n in parts}}
+    index = _new_index(output, parts) | {"weight_map": {name: home[name] for name in parts}}
     text = json.dumps(index, indent=2, allow_nan=False) + "\n"
     files.add(output.place, lambda file: file.write(text.encode("ascii")))
     for old in _shards_of(output.place):
         if old not in files.places:
             files.retire(old)
-    return tuple(tensors_only_notes(output))
+    return tuple(tensors_only_notes(output.splicing))
 
 
 def _shard_place(index: Path, number: str, digits: str) -> Path:
@@ -219,33 +203,24 @@ def _shards_of(index: Path) -> list[Path]:
     return [index.with_name(n) for n in sorted(set(weight_map.values())) if pattern.fullmatch(n)]
 
 
-Groups = Iterator[tuple[list[str], Mapping[str, str]]]
-"""Full names of each new shard in its order, with its metadata."""
-
-
-def _groups(output: Output) -> Groups:
-    source = output.source
-    if source.sharding is None:
-        names = [source.prefix + name for name, _ in output.splicing.over(source.tensors)]
-        yield names, _without_recipe(source.metadata) or FROM_TORCH
+def _groups(
+    output: Output, parts: Mapping[str, Entry]
+) -> Iterator[tuple[list[str], Mapping[str, str]]]:
+    """Full names of each new shard in its order, with its metadata."""
+    source = output.splicing.source
+    if output.largest_shard is None and source.sharding is not None:
+        for held, metadata in source.sharding.shards:
+            names = [name for old in held for name, _ in output.splicing.at(old)]
+            yield names, _without_recipe(metadata)
         return
-    for held, metadata in source.sharding.shards:
-        old = [name[len(source.prefix) :] for name in held]
-        names = [source.prefix + name for name, _ in output.splicing.over(old)]
-        yield names, _without_recipe(metadata)
-
-
-def _filled(output: Output, parts: Mapping[str, Piece]) -> Groups:
-    """With as many tensors in each shard as the largest size holds."""
-    metadata = _without_recipe(output.source.metadata) or FROM_TORCH
-    names: list[str] = []
-    held = 0
+    metadata = _without_recipe(source.metadata) or FROM_TORCH
+    names, held_bytes, most = [], 0, output.largest_shard or inf
     for name, part in parts.items():
-        if names and held + part.info.nbytes > (output.largest_shard or 0):
+        if names and held_bytes + part.info.nbytes > most:
             yield names, metadata
-            names, held = [], 0
+            names, held_bytes = [], 0
         names.append(name)
-        held += part.info.nbytes
+        held_bytes += part.info.nbytes
     yield names, metadata
 
 
@@ -253,23 +228,21 @@ def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key != RECIPE_KEY}
 
 
-def _new_index(source: Checkpoint, parts: Mapping[str, Piece], recipe: str) -> dict[str, Any]:
+def _new_index(output: Output, parts: Mapping[str, Entry]) -> dict[str, Any]:
     """The source's index with its sums brought up to date."""
+    source = output.splicing.source
     old = {} if source.sharding is None else source.sharding.index
     metadata = dict(old.get("metadata", {}))
     metadata["total_size"] = sum(part.info.nbytes for part in parts.values())
-    count = metadata.get("total_parameters")
-    if isinstance(count, int):
-        metadata["total_parameters"] = (
-            count + _numel(part.info for part in parts.values()) - _numel(source.tensors.values())
-        )
-    metadata[RECIPE_KEY] = recipe
+    if isinstance(count := metadata.get("total_parameters"), int):
+        metadata["total_parameters"] = count + _numel(parts) - _numel(source.entries)
+    metadata[RECIPE_KEY] = output.recipe
     return {**old, "metadata": metadata}
 
 
-def _numel(infos: Iterable[TensorInfo]) -> int:
+def _numel(entries: Mapping[str, Entry]) -> int:
     """As the headers count."""
-    return sum(prod(stored_shape(info)) for info in infos)
+    return sum(prod(stored_shape(entry.info)) for entry in entries.values())
 
 
 SHARDED = Format(

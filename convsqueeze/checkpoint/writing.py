@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress, check_place, no_progress, usable
-from convsqueeze.checkpoint.edits import DeferredText, Edit, splice
+from convsqueeze.checkpoint.edits import Edit, splice
 from convsqueeze.checkpoint.format import Output
 from convsqueeze.checkpoint.formats import FORMATS, format_of_suffix
 from convsqueeze.checkpoint.new_files import NewFiles
@@ -35,7 +35,7 @@ def write_checkpoint(
     source: Checkpoint,
     destination: Path,
     edits: Sequence[Edit],
-    recipe: str | DeferredText,
+    recipe: str,
     *,
     overwrite: bool = False,
     files: NewFiles | None = None,
@@ -51,9 +51,8 @@ def write_checkpoint(
     check_destination(source, destination, overwrite=overwrite, largest_shard=largest_shard)
     suffix = suffix_of(destination)
     output = Output(
-        source=source,
         splicing=splice(source, edits),
-        recipe=DeferredText.of(recipe),
+        recipe=recipe,
         place=destination,
         suffix=suffix,
         largest_shard=largest_shard,
@@ -67,11 +66,7 @@ def write_checkpoint(
 
 def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
     """Of all tensors of the edited checkpoint, stored densely."""
-    splicing = splice(source, edits)
-    return sum(
-        (source.tensors[name] if new is None else new).nbytes
-        for name, new in splicing.over(source.tensors)
-    )
+    return sum(entry.info.nbytes for entry in splice(source, edits).entries().values())
 
 
 def _leftover(output: Output, files: NewFiles) -> Iterator[str]:
