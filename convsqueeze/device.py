@@ -5,11 +5,10 @@ written on the CPU: a device holds one merge's values in float64 while they are 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from convsqueeze.errors import DeviceError
 
@@ -75,14 +74,12 @@ def summing_directly(device: torch.device) -> Iterator[None]:
     Winograd) and lose a share of the largest output instead of each output's own. Without cuDNN
     torch convolves by products of matrices. All of it is float64, which TF32 does not touch.
     """
-    if device.type == "cpu" or not torch.backends.cudnn.enabled:
-        yield
-        return
-    torch.backends.cudnn.enabled = False
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and device.type == "cpu"
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = True
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager
@@ -101,8 +98,3 @@ def out_of_memory(device: torch.device, error: Exception) -> DeviceError:
     return DeviceError(
         str(device), f"its memory is full ({said})", "free some of it, or use a larger GPU"
     )
-
-
-def loading_to(load: Callable[[str], Tensor], device: torch.device) -> Callable[[str], Tensor]:
-    """`load` with what it gives moved to the device."""
-    return lambda name: load(name).to(device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_around, kept_difference
 from convsqueeze.checkpoint.disk import Progress, no_progress
-from convsqueeze.device import CPU, computing_on, loading_to
+from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import Source, SqueezedConv, module_of, stored_tensors
@@ -132,7 +132,7 @@ def verify_merge(
         return check_layer(
             merge,
             module,
-            loading_to(original.load, device),
+            lambda name: original.load(name).to(device),
             trials=settings.trials,
             seed=settings.seed,
             exhaustive=settings.exhaustive,
@@ -186,7 +186,7 @@ def _maps(
             found = difference_map(
                 merges[report.name],
                 _module_on(device, layer, stored_tensors(layer, squeezed)),
-                loading_to(original.load, device),
+                lambda name: original.load(name).to(device),
                 trials=settings.trials,
                 seed=settings.seed,
             )
