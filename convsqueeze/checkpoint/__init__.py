@@ -8,17 +8,18 @@ tensors in memory.
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.compare import differences_around, kept_difference
 from convsqueeze.checkpoint.edits import Edit, New
-from convsqueeze.checkpoint.formats import open_checkpoint, open_like
-from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
-from convsqueeze.checkpoint.tensors import ScratchFile, TensorInfo, TensorOnDisk
-from convsqueeze.checkpoint.writing import (
+from convsqueeze.checkpoint.formats import (
     KNOWN_SUFFIXES,
     bytes_to_write,
     check_destination,
     default_destination,
+    open_checkpoint,
+    open_like,
     suffix_of,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
+from convsqueeze.checkpoint.tensors import ScratchFile, TensorInfo, TensorOnDisk
 
 __all__ = [
     "KNOWN_SUFFIXES",

@@ -13,10 +13,9 @@ import pickle
 import struct
 import warnings
 import zipfile
-import zlib
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from sys import byteorder
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.storage import TypedStorage
 
 from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file, no_progress
+from convsqueeze.checkpoint.format import Start
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.tensors import TensorOnDisk
@@ -41,18 +41,6 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 ZIP64_FIELD = 20
 """Bytes that zipfile adds to the header of a record of more than 2 GiB."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-DAMAGED_ARCHIVE = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    OverflowError,
-    OSError,
-)
-"""What zipfile raises for an archive whose directory and records do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +54,28 @@ class Records:
     pickle: bytes = field(repr=False)
     sizes: Mapping[int, int] = field(repr=False)
 
-    @property
-    def native(self) -> bool:
-        """Whether values lie in the file as they do in memory."""
-        return self.byteorder == byteorder
 
-
-def read_records(path: Path) -> Records:
+def read_records(start: Start) -> Records:
     """Raises CheckpointError for an archive that is damaged or not as torch.save writes it."""
-    try:
-        return _read_records(path)
-    except DAMAGED_ARCHIVE as error:
-        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-
-
-def _read_records(path: Path) -> Records:
-    small = {"byteorder": b"little", "data.pkl": b""}  # before torch 2.1 no order was told
-    sizes: dict[int, int] = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        _check_directory(path, archive.infolist())
-        for record in archive.infolist():
-            file.seek(record.header_offset)
-            lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            start = record.header_offset + LOCAL_HEADER.size + sum(lengths)
-            sizes[start] = record.file_size
-            name = record.filename.partition("/")[2]
-            if name in small:
-                small[name] = archive.read(record)
-    order = small["byteorder"].decode("ascii", "replace")
-    return Records(path, order, small["data.pkl"], sizes)
-
-
-def _check_directory(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+    path, records = start.path, start.records or {}
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
         advice = "Unpack and repack it without compression, or save it anew with torch.save."
         raise wrong(path, "a zip archive whose records are compressed", advice)
-    if sum(record.file_size for record in records) > path.stat().st_size:
+    if sum(record.file_size for record in records.values()) > start.size:
         raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
+    sizes: dict[int, int] = {}
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for record in records.values():
+                file.seek(record.header_offset)
+                lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                sizes[record.header_offset + LOCAL_HEADER.size + sum(lengths)] = record.file_size
+            data = archive.read(records["data.pkl"])
+            # before torch 2.1 no order was told
+            order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
+    except Exception as error:  # zipfile raises all kinds where directory and records do not fit
+        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+    return Records(path, order.decode("ascii", "replace"), data, sizes)
 
 
 @dataclass(frozen=True)
@@ -112,6 +85,24 @@ class Mapped:
     records: Records
     regions: tuple[tuple[int, int, int], ...]
     """Address of the first byte, address behind the last, place of the first in the file."""
+
+    @classmethod
+    def of(cls, records: Records, tensors: Iterable[Tensor]) -> "Mapped":
+        """The regions that `tensors`, just loaded from the archive and kept, are maps of.
+
+        Linux tells them; elsewhere none are found. Other maps of files do not count: they may be
+        gone when their addresses are asked for.
+        """
+        spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
+        regions = []
+        table = Path("/proc/self/maps")
+        for line in table.read_text().splitlines() if table.exists() else ():
+            addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
+            first, end = (int(address, 16) for address in addresses.split("-"))
+            above = bisect_left(spans, first, key=lambda span: span.start)
+            if inode != "0" and above < len(spans) and spans[above].stop <= end:
+                regions.append((first, end, int(place, 16)))
+        return cls(records, tuple(regions))
 
     def file_range(self, start: int, stop: int) -> FileRange | None:
         """Where the bytes at these addresses lie in the file; None if they are no map of it."""
@@ -127,24 +118,6 @@ class Mapped:
         if found is None:
             return storage.nbytes() in self.records.sizes.values()
         return self.records.sizes.get(found.offset) == found.nbytes
-
-
-def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
-    """The regions of memory that `tensors`, just loaded from the archive and kept, are maps of.
-
-    Linux tells them; elsewhere none are found. Other maps of files do not count: they may be gone
-    when their addresses are asked for.
-    """
-    spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
-    regions = []
-    table = Path("/proc/self/maps")
-    for line in table.read_text().splitlines() if table.exists() else ():
-        addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
-        first, end = (int(address, 16) for address in addresses.split("-"))
-        above = bisect_left(spans, first, key=lambda span: span.start)
-        if inode != "0" and above < len(spans) and spans[above].stop <= end:
-            regions.append((first, end, int(place, 16)))
-    return Mapped(records, tuple(regions))
 
 
 def archive_writer(
@@ -190,7 +163,7 @@ class _Pickler(pickle.Pickler):
         tensor = torch.empty(value.info.shape, dtype=value.info.dtype, device="meta")
         storage = tensor.untyped_storage()
         self._on_disk[storage._cdata] = value.place
-        described = (0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
+        described: tuple[Any, ...] = (0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
         if tensor.dtype not in torch.storage._dtype_to_storage_type_map():
             return torch._utils._rebuild_tensor_v3, (storage, *described, tensor.dtype)
         typed = TypedStorage(wrap_storage=storage, dtype=tensor.dtype, _internal=True)

@@ -3,6 +3,7 @@ beside their state dict.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress, no_progress
+from convsqueeze.checkpoint.saved_object import Place
 from convsqueeze.names import shown
 
 
@@ -71,18 +73,17 @@ def differences_around(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
     old, new = before.saved, after.saved
     if old is None or new is None:
         return
-    for place in _unlike(old.whole, new.whole, (), (old.key_path, new.key_path), set()):
+    for place in _unlike(old.whole, new.whole, (), old.key_path, set()):
         name = ".".join(map(str, place)) or "the saved object"
         yield f"{after.path}: {shown(name)} is not what the original holds there."
 
 
-Place = tuple[object, ...]
-
-
 def _unlike(
-    before: object, after: object, place: Place, skipped: tuple[Place, Place], seen: set[int]
+    before: Any, after: Any, place: Place, state_dict: Place, seen: set[int]
 ) -> Iterator[Place]:
-    """Every place at which two objects of plain values and tensors differ."""
+    """Every place at which two objects of plain values and tensors differ, but for the tensors of
+    the state dict, which have their own, stricter comparison.
+    """
     if id(before) in seen:
         return
     if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
@@ -90,36 +91,24 @@ def _unlike(
             yield place
         return
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        seen.add(id(before))
-        yield from _unlike_mappings(before, after, place, skipped, seen)
-    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
-        seen.add(id(before))
-        if len(before) != len(after):
+        own, other = dict(before), dict(after)
+        if place == state_dict:
+            own = {key: value for key, value in own.items() if not torch.is_tensor(value)}
+            other = {key: value for key, value in other.items() if not torch.is_tensor(value)}
+    elif _are_sequences(before, after) and len(before) == len(after):
+        own, other = dict(enumerate(before)), dict(enumerate(after))
+    else:
+        both_nan = type(before) is type(after) and before != before and after != after
+        if type(before) is not type(after) or not (before == after or both_nan):
             yield place
-            return
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from _unlike(old, new, (*place, index), skipped, seen)
-    elif type(before) is not type(after) or not _equal(before, after):
-        yield place
-
-
-def _unlike_mappings(
-    before: Mapping[object, object],
-    after: Mapping[object, object],
-    place: Place,
-    skipped: tuple[Place, Place],
-    seen: set[int],
-) -> Iterator[Place]:
-    own, other = dict(before), dict(after)
-    if place == skipped[0]:  # the state dict's tensors have their own, stricter comparison
-        own = {k: v for k, v in own.items() if not isinstance(v, torch.Tensor)}
-        other = {k: v for k, v in other.items() if not isinstance(v, torch.Tensor)}
-    for key in [*own, *(key for key in other if key not in own)]:
+        return
+    seen.add(id(before))
+    for key in own | other:
         if key in own and key in other:
-            yield from _unlike(own[key], other[key], (*place, key), skipped, seen)
+            yield from _unlike(own[key], other[key], (*place, key), state_dict, seen)
         else:
             yield (*place, key)
 
 
-def _equal(before: object, after: object) -> bool:
-    return before == after or (before != before and after != after)  # NaN is what it was
+def _are_sequences(*values: Any) -> bool:
+    return all(isinstance(value, list | tuple) for value in values)

@@ -3,9 +3,10 @@
 A new format is one module that ends in a `Format`, and a line in `formats`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import ZipInfo
 
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress
@@ -15,14 +16,14 @@ from convsqueeze.checkpoint.new_files import NewFiles
 
 @dataclass(frozen=True)
 class Start:
-    """What tells a format: the first bytes of a file, its size and, if it is a zip archive, the
-    names of its records without their common folder.
+    """What tells a format: the first bytes of a file, its size and, if it is a zip archive, its
+    records by their names without the common folder.
     """
 
     path: Path
     head: bytes = field(repr=False)
     size: int
-    records: frozenset[str] | None = field(default=None, repr=False)
+    records: Mapping[str, ZipInfo] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

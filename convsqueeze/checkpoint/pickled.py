@@ -6,18 +6,18 @@ values are read from the file (see `archive`). Writing gives back the whole save
 another state dict in it.
 """
 
-import pickle
-import struct
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from sys import byteorder
 from typing import Any
 
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, mapped, read_records
+from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, read_records
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
 from convsqueeze.checkpoint.edits import New
@@ -32,6 +32,7 @@ from convsqueeze.checkpoint.pickle_scan import (
 )
 from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
 from convsqueeze.checkpoint.saved_object import (
+    Place,
     SavedObject,
     dotted,
     find_state_dict,
@@ -48,62 +49,41 @@ from convsqueeze.sharing import span as memory_span
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch's magic number, itself pickled, behind the two bytes of its pickle's protocol."""
 
-DAMAGED = (
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    OSError,
-)
-"""What torch.load was seen to raise on 15,000 mutated and on all truncated files."""
-
-UNSAVABLE = (pickle.PicklingError, RuntimeError, TypeError, ValueError, AttributeError)
-"""What pickling raises for objects that it cannot pickle."""
-
 
 def _recognizes(start: Start) -> bool:
-    if start.records is not None:
-        of_others = {"constants.pkl", "archive_format", "serialized_exported_program.json"}
-        return "data.pkl" in start.records and not start.records & of_others
-    return start.head[2:].startswith(LEGACY)
+    if start.records is None:
+        return start.head[2:].startswith(LEGACY)
+    of_others = {"constants.pkl", "archive_format", "serialized_exported_program.json"}
+    return "data.pkl" in start.records and start.records.keys().isdisjoint(of_others)
 
 
 def _open(start: Start, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     path, version = start.path, FileVersion.of(start.path)
-    records = None if start.records is None else read_records(path)
-    scanned = _scanned(path, records, version.size)
-    mapping = records is not None and records.native
-    whole = _load(path, scanned, mapping)
+    records = None if start.records is None else read_records(start)
+    is_mapped = records is not None and records.byteorder == byteorder
+    whole = _load(path, _scanned(path, records, version.size), is_mapped)
     if hidden := hidden_method(whole):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
-    maps, range_of_memory = None, no_file
-    if records is not None and mapping:
-        maps = mapped(records, tensors_in(whole).values())
-        range_of_memory = maps.file_range
+    tensors = tensors_in(whole)
+    maps = Mapped.of(records, tensors.values()) if records is not None and is_mapped else None
+    range_of_memory = no_file if maps is None else maps.file_range
     saved = SavedObject(whole, find_state_dict(path, whole, key), key, range_of_memory)
     checkpoint = open_saved(path, PICKLED.name, saved, (version,))
-    _check_sizes(path, version.size, whole, maps)
+    _check_sizes(path, version.size, tensors, maps)
     return checkpoint
 
 
 def _scanned(path: Path, records: Records | None, size: int) -> Scanned:
     """What torch would do with it, before torch does it."""
     try:
-        with path.open("rb") as file:
-            if records is None:
-                return scan_legacy(file, size)
+        if records is not None:
             return scan(BytesIO(records.pickle), size)
+        with path.open("rb") as file:
+            return scan_legacy(file, size)
     except UnsafePickle as error:
         raise wrong(path, f"a pickle that {error}", AGAIN) from error
-    except DAMAGED as error:
+    except Exception as error:  # a damaged pickle can fail in any step
         raise _refusal(path, error) from error
 
 
@@ -114,7 +94,7 @@ def _load(path: Path, scanned: Scanned, mapping: bool) -> object:
         with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(True):
             warnings.simplefilter("ignore")  # deprecations of ways in which others saved
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapping)
-    except DAMAGED as error:
+    except Exception as error:  # a damaged pickle can fail in any step
         if foreign := foreign_names(scanned):
             advice = without_foreign(path, scanned, foreign)
             raise wrong(path, f"a pickle with {foreign_told(foreign)}", advice) from error
@@ -131,9 +111,11 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     return wrong(path, "a pickle cut off or damaged", AGAIN)
 
 
-def _check_sizes(path: Path, size: int, whole: object, maps: Mapped | None) -> None:
+def _check_sizes(
+    path: Path, size: int, tensors: Mapping[Place, torch.Tensor], maps: Mapped | None
+) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
-    for place, tensor in tensors_in(whole).items():
+    for place, tensor in tensors.items():
         if memory_span(tensor) is None:
             continue
         what = f"a pickle whose tensor {shown(dotted(place))}"
@@ -148,12 +130,12 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     source, saved = output.splicing.source, output.splicing.source.saved
     held = source.entries if saved is None else saved.state_dict
     whole: Any = edited(held, output.splicing, output.recipe, _on_disk_or_own)
-    mapped = no_file
     if saved is not None:
-        whole, mapped = saved.replaced(_parted(saved, whole)), saved.range_of_memory
+        whole = saved.replaced(_parted(saved, whole))
+    mapped = no_file if saved is None else saved.range_of_memory
     try:
         write = archive_writer(whole, mapped, output.progress)
-    except UNSAVABLE as error:
+    except Exception as error:  # an object's own way of being pickled can fail in any way
         reason = shown(str(error).partition("\n")[0])
         raise OutputError(
             f"{source.path}: holds what cannot be pickled ({reason}). "

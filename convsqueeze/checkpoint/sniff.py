@@ -6,6 +6,7 @@ state dict, with the way to get one.
 
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,13 +23,9 @@ INDEX_SUFFIX = ".safetensors.index.json"
 AGAIN = "Download or save it anew."
 OTHER = "Name the checkpoint instead."
 UNPACK = "Unpack it and name the checkpoint inside."
+PULL = 'Run "git lfs pull" and try again.'
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    (
-        0,
-        b"version https://git-lfs",
-        "a git-lfs pointer, not the file itself",
-        'Run "git lfs pull" and try again.',
-    ),
+    (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", PULL),
     (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", OTHER),
     (0, b"\xff\xd8\xff", "a JPEG picture", OTHER),
     (0, b"GIF8", "a GIF picture", OTHER),
@@ -55,13 +52,12 @@ def examine(path: Path) -> Start:
     _check_place(path)
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
-            size = path.stat().st_size
-            if not head:
-                raise wrong(path, "an empty file", AGAIN)
+            head, size = file.read(HEAD), path.stat().st_size
             records = _records(path, file) if head.startswith(ZIP) else None
     except OSError as error:
         raise unreadable(path, error) from error
+    if not head:
+        raise wrong(path, "an empty file", AGAIN)
     if records is None:
         _refuse_foreign(path, head)
     return Start(path, head, size, records)
@@ -113,20 +109,20 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         raise wrong(path, "an ONNX model", "Take the checkpoint that it was exported from.")
 
 
-def _records(path: Path, file: BinaryIO) -> frozenset[str]:
+def _records(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file) as archive:
-            listed_names = archive.namelist()
+            found = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-    return frozenset(name.partition("/")[2] or name for name in listed_names)
+    return {one.filename.partition("/")[2] or one.filename: one for one in found}
 
 
-def _unknown_archive(path: Path, records: frozenset[str]) -> CheckpointError:
+def _unknown_archive(path: Path, records: Collection[str]) -> CheckpointError:
     if "constants.pkl" in records:
         code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
         return wrong(path, "a TorchScript archive", resave(path, code))
-    if records & {"archive_format", "serialized_exported_program.json"}:
+    if "archive_format" in records or "serialized_exported_program.json" in records:
         code = "dict(torch.export.load(PATH).state_dict)"
         return wrong(path, "a torch.export archive", resave(path, code))
     if any(name.endswith(".npy") for name in records):

@@ -33,7 +33,9 @@ ELEMENT_TYPES = {
     torch.float64: TensorProto.DOUBLE,
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
 }
+FLOATS: dict[int, torch.dtype] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 def exported_dtype(name: str, layer: SqueezedConv) -> torch.dtype:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convsqueeze.checkpoint.disk import unreadable
 from convsqueeze.errors import CheckpointError, VerificationError
-from convsqueeze.export.graph import ELEMENT_TYPES, INPUT, OUTPUT
+from convsqueeze.export.graph import FLOATS, INPUT, OUTPUT
 from convsqueeze.export.session import NO_KERNEL, first_line, session_of
 from convsqueeze.names import listed, nearest, shown
 
@@ -27,10 +27,6 @@ ORDINARY_EXPONENT = 64
 
 LARGEST = 1 << 24
 """Of every size and attribute: more than any layer has."""
-
-FLOATS = (TensorProto.DOUBLE, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
-_DTYPES: dict[int, torch.dtype] = {element: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,9 +153,10 @@ def _layers_in(model: ModelProto) -> dict[str, torch.dtype]:
     outputs = {value.name for value in model.graph.output}
     found = {}
     for value in model.graph.input:
-        name, element = value.name.removesuffix(INPUT), value.type.tensor_type.elem_type
-        if name != value.name and name + OUTPUT in outputs and element in _DTYPES:
-            found[name] = _DTYPES[element]
+        name, dtype = value.name.removesuffix(INPUT), FLOATS.get(value.type.tensor_type.elem_type)
+        is_layer = name != value.name and name + OUTPUT in outputs
+        if is_layer and dtype is not None and dtype != torch.bfloat16:
+            found[name] = dtype
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -24,6 +24,7 @@ from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.copying import as_wide
 from convsqueeze.errors import VerificationError
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
+from convsqueeze.export.graph import FLOATS
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
 from convsqueeze.models.inputs import Inputs
@@ -32,12 +33,6 @@ from convsqueeze.models.running import Running, Steps, distances, largest_value,
 from convsqueeze.models.whole import FACTOR
 from convsqueeze.verify import Worst
 
-_FLOATS = {
-    TensorProto.DOUBLE: torch.float64,
-    TensorProto.FLOAT: torch.float32,
-    TensorProto.FLOAT16: torch.float16,
-    TensorProto.BFLOAT16: torch.bfloat16,
-}
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -194,7 +189,7 @@ class _Session:
         self.notes: tuple[str, ...] = ()
         _check_form(model, folder)
         self.names = [value.name for value in model.graph.input]
-        held = {_FLOATS[v.type.tensor_type.elem_type] for v in _float_values(model)}
+        held = {FLOATS[v.type.tensor_type.elem_type] for v in _float_values(model)}
         self.dtype = max(held or {torch.float32}, key=lambda dtype: torch.finfo(dtype).eps)
         try:
             self._session = _opened(model, folder)
@@ -224,7 +219,7 @@ class _Session:
 
 def _float_values(model: ModelProto) -> Iterator[Any]:
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type in _FLOATS:
+        if value.type.tensor_type.elem_type in FLOATS:
             yield value
 
 

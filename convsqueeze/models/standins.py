@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from convsqueeze.errors import GeometryError, OutputError
@@ -26,7 +26,6 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed, shown
 
 DOMAIN = "convsqueeze"
-ELEMENTS = {**ELEMENT_TYPES, torch.bfloat16: TensorProto.BFLOAT16}
 
 
 class StandIn(nn.Module):
@@ -49,7 +48,7 @@ class StandIn(nn.Module):
         made: Tensor = torch.onnx.ops.symbolic(
             f"{DOMAIN}::Layer",
             (x,),
-            {"layer": self.name, "element": ELEMENTS[x.dtype]},
+            {"layer": self.name, "element": ELEMENT_TYPES[x.dtype]},
             dtype=x.dtype,
             shape=(x.shape[0], layer.geometry.out_channels, *sizes),
             version=1,
@@ -104,7 +103,7 @@ def _nodes_for(node: NodeProto, name: str, layer: SqueezedConv, call: int) -> It
     """The layer's nodes between the values that the exporter's node stands between."""
     given, element = node.input[0], _attribute(node, "element")
     result = node.output[0]
-    own = ELEMENTS[exported_dtype(name, layer)]
+    own = ELEMENT_TYPES[exported_dtype(name, layer)]
     stem = name if call == 1 else f"{name}#{call}"
     renamed = {name + INPUT: given, name + OUTPUT: result}
     if own != element:

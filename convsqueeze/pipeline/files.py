@@ -92,7 +92,7 @@ def merge_file(
     checkpoint = open_checkpoint(path, key=key)
     output = destination or default_destination(path, split=largest_shard is not None)
     if not dry_run:
-        check_destination(checkpoint, output, overwrite=overwrite, largest_shard=largest_shard)
+        check_destination(checkpoint, output, overwrite, largest_shard)
     plan = planned(manifest, checkpoint, border, growth)
     if dry_run:
         return MergedFile(
