@@ -252,8 +252,8 @@ def test_a_disk_that_is_full_while_merges_wait(
         def write(self, data: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(NewFiles, "scratch", full)
     path = checkpoint_of(tmp_path, ".safetensors")
+    monkeypatch.setattr(NewFiles, "scratch", full)
     with pytest.raises(OutputError, match=r"out\.safetensors: cannot be written \(No space left"):
         merge_file(path, manifest_from_data(MANIFEST), tmp_path / "out.safetensors")
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
