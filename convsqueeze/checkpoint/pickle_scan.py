@@ -74,12 +74,14 @@ def scan(file: BinaryIO, size: int) -> Scanned:
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
             return Scanned(machine.stack.pop(), machine.storages, tuple(machine.names))
-        machine.step(opcode.name, argument)
+        if opcode.name not in STEPS:
+            raise ValueError(f"Unsupported operand {opcode.name}")  # as torch words it
+        STEPS[opcode.name](machine, argument)
     raise ValueError("a pickle without an end")
 
 
 class _Machine:
-    """The stack of an unpickler; one method or table entry for each instruction torch follows."""
+    """The stack of an unpickler, and what the instructions that torch follows do with it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -89,27 +91,19 @@ class _Machine:
         self.storages: dict[str, int] = {}
         self.names: dict[str, None] = {}
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in ARGUMENTS:
-            self.stack.append(argument)
-        elif name in CONSTANTS:
-            self.stack.append(CONSTANTS[name]())
-        elif name == "PROTO":
-            pass
-        elif name == "GLOBAL":
-            self.names[argument] = None
-            self.stack.append(Global(argument.replace(" ", ".")))
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif name == "MARK":
-            self.marks.append(self.stack)
-            self.stack = []
-        elif name in STEPS:
-            STEPS[name](self)
-        else:
-            raise ValueError(f"Unsupported operand {name}")  # as torch words it
+    def push(self, item: Item) -> None:
+        self.stack.append(item)
+
+    def push_global(self, name: str) -> None:
+        self.names[name] = None
+        self.push(Global(name.replace(" ", ".")))
+
+    def remember(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
 
     def since_mark(self) -> list[Item]:
         items = self.stack
@@ -189,36 +183,40 @@ def _check_call(name: str, given: Sequence[Item], size: int) -> None:
 
 
 ARGUMENTS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINSTRING"),
 )
 """Instructions that push what follows them."""
 
-CONSTANTS: dict[str, Callable[[], Item]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": lambda: Tuple((), 1, 0),
-    "EMPTY_LIST": lambda: Made("list"),
-    "EMPTY_DICT": lambda: Made("dict"),
-    "EMPTY_SET": lambda: Made("set"),
+STEPS: dict[str, Callable[[_Machine, Any], object]] = {
+    **dict.fromkeys(ARGUMENTS, _Machine.push),
+    "PROTO": lambda machine, _: None,
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push(Made("list")),
+    "EMPTY_DICT": lambda machine, _: machine.push(Made("dict")),
+    "EMPTY_SET": lambda machine, _: machine.push(Made("set")),
+    "GLOBAL": _Machine.push_global,
+    **dict.fromkeys(
+        ("BINGET", "LONG_BINGET"), lambda machine, key: machine.push(machine.memo[key])
+    ),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember),
+    "MARK": lambda machine, _: machine.mark(),
+    "EMPTY_TUPLE": lambda machine, _: machine.add_tuple(()),
+    "TUPLE": lambda machine, _: machine.add_tuple(machine.since_mark()),
+    "TUPLE1": lambda machine, _: machine.add_tuple(machine.pop(1)),
+    "TUPLE2": lambda machine, _: machine.add_tuple(machine.pop(2)),
+    "TUPLE3": lambda machine, _: machine.add_tuple(machine.pop(3)),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
+    "BUILD": lambda machine, _: machine.build(),
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
+    "BINPERSID": lambda machine, _: machine.name_storage(),
 }
-"""Instructions that push a value of their own."""
-
-STEPS: dict[str, Callable[[_Machine], object]] = {
-    "TUPLE": lambda machine: machine.add_tuple(machine.since_mark()),
-    "TUPLE1": lambda machine: machine.add_tuple(machine.pop(1)),
-    "TUPLE2": lambda machine: machine.add_tuple(machine.pop(2)),
-    "TUPLE3": lambda machine: machine.add_tuple(machine.pop(3)),
-    "APPEND": lambda machine: machine.append(machine.pop(1)),
-    "APPENDS": lambda machine: machine.append(machine.since_mark()),
-    "SETITEM": lambda machine: machine.set_items(machine.pop(2)),
-    "SETITEMS": lambda machine: machine.set_items(machine.since_mark()),
-    "BUILD": _Machine.build,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BINPERSID": _Machine.name_storage,
-}
+"""What each instruction does, given what follows it."""
 
 
 def scan_legacy(file: BinaryIO, size: int) -> Scanned:

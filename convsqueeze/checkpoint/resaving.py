@@ -15,11 +15,9 @@ from pathlib import Path
 import torch
 
 from convsqueeze.checkpoint.pickle_scan import Item, Made, Scanned
-from convsqueeze.checkpoint.saved_object import KeyPath
+from convsqueeze.checkpoint.saved_object import DEPTH, KeyPath, is_of_weights, walk
 from convsqueeze.names import LONGEST_SHOWN, listed
 
-DEPTH = 4
-"""How deep weights are looked for in a saved object."""
 MOST_NAMED = 30
 MOST_WEIGHTS = 8
 REBUILT = ("torch._utils._rebuild_", "torch._tensor._rebuild_")
@@ -99,23 +97,21 @@ def without_foreign(path: Path, scanned: Scanned, foreign: Collection[str]) -> s
 
 
 def _weights(top: Item) -> Iterator[tuple[KeyPath, Made]]:
-    """The modules and the mappings with tensors that string keys lead to, but for what an optimizer
-    holds.
-    """
-    waiting: list[tuple[KeyPath, Item]] = [((), top)]
-    seen: set[int] = set()
-    for place, item in waiting:  # grows while it is walked
-        if not isinstance(item, Made) or id(item) in seen or len(place) > DEPTH:
-            continue
-        seen.add(id(item))
-        if _is_module(item) or any(map(_is_tensor, item.entries.values())):
-            yield place, item
-            continue
-        waiting += [
-            ((*place, key), inner)
-            for key, inner in item.entries.items()
-            if "optim" not in key.lower() and len(key) <= LONGEST_SHOWN
-        ]
+    """The modules and the mappings with tensors that keys of weights lead to."""
+
+    def inside(place: KeyPath, item: Item) -> Iterator[tuple[str, Item]]:
+        if isinstance(item, Made) and not _is_weights(item) and len(place) < DEPTH:
+            for key, inner in item.entries.items():
+                if is_of_weights(key) and len(key) <= LONGEST_SHOWN:
+                    yield key, inner
+
+    return ((place, item) for place, item in walk(top, inside) if _is_weights(item))
+
+
+def _is_weights(item: Item) -> bool:
+    return isinstance(item, Made) and (
+        _is_module(item) or any(map(_is_tensor, item.entries.values()))
+    )
 
 
 def _is_module(item: Made) -> bool:
