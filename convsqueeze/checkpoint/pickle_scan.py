@@ -101,6 +101,9 @@ class _Machine:
     def remember(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
 
+    def recall(self, key: int) -> None:
+        self.push(self.memo[key])
+
     def mark(self) -> None:
         self.marks.append(self.stack)
         self.stack = []
