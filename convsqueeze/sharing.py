@@ -7,6 +7,7 @@ addresses are in bytes.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -33,8 +34,9 @@ def place_of(tensor: torch.Tensor) -> Span | None:
     """As `span`; where there are no values, and so no addresses, the place in the storage."""
     if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor) or not tensor.numel():
         return None
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    length = (sum((n - 1) * step for n, step in steps) + 1) * tensor.element_size()
+    stride = tensor.stride()
+    last = sum(map(mul, tensor.shape, stride)) - sum(stride)
+    length = (last + 1) * tensor.element_size()
     try:
         storage = tensor.untyped_storage()
         if has_address(tensor):
@@ -55,9 +57,8 @@ def has_address(tensor: torch.Tensor) -> bool:
 
 def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """Names whose spans overlap, directly or through others; each such group in address order."""
-    spans = sorted(
-        (place, name) for name, t in tensors.items() if (place := place_of(t)) is not None
-    )
+    places = {name: place_of(tensor) for name, tensor in tensors.items()}
+    spans = sorted((place, name) for name, place in places.items() if place is not None)
     groups: list[list[str]] = []
     device, reach = "", 0
     for place, name in spans:
@@ -89,14 +90,16 @@ def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
 def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """A cluster, divided by which tensor last laid its label on each element of a map."""
     views = [tensors[name] for name in group]
+    hulls = [hull([view]) for view in views]
     start, stop = hull(views)
     unit = views[0].element_size()
-    offsets = [hull([view])[0] - start for view in views]
+    offsets = [first - start for first, _ in hulls]
+    sizes = [view.numel() * view.element_size() for view in views]
     regular = all(
-        view.element_size() == unit and offset % unit == 0 and view.numel() * unit <= stop - start
-        for view, offset in zip(views, offsets, strict=True)
+        view.element_size() == unit and offset % unit == 0 and size <= stop - start
+        for view, offset, size in zip(views, offsets, sizes, strict=True)
     )
-    if not regular or all(_dense(view) for view in views):
+    if not regular or sizes == [last - first for first, last in hulls]:
         return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
     owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
     groups: dict[int, list[str]] = {}
@@ -112,11 +115,6 @@ def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[
                 merged[earlier] = label
         place.fill_(label)
     return list(groups.values())
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    start, stop = hull([tensor])
-    return stop - start == tensor.numel() * tensor.element_size()
 
 
 def hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:

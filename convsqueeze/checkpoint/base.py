@@ -12,13 +12,7 @@ from typing import Any
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.disk import (
-    FileRange,
-    FileVersion,
-    Progress,
-    files_sha256,
-    no_progress,
-)
+from convsqueeze.checkpoint.disk import FileVersion, Progress, files_sha256, no_progress
 from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.checkpoint.tensors import Entry, TensorInfo
 from convsqueeze.errors import CheckpointError
@@ -82,10 +76,6 @@ class Checkpoint:
             advice = nearest(name, self.tensors, "List the names with inspect.")
             raise CheckpointError(f"{self.path}: holds no tensor {shown(name)}. {advice}")
         return self.entries[self.prefix + name].load()
-
-    def file_range(self, name: str) -> FileRange | None:
-        """The place of its values in a file, as `Entry.place`."""
-        return self.entries[self.prefix + name].place
 
     @property
     def nbytes(self) -> int:

@@ -21,11 +21,11 @@ def kept_difference(
     """Where a tensor of both checkpoints differs, as `tensor_difference`; values that lie in order
     in files are compared there, and `progress` is told of the bytes.
     """
-    info, places = before.tensors[name], (before.file_range(name), after.file_range(name))
-    if info != after.tensors[name] or places[0] is None or places[1] is None:
+    old, new = before.entries[before.prefix + name], after.entries[after.prefix + name]
+    if old.info != new.info or old.place is None or new.place is None:
         return tensor_difference(before.load(name), after.load(name))
-    byte = places[0].first_difference(places[1], progress)
-    return None if byte is None else _differs(byte, info.shape, info.dtype.itemsize)
+    byte = old.place.first_difference(new.place, progress)
+    return None if byte is None else _differs(byte, old.info.shape, old.info.dtype.itemsize)
 
 
 def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:

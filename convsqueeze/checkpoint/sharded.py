@@ -134,10 +134,7 @@ def _check_links(path: Path, names: list[str]) -> None:
                 raise _misfit(
                     path, f"has a shard {shown(name)} that is a link to another directory"
                 )
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a link to itself is a RuntimeError before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a link to itself, up to 3.12
         raise _misfit(path, f"has a shard that is no file ({error})") from error
 
 
@@ -148,15 +145,10 @@ def _misfit(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _shard_pattern(index: Path) -> re.Pattern[str]:
-    """The names of the shards that an index written here may have."""
-    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
-    return re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
-
-
 def _parts(index: Path) -> list[Path]:
-    """What stands there with the names of an output's shards."""
-    pattern = _shard_pattern(index)
+    """What stands there with a name that the shards of an index written here may have."""
+    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
+    pattern = re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
     return [path for path in sorted(index.parent.iterdir()) if pattern.fullmatch(path.name)]
 
 
@@ -196,11 +188,10 @@ def _shard_place(index: Path, number: str, digits: str) -> Path:
 def _shards_of(index: Path) -> list[Path]:
     """The shards that an index written here before names; none where it is no such index."""
     try:
-        weight_map = _read_index(index, FileVersion.of(index))["weight_map"]
+        named = set(_read_index(index, FileVersion.of(index))["weight_map"].values())
     except CheckpointError:
         return []
-    pattern = _shard_pattern(index)
-    return [index.with_name(n) for n in sorted(set(weight_map.values())) if pattern.fullmatch(n)]
+    return [path for path in _parts(index) if path.name in named]
 
 
 def _groups(

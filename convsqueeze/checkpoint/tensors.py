@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -31,22 +31,6 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Of the values alone, stored densely."""
         return self.numel * self.dtype.itemsize
-
-
-class Entry(Protocol):
-    """A tensor of a checkpoint."""
-
-    @property
-    def info(self) -> TensorInfo: ...
-
-    @property
-    def place(self) -> FileRange | None:
-        """Where in a file the values lie as they are in memory, one after the other; None where
-        there is no such place.
-        """
-
-    def load(self) -> Tensor:
-        """The tensor on the CPU as it is stored. Raises CheckpointError where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +64,11 @@ class HeldTensor:
 
     @property
     def place(self) -> FileRange | None:
+        """Where in a file the values lie as they are in memory, one after the other."""
         return self._range() if self.tensor.is_contiguous() else None
 
     def load(self) -> Tensor:
+        """The tensor on the CPU. Raises CheckpointError where it has no values, or as FileRange."""
         if self.tensor.is_meta:
             raise CheckpointError(
                 f"{self.name} lies on the meta device, its values were needed. "
@@ -100,6 +86,10 @@ class HeldTensor:
             return None
         found = span(self.tensor)
         return None if found is None else self.range_of_memory(found.start, found.stop)
+
+
+Entry = TensorOnDisk | HeldTensor
+"""A tensor of a checkpoint."""
 
 
 def write_values(entry: Entry, file: BinaryIO, progress: Progress) -> None:
