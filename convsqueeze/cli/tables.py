@@ -72,7 +72,8 @@ def print_merge(console: Console, done: "MergedFile") -> None:
 
 def print_verify(console: Console, report: "Report") -> None:
     """The table of a verification and the verdict."""
-    table = new_table("verification", "layer", "inputs", "interior error\n/ bound", "border error")
+    title = ", ".join(filter(None, ("verification", shown(report.state_dict))))
+    table = new_table(title, "layer", "inputs", "interior error\n/ bound", "border error")
     for one in report.layers:
         table.add_row(
             Text(one.name, style="bold" if one.ok else "bold red"),
@@ -122,7 +123,8 @@ def print_export(console: Console, result: "ExportResult") -> None:
 
 def _print_exported(console: Console, result: "ExportResult") -> None:
     """The layers of an ONNX model, and how near onnxruntime came to torch."""
-    table = new_table(result.destination.name, "layer", "dtype", "input sizes", "error\n/ bound")
+    title = ", ".join(filter(None, (result.destination.name, shown(result.state_dict))))
+    table = new_table(title, "layer", "dtype", "input sizes", "error\n/ bound")
     for one in result.layers:
         sizes = ", ".join(format_size(size) or "vector" for size in one.sizes)
         error = format_ratio(one.worst.error, one.worst.bound)

@@ -4,7 +4,7 @@ Sizes stay dynamic as far as the model's own code allows and the check bears it 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,7 @@ def export_whole(
     )
     held.check_unchanged()
     written = CheckedModel(made, destination, opset, reports, overwrite, seed).write()
+    written = replace(written, state_dict=held.wrapper)
     against = "original" if both is not None and is_exact else "squeezed model"
     notes = () if checkpoint is not None else (_ONLY_SQUEEZED,)
     whole = both.report if both is not None else None

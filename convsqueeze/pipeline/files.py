@@ -1,7 +1,7 @@
 """From file to file: nothing is written until verification has held."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convsqueeze.checkpoint import (
@@ -194,4 +194,4 @@ def verify_files(
     )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()
-    return report
+    return replace(report, state_dict=before.wrapper)

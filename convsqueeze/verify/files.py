@@ -42,7 +42,8 @@ class Report:
     """What verification saw: one report a layer, and what is wrong with the file around them.
 
     `maps`, if asked for: where each layer differs that failed or may differ at the border.
-    `device` is what the layers were run on.
+    `device` is what the layers were run on, `state_dict` the dotted key of what was compared in the
+    original, "" at the top level.
     """
 
     layers: tuple[LayerReport, ...]
@@ -52,6 +53,7 @@ class Report:
     plan: Plan | None = field(default=None, repr=False)
     maps: tuple[DifferenceMap, ...] = field(default=(), repr=False)
     device: str = "cpu"
+    state_dict: str = ""
 
     @property
     def ok(self) -> bool:
