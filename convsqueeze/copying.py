@@ -101,10 +101,9 @@ def _shareable(model: nn.Module) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for part in model.modules():
         for tensor in (*part._parameters.values(), *part._buffers.values()):
-            is_plain = (
-                type(tensor) in (Tensor, nn.Parameter) and tensor.is_leaf and not vars(tensor)
-            )
-            if is_plain and not tensor.is_inference():
+            if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or vars(tensor):
+                continue
+            if tensor.is_leaf and not tensor.is_inference():
                 found[id(tensor)] = tensor
     return [*found.values()]
 

@@ -30,10 +30,8 @@ class FileVersion:
     """A file as it was when it was opened: replaced or rewritten, it compares unequal."""
 
     path: Path
-    device: int
-    inode: int
     size: int
-    modified_ns: int
+    device_inode_time: tuple[int, int, int]
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
@@ -41,7 +39,7 @@ class FileVersion:
             stat = path.stat()
         except OSError as error:
             raise unreadable(path, error) from error
-        return cls(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return cls(path, stat.st_size, (stat.st_dev, stat.st_ino, stat.st_mtime_ns))
 
     def check_unchanged(self) -> None:
         if FileVersion.of(self.path) != self:

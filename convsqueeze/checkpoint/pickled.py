@@ -20,7 +20,6 @@ from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, read_records
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
-from convsqueeze.checkpoint.edits import New
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.pickle_scan import (
@@ -41,7 +40,6 @@ from convsqueeze.checkpoint.saved_object import (
 )
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import edited, open_saved
-from convsqueeze.checkpoint.tensors import TensorOnDisk
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 from convsqueeze.sharing import span as memory_span
@@ -128,8 +126,7 @@ def _check_sizes(
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     """Writes it as torch.save does. Raises OutputError for what cannot be pickled."""
     source, saved = output.splicing.source, output.splicing.source.saved
-    held = source.entries if saved is None else saved.state_dict
-    whole: Any = edited(held, output.splicing, output.recipe, _on_disk_or_own)
+    whole: Any = edited(output.splicing, output.recipe)
     if saved is not None:
         whole = saved.replaced(_parted(saved, whole))
     mapped = no_file if saved is None else saved.range_of_memory
@@ -146,10 +143,6 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     if not lost:
         return ()
     return (f"metadata {listed(lost)}: not kept, a {output.suffix} file has no place for it",)
-
-
-def _on_disk_or_own(new: New) -> New:
-    return new if isinstance(new, TensorOnDisk) else memory.own(new)
 
 
 def _parted(saved: SavedObject, edited: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:

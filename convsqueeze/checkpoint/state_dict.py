@@ -5,7 +5,7 @@ What else a state dict holds (`_extra_state`, `_metadata`) passes through.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion
-from convsqueeze.checkpoint.edits import Edit, New, Splice, splice
+from convsqueeze.checkpoint.edits import Edit, Splice, splice
 from convsqueeze.checkpoint.saved_object import SavedObject
 from convsqueeze.checkpoint.tensors import HeldTensor, TensorOnDisk
 from convsqueeze.errors import CheckpointError, OutputError
@@ -64,27 +64,20 @@ def edited_state_dict(
     The recipe goes into `_metadata`, which `load_state_dict` passes over. Raises OutputError for
     edits that do not fit.
     """
-    if source.saved is not None:
-        return edited(source.saved.state_dict, splice(source, edits), recipe)
-    loaded = OrderedDict((name, entry.load()) for name, entry in source.entries.items())
-    return edited(loaded, splice(source, edits), recipe)
+    result = edited(splice(source, edits), recipe)
+    for name, value in result.items():
+        if isinstance(value, TensorOnDisk):
+            result[name] = value.load()
+    return result
 
 
-def in_memory(new: New) -> Tensor:
-    """A new tensor in memory of its own."""
-    return new.load() if isinstance(new, TensorOnDisk) else memory.own(new)
-
-
-def edited(
-    state_dict: Mapping[Any, Any],
-    splicing: Splice,
-    recipe: str,
-    held: Callable[[New], New] = in_memory,
-) -> OrderedDict[Any, Any]:
+def edited(splicing: Splice, recipe: str) -> OrderedDict[Any, Any]:
     """An OrderedDict (only that carries `_metadata` through a pickle), or its own subclass.
 
-    `held` gives what stands for a new tensor.
+    A new tensor has memory of its own, or stays on disk.
     """
+    saved = splicing.source.saved
+    state_dict = splicing.source.entries if saved is None else saved.state_dict
     result: OrderedDict[Any, Any] = OrderedDict()
     if isinstance(state_dict, OrderedDict):
         result = copy.copy(state_dict)
@@ -96,7 +89,8 @@ def edited(
                 raise OutputError(
                     f"{name}: a new name that an entry of the state dict has already."
                 )
-            result[name] = value if new is None else held(new)
+            own = memory.own(new) if isinstance(new, Tensor) else new
+            result[name] = value if own is None else own
     metadata = copy.copy(getattr(state_dict, METADATA, None))
     if not isinstance(metadata, dict):
         metadata = OrderedDict()
