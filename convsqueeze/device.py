@@ -30,39 +30,28 @@ def device_named(name: Device) -> torch.device:
     if found is None:
         raise DeviceError(text, "cpu, cuda or cuda:N was needed, which compute in float64")
     if not torch.cuda.is_available():
-        raise DeviceError(text, *_why_none())
+        if torch.version.cuda is None and torch.version.hip is None:
+            reason = f"this torch ({torch.__version__}) has no CUDA"
+            raise DeviceError(text, reason, "install a torch build with CUDA")
+        reason = f"this torch ({torch.__version__}) finds no GPU"
+        raise DeviceError(text, reason, "check its driver (nvidia-smi)")
     count = torch.cuda.device_count()
     index = int(found[1]) if found[1] is not None else torch.cuda.current_device()
     if index >= count:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise DeviceError(text, f"this machine has {there}", "name one that is there")
     device = torch.device("cuda", index)
-    try:
-        with summing_directly(device):
-            _try_out(device)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, error) from error
+    try:  # some GPUs are there that this torch has no code for
+        with computing_on(device):
+            two = torch.full((2, 2), 2.0, dtype=torch.float64).to(device)
+            if (two @ two).cpu().tolist() != [[8.0, 8.0], [8.0, 8.0]]:
+                raise RuntimeError("2 * 2 + 2 * 2 is not 8 there")
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(text, f"torch cannot compute there ({reason})", _INSTALL) from error
+        reason = f"torch cannot compute there ({str(error).strip().partition('\n')[0]})"
+        raise DeviceError(
+            text, reason, "install a torch build that fits this GPU and its driver"
+        ) from error
     return device
-
-
-_INSTALL = "install a torch build that fits this GPU and its driver"
-
-
-def _why_none() -> tuple[str, str]:
-    """Why torch has no CUDA device, and what to do."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"this torch ({torch.__version__}) has no CUDA", "install a torch build with CUDA"
-    return f"this torch ({torch.__version__}) finds no GPU", "check its driver (nvidia-smi)"
-
-
-def _try_out(device: torch.device) -> None:
-    """One product in float64: some GPUs are there that this torch has no code for."""
-    two = torch.full((2, 2), 2.0, dtype=torch.float64).to(device)
-    if (two @ two).cpu().tolist() != [[8.0, 8.0], [8.0, 8.0]]:
-        raise RuntimeError("2 * 2 + 2 * 2 is not 8 there")
 
 
 @contextmanager
@@ -84,17 +73,14 @@ def summing_directly(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Around a merge or its verification. Raises DeviceError where the device's memory is full."""
+    """Around a merge or its verification. Raises DeviceError where the device's memory is full;
+    torch's first sentences say how much was asked for.
+    """
     try:
         with summing_directly(device):
             yield
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, error) from error
-
-
-def out_of_memory(device: torch.device, error: Exception) -> DeviceError:
-    """What a user is told; torch's first sentences say how much was asked for."""
-    said = str(error).strip().partition("\n")[0].partition(" If reserved")[0].rstrip(".")
-    return DeviceError(
-        str(device), f"its memory is full ({said})", "free some of it, or use a larger GPU"
-    )
+        said = str(error).strip().partition("\n")[0].partition(" If reserved")[0].rstrip(".")
+        raise DeviceError(
+            str(device), f"its memory is full ({said})", "free some of it, or use a larger GPU"
+        ) from error

@@ -32,20 +32,28 @@ def span(tensor: torch.Tensor) -> Span | None:
 
 def place_of(tensor: torch.Tensor) -> Span | None:
     """As `span`; where there are no values, and so no addresses, the place in the storage."""
-    if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor) or not tensor.numel():
+    storage = storage_of(tensor)
+    if storage is None or not tensor.numel():
         return None
-    stride = tensor.stride()
+    width, stride = tensor.element_size(), tensor.stride()
+    start = storage[1] + int(tensor.storage_offset()) * width
     last = sum(map(mul, tensor.shape, stride)) - sum(stride)
-    length = (last + 1) * tensor.element_size()
+    return Span(storage[0], start, start + (last + 1) * width)
+
+
+def storage_of(tensor: torch.Tensor) -> tuple[str, int] | None:
+    """The device and address of its storage; without values, a name of it and 0. None for a tensor
+    that has no storage of its own: lazy, sparse, nested, or a wrapper of other tensors.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor):
+        return None
     try:
         storage = tensor.untyped_storage()
         if has_address(tensor):
-            start = tensor.data_ptr()
-            return Span(str(tensor.device), start, start + length)
+            return str(tensor.device), storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
-    start = int(tensor.storage_offset()) * tensor.element_size()
-    return Span(f"storage {storage._cdata}", start, start + length)
+    return f"storage {storage._cdata}", 0
 
 
 def has_address(tensor: torch.Tensor) -> bool:

@@ -94,12 +94,13 @@ class Mapped:
         gone when their addresses are asked for.
         """
         spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
+        starts = [span.start for span in spans]
         regions = []
         table = Path("/proc/self/maps")
         for line in table.read_text().splitlines() if table.exists() else ():
             addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
-            first, end = (int(address, 16) for address in addresses.split("-"))
-            above = bisect_left(spans, first, key=lambda span: span.start)
+            first, end = [int(address, 16) for address in addresses.split("-")]
+            above = bisect_left(starts, first)
             if inode != "0" and above < len(spans) and spans[above].stop <= end:
                 regions.append((first, end, int(place, 16)))
         return cls(records, tuple(regions))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from convsqueeze.sharing import clusters, hull
+from convsqueeze.sharing import clusters, hull, storage_of
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -25,10 +25,10 @@ def part(
     it. No value is copied: the new storages are slices of the old, one for each cluster of
     overlapping tensors, so ties and strides stay. A storage that `elsewhere` needs stays whole.
     """
-    fixed = {_storage(tensor) for tensor in elsewhere}
-    fixed |= {_storage(tensor) for tensor in kept.values() if not is_plain(tensor)}
-    shrinking = {_storage(tensor) for tensor in leaving} - fixed - {None}
-    moving = {name: tensor for name, tensor in kept.items() if _storage(tensor) in shrinking}
+    fixed = {storage_of(tensor) for tensor in elsewhere}
+    fixed |= {storage_of(tensor) for tensor in kept.values() if not is_plain(tensor)}
+    shrinking = {storage_of(tensor) for tensor in leaving} - fixed - {None}
+    moving = {name: tensor for name, tensor in kept.items() if storage_of(tensor) in shrinking}
     empty = {name: tensor for name, tensor in moving.items() if tensor.numel() == 0}
     result = {**kept, **_moved(empty, torch.UntypedStorage(0))}
     for group in clusters(moving):
@@ -41,19 +41,11 @@ def part(
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether dtype, shape, strides and storage say all there is to say of it."""
-    return type(tensor) in PLAIN and not (
-        tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or _storage(tensor) is None
+    return (
+        type(tensor) in PLAIN
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.is_meta or storage_of(tensor) is None)
     )
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """Where the tensor's storage starts; None where it has none of its own, or no values."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type == "meta":
-        return None
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # a wrapper subclass around other tensors
-        return None
 
 
 def _moved(

@@ -121,9 +121,10 @@ class _Machine:
         return items
 
     def add_tuple(self, items: Sequence[Item]) -> None:
-        inner = [item for item in items if isinstance(item, Tuple)]
-        depth = 1 + max((item.depth for item in inner), default=0)
-        size = len(items) + sum(item.size for item in inner)
+        depth, size = 1, len(items)
+        for item in items:
+            if isinstance(item, Tuple):
+                depth, size = max(depth, 1 + item.depth), size + item.size
         if depth > DEEPEST:
             raise UnsafePickle("nests tuples too deeply")
         if size > MOST_IN_TUPLE:

@@ -116,11 +116,13 @@ def _check_sizes(
     for place, tensor in tensors.items():
         if memory_span(tensor) is None:
             continue
-        what = f"a pickle whose tensor {shown(dotted(place))}"
         if maps is not None and not maps.is_record(tensor.untyped_storage()):
-            raise wrong(path, f"{what} does not fit its data", AGAIN)
-        if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
-            raise wrong(path, f"{what} expands far beyond the file", "Save it with .clone().")
+            problem, advice = "does not fit its data", AGAIN
+        elif tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
+            problem, advice = "expands far beyond the file", "Save it with .clone()."
+        else:
+            continue
+        raise wrong(path, f"a pickle whose tensor {shown(dotted(place))} {problem}", advice)
 
 
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
