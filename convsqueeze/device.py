@@ -41,17 +41,21 @@ def device_named(name: Device) -> torch.device:
         there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
         raise DeviceError(text, f"this machine has {there}", "name one that is there")
     device = torch.device("cuda", index)
-    try:  # some GPUs are there that this torch has no code for
+    try:
         with computing_on(device):
-            two = torch.full((2, 2), 2.0, dtype=torch.float64).to(device)
-            if (two @ two).cpu().tolist() != [[8.0, 8.0], [8.0, 8.0]]:
-                raise RuntimeError("2 * 2 + 2 * 2 is not 8 there")
+            _try_out(device)
     except RuntimeError as error:
-        reason = f"torch cannot compute there ({str(error).strip().partition('\n')[0]})"
-        raise DeviceError(
-            text, reason, "install a torch build that fits this GPU and its driver"
-        ) from error
+        reason = str(error).strip().partition("\n")[0]
+        advice = "install a torch build that fits this GPU and its driver"
+        raise DeviceError(text, f"torch cannot compute there ({reason})", advice) from error
     return device
+
+
+def _try_out(device: torch.device) -> None:
+    """One product in float64: some GPUs are there that this torch has no code for."""
+    two = torch.full((2, 2), 2.0, dtype=torch.float64).to(device)
+    if (two @ two).cpu().tolist() != [[8.0, 8.0], [8.0, 8.0]]:
+        raise RuntimeError("2 * 2 + 2 * 2 is not 8 there")
 
 
 @contextmanager
