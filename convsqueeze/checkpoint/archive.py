@@ -16,7 +16,7 @@ import zipfile
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import byteorder
 from typing import Any, BinaryIO
@@ -44,18 +44,54 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Records:
+class Archive:
     """What an archive holds beside values: the byte order they are in, the pickle that names them,
-    and the size of each record by the place where its data begins.
+    and the size of each record by the place where its data begins. `regions` are the parts of this
+    process's memory that are maps of it: addresses of the first byte and behind the last, and the
+    place of the first in the file.
     """
 
     path: Path
     byteorder: str
     pickle: bytes = field(repr=False)
     sizes: Mapping[int, int] = field(repr=False)
+    regions: tuple[tuple[int, int, int], ...] = ()
+
+    def mapped(self, tensors: Iterable[Tensor]) -> "Archive":
+        """With the regions that `tensors`, just loaded from it and kept, are maps of.
+
+        Linux tells them; elsewhere none are found. Other maps of files do not count: they may be
+        gone when their addresses are asked for.
+        """
+        spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
+        starts = [span.start for span in spans]
+        regions = []
+        table = Path("/proc/self/maps")
+        for line in table.read_text().splitlines() if table.exists() else ():
+            addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
+            first, end = [int(address, 16) for address in addresses.split("-")]
+            above = bisect_left(starts, first)
+            if inode != "0" and above < len(spans) and spans[above].stop <= end:
+                regions.append((first, end, int(place, 16)))
+        return replace(self, regions=tuple(regions))
+
+    def file_range(self, start: int, stop: int) -> FileRange | None:
+        """Where the bytes at these addresses lie in the file; None if they are no map of it."""
+        for first, end, place in self.regions:
+            if first <= start and stop <= end:
+                return FileRange(self.path, place + start - first, stop - start)
+        return None
+
+    def is_record(self, storage: torch.UntypedStorage) -> bool:
+        """Whether the storage is a record of the archive, whole; elsewhere, as large as one."""
+        start = storage.data_ptr()
+        found = self.file_range(start, start + storage.nbytes())
+        if found is None:
+            return storage.nbytes() in self.sizes.values()
+        return self.sizes.get(found.offset) == found.nbytes
 
 
-def read_records(start: Start) -> Records:
+def read_archive(start: Start) -> Archive:
     """Raises CheckpointError for an archive that is damaged or not as torch.save writes it."""
     path, records = start.path, start.records or {}
     if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
@@ -75,50 +111,7 @@ def read_records(start: Start) -> Records:
             order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
     except Exception as error:  # zipfile raises all kinds where directory and records do not fit
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-    return Records(path, order.decode("ascii", "replace"), data, sizes)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """The parts of this process's memory that are maps of an archive."""
-
-    records: Records
-    regions: tuple[tuple[int, int, int], ...]
-    """Address of the first byte, address behind the last, place of the first in the file."""
-
-    @classmethod
-    def of(cls, records: Records, tensors: Iterable[Tensor]) -> "Mapped":
-        """The regions that `tensors`, just loaded from the archive and kept, are maps of.
-
-        Linux tells them; elsewhere none are found. Other maps of files do not count: they may be
-        gone when their addresses are asked for.
-        """
-        spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
-        starts = [span.start for span in spans]
-        regions = []
-        table = Path("/proc/self/maps")
-        for line in table.read_text().splitlines() if table.exists() else ():
-            addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
-            first, end = [int(address, 16) for address in addresses.split("-")]
-            above = bisect_left(starts, first)
-            if inode != "0" and above < len(spans) and spans[above].stop <= end:
-                regions.append((first, end, int(place, 16)))
-        return cls(records, tuple(regions))
-
-    def file_range(self, start: int, stop: int) -> FileRange | None:
-        """Where the bytes at these addresses lie in the file; None if they are no map of it."""
-        for first, end, place in self.regions:
-            if first <= start and stop <= end:
-                return FileRange(self.records.path, place + start - first, stop - start)
-        return None
-
-    def is_record(self, storage: torch.UntypedStorage) -> bool:
-        """Whether the storage is a record of the archive, whole; elsewhere, as large as one."""
-        start = storage.data_ptr()
-        found = self.file_range(start, start + storage.nbytes())
-        if found is None:
-            return storage.nbytes() in self.records.sizes.values()
-        return self.records.sizes.get(found.offset) == found.nbytes
+    return Archive(path, order.decode("ascii", "replace"), data, sizes)
 
 
 def archive_writer(

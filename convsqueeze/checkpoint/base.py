@@ -23,16 +23,6 @@ RECIPE_KEY = "convsqueeze"
 """Where the recipe travels: a key of safetensors metadata, of an index's, or of `_metadata`."""
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """How a checkpoint is divided over files: the whole JSON object of its index and, for each
-    shard, the full names of its tensors in order and its metadata.
-    """
-
-    index: Mapping[str, Any] = field(repr=False)
-    shards: Sequence[tuple[Sequence[str], Mapping[str, str]]] = field(repr=False)
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """An open checkpoint: its headers are read, its values are not.
@@ -40,7 +30,8 @@ class Checkpoint:
     `format` is "pt", "safetensors", "sharded" or "memory". `entries` are the tensors by their full
     names, in file order. `recipe` is the JSON text that an earlier run left, if any. `files` are
     those it was read from. `saved` is the object that holds the state dict, where the format keeps
-    one, `sharding` how shards are divided.
+    one. Of a sharded one, `shards` are the checkpoints that it consists of, and `index` is the
+    whole JSON object of its index.
     """
 
     path: Path
@@ -50,7 +41,8 @@ class Checkpoint:
     recipe: str | None = None
     files: tuple[FileVersion, ...] = ()
     saved: SavedObject | None = None
-    sharding: Sharding | None = None
+    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    shards: Sequence["Checkpoint"] = ()
 
     @cached_property
     def prefix(self) -> str:

@@ -54,37 +54,14 @@ class UnsafePickle(ValueError):
     """Says what a pickle does that no state dict needs."""
 
 
-@dataclass(frozen=True)
-class Scanned:
-    """What a pickle makes, the storages that it names (their elements by key), and every class and
-    function that it names, in order.
+class PickleScan:
+    """The stack of an unpickler and, once it has followed a pickle, what that makes (`top`), the
+    storages that it names (their elements by key), and every class and function that it names.
     """
-
-    top: Item
-    storages: dict[str, int]
-    names: tuple[str, ...]
-
-
-def scan(file: BinaryIO, size: int) -> Scanned:
-    """Follow one pickle of a file of `size` bytes up to its end.
-
-    Raises UnsafePickle, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
-    """
-    machine = _Machine(size)
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "STOP":
-            return Scanned(machine.stack.pop(), machine.storages, tuple(machine.names))
-        if opcode.name not in STEPS:
-            raise ValueError(f"Unsupported operand {opcode.name}")  # as torch words it
-        STEPS[opcode.name](machine, argument)
-    raise ValueError("a pickle without an end")
-
-
-class _Machine:
-    """The stack of an unpickler, and what the instructions that torch follows do with it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.top: Item = None
         self.stack: list[Item] = []
         self.marks: list[list[Item]] = []
         self.memo: dict[int, Item] = {}
@@ -192,19 +169,17 @@ ARGUMENTS = (
 )
 """Instructions that push what follows them."""
 
-STEPS: dict[str, Callable[[_Machine, Any], object]] = {
-    **dict.fromkeys(ARGUMENTS, _Machine.push),
+STEPS: dict[str, Callable[[PickleScan, Any], object]] = {
+    **dict.fromkeys(ARGUMENTS, PickleScan.push),
     "PROTO": lambda machine, _: None,
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),
     "EMPTY_LIST": lambda machine, _: machine.push(Made("list")),
     "EMPTY_DICT": lambda machine, _: machine.push(Made("dict")),
     "EMPTY_SET": lambda machine, _: machine.push(Made("set")),
-    "GLOBAL": _Machine.push_global,
-    **dict.fromkeys(
-        ("BINGET", "LONG_BINGET"), lambda machine, key: machine.push(machine.memo[key])
-    ),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember),
+    "GLOBAL": PickleScan.push_global,
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), PickleScan.recall),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), PickleScan.remember),
     "MARK": lambda machine, _: machine.mark(),
     "EMPTY_TUPLE": lambda machine, _: machine.add_tuple(()),
     "TUPLE": lambda machine, _: machine.add_tuple(machine.since_mark()),
@@ -223,7 +198,23 @@ STEPS: dict[str, Callable[[_Machine, Any], object]] = {
 """What each instruction does, given what follows it."""
 
 
-def scan_legacy(file: BinaryIO, size: int) -> Scanned:
+def scan(file: BinaryIO, size: int) -> PickleScan:
+    """Follow one pickle of a file of `size` bytes up to its end.
+
+    Raises UnsafePickle, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
+    """
+    followed = PickleScan(size)
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "STOP":
+            followed.top = followed.stack.pop()
+            return followed
+        if opcode.name not in STEPS:
+            raise ValueError(f"Unsupported operand {opcode.name}")  # as torch words it
+        STEPS[opcode.name](followed, argument)
+    raise ValueError("a pickle without an end")
+
+
+def scan_legacy(file: BinaryIO, size: int) -> PickleScan:
     """Follow the five pickles before the data of a legacy file. The fourth is what was saved, which
     is returned, the fifth lists the keys of the storages that follow. Raises as `scan` does.
     """

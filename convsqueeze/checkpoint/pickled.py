@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, read_records
+from convsqueeze.checkpoint.archive import Archive, archive_writer, read_archive
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.pickle_scan import (
     LARGEST_EXPANSION,
-    Scanned,
+    PickleScan,
     UnsafePickle,
     scan,
     scan_legacy,
@@ -58,13 +58,13 @@ def _recognizes(start: Start) -> bool:
 def _open(start: Start, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     path, version = start.path, FileVersion.of(start.path)
-    records = None if start.records is None else read_records(start)
-    is_mapped = records is not None and records.byteorder == byteorder
-    whole = _load(path, _scanned(path, records, version.size), is_mapped)
+    archive = None if start.records is None else read_archive(start)
+    is_mapped = archive is not None and archive.byteorder == byteorder
+    whole = _load(path, _scanned(path, archive, version.size), is_mapped)
     if hidden := hidden_method(whole):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
     tensors = tensors_in(whole)
-    maps = Mapped.of(records, tensors.values()) if records is not None and is_mapped else None
+    maps = archive.mapped(tensors.values()) if archive is not None and is_mapped else None
     range_of_memory = no_file if maps is None else maps.file_range
     saved = SavedObject(whole, find_state_dict(path, whole, key), key, range_of_memory)
     checkpoint = open_saved(path, PICKLED.name, saved, (version,))
@@ -72,11 +72,11 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _scanned(path: Path, records: Records | None, size: int) -> Scanned:
+def _scanned(path: Path, archive: Archive | None, size: int) -> PickleScan:
     """What torch would do with it, before torch does it."""
     try:
-        if records is not None:
-            return scan(BytesIO(records.pickle), size)
+        if archive is not None:
+            return scan(BytesIO(archive.pickle), size)
         with path.open("rb") as file:
             return scan_legacy(file, size)
     except UnsafePickle as error:
@@ -85,7 +85,7 @@ def _scanned(path: Path, records: Records | None, size: int) -> Scanned:
         raise _refusal(path, error) from error
 
 
-def _load(path: Path, scanned: Scanned, mapping: bool) -> object:
+def _load(path: Path, scanned: PickleScan, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
     try:
@@ -110,7 +110,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _check_sizes(
-    path: Path, size: int, tensors: Mapping[Place, torch.Tensor], maps: Mapped | None
+    path: Path, size: int, tensors: Mapping[Place, torch.Tensor], maps: Archive | None
 ) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
     for place, tensor in tensors.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from convsqueeze.checkpoint.pickle_scan import Item, Made, Scanned
+from convsqueeze.checkpoint.pickle_scan import Item, Made, PickleScan
 from convsqueeze.checkpoint.saved_object import DEPTH, KeyPath, is_of_weights, walk
 from convsqueeze.names import LONGEST_SHOWN, listed
 
@@ -47,7 +47,7 @@ def resave(path: Path, expression: str) -> str:
     return _advice(path, expression.replace("PATH", _literal(str(path))), [])
 
 
-def foreign_names(scanned: Scanned) -> list[str]:
+def foreign_names(scanned: PickleScan) -> list[str]:
     """The classes and functions in a pickle that torch's weights-only unpickler refuses, sorted."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # torch answers for whole files only
@@ -65,7 +65,7 @@ def foreign_told(foreign: Collection[str]) -> str:
     return f"objects of {names}, which for safety are not loaded"
 
 
-def without_foreign(path: Path, scanned: Scanned, foreign: Collection[str]) -> str:
+def without_foreign(path: Path, scanned: PickleScan, foreign: Collection[str]) -> str:
     """Advice to save the weights in a pickle without the objects of `foreign` classes."""
     if any(name.startswith(RUNS) for name in foreign):
         return "Do not load it: it runs commands. Get the weights from where you trust."

@@ -14,7 +14,6 @@ dtypes come first (a stable sort), so that every tensor is aligned, as in the li
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
@@ -76,16 +75,7 @@ LARGEST = (1 << 63) - 1
 """Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """`tensors` in the order of the header, which need not be that of the data."""
-
-    version: FileVersion
-    tensors: Mapping[str, TensorOnDisk]
-    metadata: Mapping[str, str]
-
-
-def read_header(path: Path) -> Header:
+def read_file(path: Path) -> Checkpoint:
     """Raises CheckpointError for a header that is damaged, or that the file does not bear out."""
     version = FileVersion.of(path)
     try:
@@ -107,7 +97,14 @@ def read_header(path: Path) -> Header:
             f"{path}: a damaged safetensors file of {version.size} bytes: {reason}, a header that "
             "fits its data was needed. Download or save it anew."
         ) from error
-    return Header(version, {name: places[name] for name in entries}, metadata)
+    return Checkpoint(
+        path,
+        SAFETENSORS.name,
+        {name: places[name] for name in entries},  # in the order of the header
+        metadata=metadata,
+        recipe=metadata.get(RECIPE_KEY),
+        files=(version,),
+    )
 
 
 def _described(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -136,18 +133,6 @@ def _recognizes(start: Start) -> bool:
     length = int.from_bytes(start.head[:8], "little")
     like_one = start.head[8:9] == b"{" and length <= start.size - 8
     return like_one or start.path.suffix.lower() == SUFFIX
-
-
-def _open(start: Start, key: str | None) -> Checkpoint:
-    header = read_header(start.path)
-    return Checkpoint(
-        start.path,
-        SAFETENSORS.name,
-        header.tensors,
-        metadata=header.metadata,
-        recipe=header.metadata.get(RECIPE_KEY),
-        files=(header.version,),
-    )
 
 
 def storable(splicing: Splice) -> dict[str, Entry]:
@@ -187,7 +172,7 @@ def safetensors_writer(
 
 def _check_written(path: Path, infos: Mapping[str, TensorInfo]) -> None:
     try:
-        read = read_header(path).tensors
+        read = read_file(path).entries
     except CheckpointError as error:
         raise OutputError(f"{error} Write a .pt file instead.") from error
     if {name: stored.info for name, stored in read.items()} != infos:
@@ -243,4 +228,10 @@ def tensors_only_notes(splicing: Splice) -> Iterator[str]:
             yield f"{listed(kept)}: shared memory, written out as copies"
 
 
-SAFETENSORS = Format("safetensors", (SUFFIX,), recognizes=_recognizes, open=_open, stage=_stage)
+SAFETENSORS = Format(
+    "safetensors",
+    (SUFFIX,),
+    recognizes=_recognizes,
+    open=lambda start, key: read_file(start.path),
+    stage=_stage,
+)

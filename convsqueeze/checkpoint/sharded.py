@@ -13,13 +13,13 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, unreadable
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
-    read_header,
+    read_file,
     safetensors_writer,
     storable,
     stored_shape,
@@ -47,22 +47,23 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     names = sorted(set(weight_map.values()))
     _check_all_there(path, names)
     _check_links(path, names)
-    shards = {name: read_header(path.parent / name) for name in names}
+    shards = {name: read_file(path.parent / name) for name in names}
     for name, shard in weight_map.items():
-        if name not in shards[shard].tensors:
+        if name not in shards[shard].entries:
             raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
-    for shard, header in shards.items():
-        if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
+    for shard, one in shards.items():
+        if extra := [name for name in one.entries if weight_map.get(name) != shard]:
             raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
     recipe = index.get("metadata", {}).get(RECIPE_KEY)
     return Checkpoint(
         path,
         SHARDED.name,
-        {name: shards[shard].tensors[name] for name, shard in weight_map.items()},
+        {name: shards[shard].entries[name] for name, shard in weight_map.items()},
         metadata={k: v for one in reversed(shards.values()) for k, v in one.metadata.items()},
         recipe=recipe if isinstance(recipe, str) else None,
-        files=(version, *(header.version for header in shards.values())),
-        sharding=Sharding(index, [(list(h.tensors), h.metadata) for h in shards.values()]),
+        files=(version, *(file for one in shards.values() for file in one.files)),
+        index=index,
+        shards=tuple(shards.values()),
     )
 
 
@@ -199,10 +200,10 @@ def _groups(
 ) -> Iterator[tuple[list[str], Mapping[str, str]]]:
     """Full names of each new shard in its order, with its metadata."""
     source = output.splicing.source
-    if output.largest_shard is None and source.sharding is not None:
-        for held, metadata in source.sharding.shards:
-            names = [name for old in held for name, _ in output.splicing.at(old)]
-            yield names, _without_recipe(metadata)
+    if output.largest_shard is None and source.shards:
+        for shard in source.shards:
+            names = [name for old in shard.entries for name, _ in output.splicing.at(old)]
+            yield names, _without_recipe(shard.metadata)
         return
     metadata = _without_recipe(source.metadata) or FROM_TORCH
     names, held_bytes, most = [], 0, output.largest_shard or inf
@@ -222,13 +223,12 @@ def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
 def _new_index(output: Output, parts: Mapping[str, Entry]) -> dict[str, Any]:
     """The source's index with its sums brought up to date."""
     source = output.splicing.source
-    old = {} if source.sharding is None else source.sharding.index
-    metadata = dict(old.get("metadata", {}))
+    metadata = dict(source.index.get("metadata", {}))
     metadata["total_size"] = sum(part.info.nbytes for part in parts.values())
     if isinstance(count := metadata.get("total_parameters"), int):
         metadata["total_parameters"] = count + _numel(parts) - _numel(source.entries)
     metadata[RECIPE_KEY] = output.recipe
-    return {**old, "metadata": metadata}
+    return {**source.index, "metadata": metadata}
 
 
 def _numel(entries: Mapping[str, Entry]) -> int:
