@@ -95,7 +95,7 @@ def _unlike(
         if place == state_dict:
             own = {key: value for key, value in own.items() if not torch.is_tensor(value)}
             other = {key: value for key, value in other.items() if not torch.is_tensor(value)}
-    elif _are_sequences(before, after) and len(before) == len(after):
+    elif {type(before), type(after)} <= {list, tuple} and len(before) == len(after):
         own, other = dict(enumerate(before)), dict(enumerate(after))
     else:
         both_nan = type(before) is type(after) and before != before and after != after
@@ -108,7 +108,3 @@ def _unlike(
             yield from _unlike(own[key], other[key], (*place, key), state_dict, seen)
         else:
             yield (*place, key)
-
-
-def _are_sequences(*values: Any) -> bool:
-    return all(isinstance(value, list | tuple) for value in values)

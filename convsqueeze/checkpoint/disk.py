@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from convsqueeze.errors import CheckpointError, OutputError
 
@@ -75,11 +74,6 @@ class FileRange:
                 if file.readinto(block) < len(block):
                     raise self.cut()
                 yield block
-
-    def copy_to(self, file: BinaryIO, progress: Progress = no_progress) -> None:
-        """Write the bytes where `file` stands."""
-        for block in self.blocks():
-            progress(file.write(block))
 
     def first_difference(self, other: "FileRange", progress: Progress = no_progress) -> int | None:
         """The offset of the first byte that is another one in `other`, which is as long."""

@@ -99,23 +99,20 @@ def without_foreign(path: Path, scanned: PickleScan, foreign: Collection[str]) -
 def _weights(top: Item) -> Iterator[tuple[KeyPath, Made]]:
     """The modules and the mappings with tensors that keys of weights lead to."""
 
+    def is_weights(item: Item) -> bool:
+        return _is_module(item) or any(map(_is_tensor, getattr(item, "entries", {}).values()))
+
     def inside(place: KeyPath, item: Item) -> Iterator[tuple[str, Item]]:
-        if isinstance(item, Made) and not _is_weights(item) and len(place) < DEPTH:
+        if isinstance(item, Made) and not is_weights(item) and len(place) < DEPTH:
             for key, inner in item.entries.items():
                 if is_of_weights(key) and len(key) <= LONGEST_SHOWN:
                     yield key, inner
 
-    return ((place, item) for place, item in walk(top, inside) if _is_weights(item))
+    return ((place, item) for place, item in walk(top, inside) if is_weights(item))
 
 
-def _is_weights(item: Item) -> bool:
-    return isinstance(item, Made) and (
-        _is_module(item) or any(map(_is_tensor, item.entries.values()))
-    )
-
-
-def _is_module(item: Made) -> bool:
-    state = item.state
+def _is_module(item: Item) -> bool:
+    state = item.state if isinstance(item, Made) else None
     return isinstance(state, Made) and {"_parameters", "_modules"} <= state.entries.keys()
 
 

@@ -33,7 +33,7 @@ from convsqueeze.checkpoint.disk import (
 from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles, Writer
-from convsqueeze.checkpoint.tensors import Entry, TensorInfo, TensorOnDisk, write_values
+from convsqueeze.checkpoint.tensors import Entry, TensorInfo, TensorOnDisk, blocks_of
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 
@@ -163,7 +163,8 @@ def safetensors_writer(
     def write(file: BinaryIO) -> None:
         file.write(header)
         for name in by_width:
-            write_values(parts[name], file, progress)
+            for block in blocks_of(parts[name]):
+                progress(file.write(block))
         file.flush()
         _check_written(Path(file.name), infos)
 

@@ -13,7 +13,8 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,7 @@ class SavedObject:
 
 def at(value: Any, place: KeyPath) -> Any:
     """What lies at a path of keys."""
-    for key in place:
-        value = value[key]
-    return value
+    return reduce(getitem, place, value)
 
 
 def dotted(place: Iterable[object]) -> str:
@@ -243,8 +242,6 @@ def _has_tensors(value: object, least_rank: int) -> bool:
 
 def contents_of(saved: object) -> str:
     """`epoch (int) and optimizer (dict)`: what a saved object holds, for a message."""
-    if isinstance(saved, Mapping):
-        return (
-            listed([f"{key} ({type(entry).__name__})" for key, entry in saved.items()]) or "nothing"
-        )
-    return f"one {type(saved).__name__}"
+    if not isinstance(saved, Mapping):
+        return f"one {type(saved).__name__}"
+    return listed([f"{key} ({type(entry).__name__})" for key, entry in saved.items()]) or "nothing"

@@ -1,5 +1,6 @@
 """One tensor of a checkpoint: described first, read later from a file or from memory."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file
+from convsqueeze.checkpoint.disk import FileRange, RangeOfMemory, no_file
 from convsqueeze.checkpoint.new_files import NewFiles, unwritable
 from convsqueeze.errors import CheckpointError
 from convsqueeze.sharing import span
@@ -92,12 +93,9 @@ Entry = TensorOnDisk | HeldTensor
 """A tensor of a checkpoint."""
 
 
-def write_values(entry: Entry, file: BinaryIO, progress: Progress) -> None:
-    """Write its values in order where the file stands; `progress` is called with their bytes."""
-    if entry.place is None:
-        progress(file.write(memory.raw_bytes(entry.load())))
-    else:
-        entry.place.copy_to(file, progress)
+def blocks_of(entry: Entry) -> Iterable[memoryview]:
+    """The bytes of its values in order, each block before the next is asked for."""
+    return [memory.raw_bytes(entry.load())] if entry.place is None else entry.place.blocks()
 
 
 class ScratchFile:
