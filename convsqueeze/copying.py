@@ -50,8 +50,11 @@ class Sandbox:
         computes without values may run on it. Raises ModelCodeError as `copied` does.
         """
         tensors = _shareable(self.model)
-        aliases = {id(tensor): _alias(tensor) for tensor in tensors}
-        return self._kept("shared", tensors, lambda: copied(self.model, aliases))
+
+        def shared() -> nn.Module:
+            return copied(self.model, {id(tensor): _alias(tensor) for tensor in tensors})
+
+        return self._kept("shared", tensors, shared)
 
     def in_float64(self) -> nn.Module:
         """A copy in float64 and eval mode on the CPU, with memory of its own, to be run: the same
@@ -80,10 +83,10 @@ class Sandbox:
         """The copy of a kind; made anew where it, or what it is `of`, is not what it was."""
         if kind in self._made:
             module, before = self._made[kind]
-            if _is_same(before, [*of, *_held(module)]):
+            if _is_same(before, [*of, *_objects_in(module)]):
                 return module
         module = make()
-        self._made[kind] = module, [*of, *_held(module)]
+        self._made[kind] = module, [*of, *_objects_in(module)]
         return module
 
 
@@ -121,7 +124,7 @@ CODE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 """What a copy shares with the model."""
 
 
-def _held(root: nn.Module) -> list[Any]:
+def _objects_in(root: nn.Module) -> list[Any]:
     """Every object that a module holds, and that these hold, in a fixed order: containers by their
     type and length, tensors also by how often they were written to.
     """

@@ -39,7 +39,7 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
         return "has no values, or the original has none"
     if before.layout != after.layout or _quantizer(before) != _quantizer(after):
         return "is laid out or quantized in another way than the original's"
-    old, new = memory.held(before), memory.held(after)
+    old, new = memory.dense_parts(before), memory.dense_parts(after)
     for one, other in zip(old, new, strict=True):
         if one.shape != other.shape:
             return f"holds {one.numel()} values, the original's {other.numel()}"
@@ -91,20 +91,20 @@ def _unlike(
             yield place
         return
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        own, other = dict(before), dict(after)
+        old, new = dict(before), dict(after)
         if place == state_dict:
-            own = {key: value for key, value in own.items() if not torch.is_tensor(value)}
-            other = {key: value for key, value in other.items() if not torch.is_tensor(value)}
+            old = {key: value for key, value in old.items() if not torch.is_tensor(value)}
+            new = {key: value for key, value in new.items() if not torch.is_tensor(value)}
     elif {type(before), type(after)} <= {list, tuple} and len(before) == len(after):
-        own, other = dict(enumerate(before)), dict(enumerate(after))
+        old, new = dict(enumerate(before)), dict(enumerate(after))
     else:
         both_nan = type(before) is type(after) and before != before and after != after
         if type(before) is not type(after) or not (before == after or both_nan):
             yield place
         return
     seen.add(id(before))
-    for key in own | other:
-        if key in own and key in other:
-            yield from _unlike(own[key], other[key], (*place, key), state_dict, seen)
+    for key in old | new:
+        if key in old and key in new:
+            yield from _unlike(old[key], new[key], (*place, key), state_dict, seen)
         else:
             yield (*place, key)

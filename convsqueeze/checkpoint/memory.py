@@ -65,14 +65,14 @@ def _view(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
     return view.requires_grad_(like.requires_grad)
 
 
-def own(tensor: torch.Tensor) -> torch.Tensor:
+def compact(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, contiguous, on a storage that holds nothing else."""
     result = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     exact = result.untyped_storage().nbytes() == result.numel() * result.element_size()
     return result if exact else result.clone()
 
 
-def held(tensor: torch.Tensor) -> list[torch.Tensor]:
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The dense tensors that hold a tensor's values: itself, or what it is made of."""
     tensor = tensor.detach()
     if tensor.device.type == "meta":
@@ -94,7 +94,7 @@ def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in tensors.items():
         described = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(described).encode() + b"\n")
-        for values in held(tensor):
+        for values in dense_parts(tensor):
             digest.update(raw_bytes(values))
     return digest.hexdigest()
 

@@ -29,7 +29,7 @@ from convsqueeze.checkpoint.pickle_scan import (
     scan,
     scan_legacy,
 )
-from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
+from convsqueeze.checkpoint.resaving import foreign_message, foreign_names, without_foreign
 from convsqueeze.checkpoint.saved_object import (
     Place,
     SavedObject,
@@ -97,7 +97,7 @@ def _load(path: Path, scanned: PickleScan, mapping: bool) -> object:
     except DAMAGED as error:
         if foreign := foreign_names(scanned):
             advice = without_foreign(path, scanned, foreign)
-            raise wrong(path, f"a pickle with {foreign_told(foreign)}", advice) from error
+            raise wrong(path, f"a pickle with {foreign_message(foreign)}", advice) from error
         raise _refusal(path, error) from error
 
 

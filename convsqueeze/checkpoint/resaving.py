@@ -58,7 +58,7 @@ def foreign_names(scanned: PickleScan) -> list[str]:
     return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(buffer))
 
 
-def foreign_told(foreign: Collection[str]) -> str:
+def foreign_message(foreign: Collection[str]) -> str:
     names = listed([name.removeprefix("builtins.") for name in foreign], MOST_NAMED)
     if len(foreign) == 1:
         return f"an object of {names}, which for safety is not loaded"

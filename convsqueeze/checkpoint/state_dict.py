@@ -89,7 +89,7 @@ def edited(splicing: Splice, recipe: str) -> OrderedDict[Any, Any]:
                 raise OutputError(
                     f"{name}: a new name that an entry of the state dict has already."
                 )
-            own = memory.own(new) if isinstance(new, Tensor) else new
+            own = memory.compact(new) if isinstance(new, Tensor) else new
             result[name] = value if own is None else own
     metadata = copy.copy(getattr(state_dict, METADATA, None))
     if not isinstance(metadata, dict):
