@@ -63,18 +63,19 @@ def has_address(tensor: torch.Tensor) -> bool:
     return tensor.device.type != "meta" and not is_fake
 
 
-def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names whose spans overlap, directly or through others; each such group in address order."""
+def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[tuple[Span, str]]]:
+    """Places and names of tensors whose spans overlap, directly or through others; each such group
+    in address order.
+    """
     places = {name: place_of(tensor) for name, tensor in tensors.items()}
-    spans = sorted((place, name) for name, place in places.items() if place is not None)
-    groups: list[list[str]] = []
+    groups: list[list[tuple[Span, str]]] = []
     device, reach = "", 0
-    for place, name in spans:
+    for place, name in sorted((place, name) for name, place in places.items() if place is not None):
         if place.device == device and place.start < reach:
-            groups[-1].append(name)
+            groups[-1].append((place, name))
             reach = max(reach, place.stop)
         else:
-            groups.append([name])
+            groups.append([(place, name)])
             device, reach = place.device, place.stop
     return groups
 
@@ -95,24 +96,26 @@ def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(sorted(found, key=lambda names: order[names[0]]))
 
 
-def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _sharing(
+    group: Sequence[tuple[Span, str]], tensors: Mapping[str, torch.Tensor]
+) -> list[list[str]]:
     """A cluster, divided by which tensor last laid its label on each element of a map."""
-    views = [tensors[name] for name in group]
-    hulls = [hull([view]) for view in views]
-    start, stop = hull(views)
+    names = [name for _, name in group]
+    views = [tensors[name] for name in names]
+    start, stop = group[0][0].start, max(place.stop for place, _ in group)
     unit = views[0].element_size()
-    offsets = [first - start for first, _ in hulls]
+    offsets = [place.start - start for place, _ in group]
     sizes = [view.numel() * view.element_size() for view in views]
     regular = all(
         view.element_size() == unit and offset % unit == 0 and size <= stop - start
         for view, offset, size in zip(views, offsets, sizes, strict=True)
     )
-    if not regular or sizes == [last - first for first, last in hulls]:
-        return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
+    if not regular or sizes == [place.stop - place.start for place, _ in group]:
+        return [names]  # reinterpreted or expanded (no finer answer), or without gaps
     owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
     groups: dict[int, list[str]] = {}
     merged: dict[int, int] = {}
-    for label, (name, view, offset) in enumerate(zip(group, views, offsets, strict=True)):
+    for label, (name, view, offset) in enumerate(zip(names, views, offsets, strict=True)):
         place = owner.as_strided(view.shape, view.stride(), offset // unit)
         groups[label] = [name]
         for earlier in place.unique().tolist():
@@ -123,9 +126,3 @@ def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[
                 merged[earlier] = label
         place.fill_(label)
     return list(groups.values())
-
-
-def hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """The bytes from the first to behind the last of tensors that have a span."""
-    spans = [place for tensor in tensors if (place := place_of(tensor)) is not None]
-    return min(place.start for place in spans), max(place.stop for place in spans)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from convsqueeze.sharing import clusters, hull, storage_of
+from convsqueeze.sharing import clusters, storage_of
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -32,9 +32,9 @@ def part(
     empty = {name: tensor for name, tensor in moving.items() if tensor.numel() == 0}
     result = {**kept, **_moved(empty, torch.UntypedStorage(0))}
     for group in clusters(moving):
-        views = {name: moving[name] for name in group}
-        start, stop = hull(list(views.values()))
-        old = views[group[0]].untyped_storage()
+        views = {name: moving[name] for _, name in group}
+        old = moving[group[0][1]].untyped_storage()
+        start, stop = group[0][0].start, max(place.stop for place, _ in group)
         result |= _moved(views, old[start - old.data_ptr() : stop - old.data_ptr()])
     return result
 

@@ -6,7 +6,6 @@ state dict, with the way to get one.
 
 import re
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from convsqueeze.names import listed, nearest
 HEAD = 1024
 ZIP = b"PK\x03\x04"
 INDEX_SUFFIX = ".safetensors.index.json"
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 AGAIN = "Download or save it anew."
 OTHER = "Name the checkpoint instead."
@@ -65,12 +65,21 @@ def examine(path: Path) -> Start:
 
 def unknown(start: Start) -> CheckpointError:
     """For a file that no format recognizes."""
-    if start.records is not None:
-        return _unknown_archive(start.path, start.records)
-    if re.match(rb"\x80[\x02-\x05]", start.head):
+    path, records = start.path, start.records
+    if records is None and re.match(rb"\x80[\x02-\x05]", start.head):
         advice = 'Save the state dict with torch.save(..., "model.pt").'
-        return wrong(start.path, "a plain pickle", advice)
-    return wrong(start.path, "no kind of file that is known here, or cut off", AGAIN)
+        return wrong(path, "a plain pickle", advice)
+    if records is None:
+        return wrong(path, "no kind of file that is known here, or cut off", AGAIN)
+    if "constants.pkl" in records:
+        code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
+        return wrong(path, "a TorchScript archive", resave(path, code))
+    if "archive_format" in records or "serialized_exported_program.json" in records:
+        code = "dict(torch.export.load(PATH).state_dict)"
+        return wrong(path, "a torch.export archive", resave(path, code))
+    if any(name.endswith(".npy") for name in records):
+        return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
+    return wrong(path, "a zip archive that torch.save did not write", UNPACK)
 
 
 def wrong(path: Path, what: str, advice: str) -> CheckpointError:
@@ -82,8 +91,9 @@ def wrong(path: Path, what: str, advice: str) -> CheckpointError:
 def _check_place(path: Path) -> None:
     try:
         if path.is_dir():
-            inside = sorted(p.name for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX))
-            inside = inside or sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+            names = sorted(p.name for p in path.iterdir())
+            inside = [name for name in names if name.endswith(INDEX_SUFFIX)]
+            inside = inside or [name for name in names if name.endswith(SUFFIXES)]
             advice = f"Name a file inside: {listed(inside)}." if inside else "Name a file."
             raise wrong(path, "a directory", advice)
         if not path.exists():
@@ -94,9 +104,6 @@ def _check_place(path: Path) -> None:
             raise wrong(path, "no regular file", OTHER)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
@@ -116,15 +123,3 @@ def _records(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
     return {one.filename.partition("/")[2] or one.filename: one for one in found}
-
-
-def _unknown_archive(path: Path, records: Collection[str]) -> CheckpointError:
-    if "constants.pkl" in records:
-        code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
-        return wrong(path, "a TorchScript archive", resave(path, code))
-    if "archive_format" in records or "serialized_exported_program.json" in records:
-        code = "dict(torch.export.load(PATH).state_dict)"
-        return wrong(path, "a torch.export archive", resave(path, code))
-    if any(name.endswith(".npy") for name in records):
-        return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
-    return wrong(path, "a zip archive that torch.save did not write", UNPACK)
