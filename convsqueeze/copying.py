@@ -1,7 +1,7 @@
 """Copies of modules, and a copy to run a model's own code on."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -12,25 +12,20 @@ from torch.jit import ScriptModule
 from convsqueeze.errors import ModelCodeError
 
 
-def copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does.
+    `known` are the copies of some objects, by identity.
 
     Raises ModelCodeError for a module that holds what cannot be copied, as a lock or an open file.
     """
-    return _copied(module, {})
-
-
-def _copied(module: nn.Module, known: dict[int, Any]) -> nn.Module:
-    """`known` are the copies of some objects, by identity."""
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+    copies = dict(known or {})
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                copies.setdefault(id(value), value.detach().clone())
     try:
         with torch.no_grad():  # else the copied tensors of a ScriptModule are computed ones
-            return copy.deepcopy(module, computed | known)
+            return copy.deepcopy(module, copies)
     except Exception as error:  # the model's own code may raise anything
         raise ModelCodeError(
             f"{type(module).__name__}: cannot be copied ({type(error).__name__}: {error}), and the "
@@ -48,39 +43,50 @@ class Sandbox:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._copy: nn.Module | None = None
-        self._wide: nn.Module | None = None
-        self._held: list[Any] = []
-        self._wide_held: list[Any] = []
+        self._made: dict[str, tuple[nn.Module, list[Any]]] = {}
 
     def module(self) -> nn.Module:
         """A copy as the model is. Its tensors share the memory of the model's, so only code that
         computes without values may run on it. Raises ModelCodeError as `copied` does.
         """
         tensors = _shareable(self.model)
-        if self._copy is None or not _is_same(self._held, [*tensors, *_held(self._copy)]):
-            self._copy = _copied(self.model, {id(tensor): _alias(tensor) for tensor in tensors})
-            self._held = [*tensors, *_held(self._copy)]
-        return self._copy
+
+        def shared() -> nn.Module:
+            return copied(self.model, {id(tensor): _alias(tensor) for tensor in tensors})
+
+        return self._kept("shared", tensors, shared)
 
     def in_float64(self) -> nn.Module:
         """A copy in float64 and eval mode on the CPU, with memory of its own, to be run: the same
         one again, while nothing is left in it. Raises ModelCodeError as `copied` does.
         """
-        versions = [tensor._version for tensor in _shareable(self.model)]
-        if self._wide is None or not _is_same(self._wide_held, [*versions, *_held(self._wide)]):
+
+        def wide() -> nn.Module:
             module = self.given_away().cpu().eval().requires_grad_(False)
-            self._wide = module._apply(lambda tensor: as_wide(tensor, torch.float64))
-            self._wide_held = [*versions, *_held(self._wide)]
-        return self._wide
+            return module._apply(lambda tensor: as_wide(tensor, torch.float64))
+
+        return self._kept("wide", [tensor._version for tensor in _shareable(self.model)], wide)
 
     def given_away(self) -> nn.Module:
         """A copy with memory of its own, for any use. Raises ModelCodeError as `copied` does."""
-        if self._copy is None or any(isinstance(m, ScriptModule) for m in self.model.modules()):
+        if "shared" not in self._made or any(
+            isinstance(m, ScriptModule) for m in self.model.modules()
+        ):
             return copied(self.model)
-        module, self._copy = self.module(), None
+        module = self.module()
+        del self._made["shared"]
         for tensor in _shareable(module):
             tensor.data = tensor.data.clone()
+        return module
+
+    def _kept(self, kind: str, of: list[Any], make: Callable[[], nn.Module]) -> nn.Module:
+        """The copy of a kind; made anew where it, or what it is `of`, is not what it was."""
+        if kind in self._made:
+            module, before = self._made[kind]
+            if _is_same(before, [*of, *_objects_in(module)]):
+                return module
+        module = make()
+        self._made[kind] = module, [*of, *_objects_in(module)]
         return module
 
 
@@ -95,15 +101,14 @@ def as_wide(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _shareable(model: nn.Module) -> list[Tensor]:
     """Parameters and buffers, each once, that are nothing but their numbers."""
-    held = (
-        t for part in model.modules() for t in (*part._parameters.values(), *part._buffers.values())
-    )
-    plain = (
-        t
-        for t in held
-        if t is not None and type(t) in (Tensor, nn.Parameter) and t.is_leaf and not vars(t)
-    )
-    return [*{id(tensor): tensor for tensor in plain if not tensor.is_inference()}.values()]
+    found: dict[int, Tensor] = {}
+    for part in model.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if type(tensor) not in (Tensor, nn.Parameter) or tensor is None or vars(tensor):
+                continue
+            if tensor.is_leaf and not tensor.is_inference():
+                found[id(tensor)] = tensor
+    return [*found.values()]
 
 
 def _alias(tensor: Tensor) -> Tensor:
@@ -119,32 +124,34 @@ CODE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 """What a copy shares with the model."""
 
 
-def _held(root: nn.Module) -> Iterator[Any]:
+def _objects_in(root: nn.Module) -> list[Any]:
     """Every object that a module holds, and that these hold, in a fixed order: containers by their
     type and length, tensors also by how often they were written to.
     """
+    found: list[Any] = []
     seen: set[int] = set()
     left: list[Any] = [root]
     while left:
         value = left.pop()
-        inside: Iterable[Any] = ()
-        if isinstance(value, dict):
-            inside = (*value.keys(), *value.values())
-        elif isinstance(value, list | tuple | set | frozenset):
-            inside = value
-        elif isinstance(value, Tensor):
-            inside = () if value.is_inference() else (value._version,)
-        elif not isinstance(value, (*PLAIN, *CODE)):
-            inside = getattr(value, "__dict__", {}).values()
         is_container = isinstance(value, dict | list | tuple | set | frozenset)
-        yield f"{type(value)} {len(value)}" if is_container else value
-        if id(value) not in seen:
-            left += inside
+        found += [type(value), len(value)] if is_container else [value]
+        if id(value) in seen or isinstance(value, (*PLAIN, *CODE)):
+            continue
         seen.add(id(value))
+        if is_container:
+            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        elif isinstance(value, Tensor):
+            left += [] if value.is_inference() else [value._version]
+        else:
+            left += getattr(value, "__dict__", {}).values()
+    return found
 
 
 def _is_same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(
-        a is b or (isinstance(a, PLAIN) and type(a) is type(b) and a == b)
-        for a, b in zip(one, other, strict=True)
-    )
+    if len(one) != len(other):
+        return False
+    for a, b in zip(one, other, strict=True):
+        is_equal = a is b or (type(a) is type(b) and isinstance(a, PLAIN) and a == b)
+        if not is_equal:
+            return False
+    return True

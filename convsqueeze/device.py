@@ -5,11 +5,10 @@ written on the CPU: a device holds one merge's values in float64 while they are 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from convsqueeze.errors import DeviceError
 
@@ -31,7 +30,11 @@ def device_named(name: Device) -> torch.device:
     if found is None:
         raise DeviceError(text, "cpu, cuda or cuda:N was needed, which compute in float64")
     if not torch.cuda.is_available():
-        raise DeviceError(text, *_why_none())
+        if torch.version.cuda is None and torch.version.hip is None:
+            reason = f"this torch ({torch.__version__}) has no CUDA"
+            raise DeviceError(text, reason, "install a torch build with CUDA")
+        reason = f"this torch ({torch.__version__}) finds no GPU"
+        raise DeviceError(text, reason, "check its driver (nvidia-smi)")
     count = torch.cuda.device_count()
     index = int(found[1]) if found[1] is not None else torch.cuda.current_device()
     if index >= count:
@@ -39,24 +42,13 @@ def device_named(name: Device) -> torch.device:
         raise DeviceError(text, f"this machine has {there}", "name one that is there")
     device = torch.device("cuda", index)
     try:
-        with summing_directly(device):
+        with computing_on(device):
             _try_out(device)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, error) from error
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise DeviceError(text, f"torch cannot compute there ({reason})", _INSTALL) from error
+        advice = "install a torch build that fits this GPU and its driver"
+        raise DeviceError(text, f"torch cannot compute there ({reason})", advice) from error
     return device
-
-
-_INSTALL = "install a torch build that fits this GPU and its driver"
-
-
-def _why_none() -> tuple[str, str]:
-    """Why torch has no CUDA device, and what to do."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"this torch ({torch.__version__}) has no CUDA", "install a torch build with CUDA"
-    return f"this torch ({torch.__version__}) finds no GPU", "check its driver (nvidia-smi)"
 
 
 def _try_out(device: torch.device) -> None:
@@ -75,34 +67,24 @@ def summing_directly(device: torch.device) -> Iterator[None]:
     Winograd) and lose a share of the largest output instead of each output's own. Without cuDNN
     torch convolves by products of matrices. All of it is float64, which TF32 does not touch.
     """
-    if device.type == "cpu" or not torch.backends.cudnn.enabled:
-        yield
-        return
-    torch.backends.cudnn.enabled = False
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and device.type == "cpu"
     try:
         yield
     finally:
-        torch.backends.cudnn.enabled = True
+        torch.backends.cudnn.enabled = before
 
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Around a merge or its verification. Raises DeviceError where the device's memory is full."""
+    """Around a merge or its verification. Raises DeviceError where the device's memory is full;
+    torch's first sentences say how much was asked for.
+    """
     try:
         with summing_directly(device):
             yield
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, error) from error
-
-
-def out_of_memory(device: torch.device, error: Exception) -> DeviceError:
-    """What a user is told; torch's first sentences say how much was asked for."""
-    said = str(error).strip().partition("\n")[0].partition(" If reserved")[0].rstrip(".")
-    return DeviceError(
-        str(device), f"its memory is full ({said})", "free some of it, or use a larger GPU"
-    )
-
-
-def loading_to(load: Callable[[str], Tensor], device: torch.device) -> Callable[[str], Tensor]:
-    """`load` with what it gives moved to the device."""
-    return lambda name: load(name).to(device)
+        said = str(error).strip().partition("\n")[0].partition(" If reserved")[0].rstrip(".")
+        raise DeviceError(
+            str(device), f"its memory is full ({said})", "free some of it, or use a larger GPU"
+        ) from error

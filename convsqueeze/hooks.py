@@ -10,4 +10,4 @@ def has_hooks(module: nn.Module) -> bool:
         *(*module._forward_hooks.values(), *module._forward_pre_hooks.values()),
         *(*module._backward_hooks.values(), *module._backward_pre_hooks.values()),
     ]
-    return any(not isinstance(hook, WeightNorm) for hook in hooks)
+    return bool(hooks) and any(not isinstance(hook, WeightNorm) for hook in hooks)

@@ -17,17 +17,13 @@ LONGEST_SHOWN = 100
 
 def common_prefix(names: Collection[str]) -> str:
     """The longest run of PREFIXES that every name carries and that leaves none of them empty."""
+    first, last = min(names, default=""), max(names, default="")  # all begin as these two do
     prefix = ""
-    while names:
-        longer = [prefix + part for part in PREFIXES if _all_carry(names, prefix + part)]
-        if not longer:
+    while part := next((one for one in PREFIXES if first.startswith(prefix + one)), None):
+        if prefix + part in names or not last.startswith(prefix + part):
             break
-        prefix = longer[0]
+        prefix += part
     return prefix
-
-
-def _all_carry(names: Iterable[str], prefix: str) -> bool:
-    return all(name.startswith(prefix) and name != prefix for name in names)
 
 
 def shown(name: str) -> str:

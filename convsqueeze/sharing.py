@@ -7,6 +7,7 @@ addresses are in bytes.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import mul
 
 import torch
 from torch.nn.parameter import is_lazy
@@ -31,19 +32,28 @@ def span(tensor: torch.Tensor) -> Span | None:
 
 def place_of(tensor: torch.Tensor) -> Span | None:
     """As `span`; where there are no values, and so no addresses, the place in the storage."""
-    if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor) or not tensor.numel():
+    storage = storage_of(tensor)
+    if storage is None or not tensor.numel():
         return None
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    length = (sum((n - 1) * step for n, step in steps) + 1) * tensor.element_size()
+    width, stride = tensor.element_size(), tensor.stride()
+    start = storage[1] + int(tensor.storage_offset()) * width
+    last = sum(map(mul, tensor.shape, stride)) - sum(stride)
+    return Span(storage[0], start, start + (last + 1) * width)
+
+
+def storage_of(tensor: torch.Tensor) -> tuple[str, int] | None:
+    """The device and address of its storage; without values, a name of it and 0. None for a tensor
+    that has no storage of its own: lazy, sparse, nested, or a wrapper of other tensors.
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or is_lazy(tensor):
+        return None
     try:
         storage = tensor.untyped_storage()
         if has_address(tensor):
-            start = tensor.data_ptr()
-            return Span(str(tensor.device), start, start + length)
+            return str(tensor.device), storage.data_ptr()
     except (RuntimeError, NotImplementedError):
         return None
-    start = int(tensor.storage_offset()) * tensor.element_size()
-    return Span(f"storage {storage._cdata}", start, start + length)
+    return f"storage {storage._cdata}", 0
 
 
 def has_address(tensor: torch.Tensor) -> bool:
@@ -53,19 +63,19 @@ def has_address(tensor: torch.Tensor) -> bool:
     return tensor.device.type != "meta" and not is_fake
 
 
-def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names whose spans overlap, directly or through others; each such group in address order."""
-    spans = sorted(
-        (place, name) for name, t in tensors.items() if (place := place_of(t)) is not None
-    )
-    groups: list[list[str]] = []
+def clusters(tensors: Mapping[str, torch.Tensor]) -> list[list[tuple[Span, str]]]:
+    """Places and names of tensors whose spans overlap, directly or through others; each such group
+    in address order.
+    """
+    places = {name: place_of(tensor) for name, tensor in tensors.items()}
+    groups: list[list[tuple[Span, str]]] = []
     device, reach = "", 0
-    for place, name in spans:
+    for place, name in sorted((place, name) for name, place in places.items() if place is not None):
         if place.device == device and place.start < reach:
-            groups[-1].append(name)
+            groups[-1].append((place, name))
             reach = max(reach, place.stop)
         else:
-            groups.append([name])
+            groups.append([(place, name)])
             device, reach = place.device, place.stop
     return groups
 
@@ -86,22 +96,26 @@ def ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
     return tuple(sorted(found, key=lambda names: order[names[0]]))
 
 
-def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
+def _sharing(
+    group: Sequence[tuple[Span, str]], tensors: Mapping[str, torch.Tensor]
+) -> list[list[str]]:
     """A cluster, divided by which tensor last laid its label on each element of a map."""
-    views = [tensors[name] for name in group]
-    start, stop = hull(views)
+    names = [name for _, name in group]
+    views = [tensors[name] for name in names]
+    start, stop = group[0][0].start, max(place.stop for place, _ in group)
     unit = views[0].element_size()
-    offsets = [hull([view])[0] - start for view in views]
+    offsets = [place.start - start for place, _ in group]
+    sizes = [view.numel() * view.element_size() for view in views]
     regular = all(
-        view.element_size() == unit and offset % unit == 0 and view.numel() * unit <= stop - start
-        for view, offset in zip(views, offsets, strict=True)
+        view.element_size() == unit and offset % unit == 0 and size <= stop - start
+        for view, offset, size in zip(views, offsets, sizes, strict=True)
     )
-    if not regular or all(_dense(view) for view in views):
-        return [list(group)]  # reinterpreted or expanded (no finer answer), or without gaps
+    if not regular or sizes == [place.stop - place.start for place, _ in group]:
+        return [names]  # reinterpreted or expanded (no finer answer), or without gaps
     owner = torch.full(((stop - start) // unit,), -1, dtype=torch.int32)
     groups: dict[int, list[str]] = {}
     merged: dict[int, int] = {}
-    for label, (name, view, offset) in enumerate(zip(group, views, offsets, strict=True)):
+    for label, (name, view, offset) in enumerate(zip(names, views, offsets, strict=True)):
         place = owner.as_strided(view.shape, view.stride(), offset // unit)
         groups[label] = [name]
         for earlier in place.unique().tolist():
@@ -112,14 +126,3 @@ def _sharing(group: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[
                 merged[earlier] = label
         place.fill_(label)
     return list(groups.values())
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    start, stop = hull([tensor])
-    return stop - start == tensor.numel() * tensor.element_size()
-
-
-def hull(tensors: Sequence[torch.Tensor]) -> tuple[int, int]:
-    """The bytes from the first to behind the last of tensors that have a span."""
-    spans = [place for tensor in tensors if (place := place_of(tensor)) is not None]
-    return min(place.start for place in spans), max(place.stop for place in spans)

@@ -42,17 +42,6 @@ class Widened:
         )
 
 
-@dataclass(frozen=True)
-class _Misfit:
-    """A value that the dtype of its tensor does not hold; `share` of output `channel` is lost."""
-
-    name: str
-    value: float
-    at: tuple[int, ...]
-    share: float | None = None
-    channel: int = 0
-
-
 def round_to_storage(
     merge: Merge, exact: Named, *, widen: bool
 ) -> tuple[dict[str, Tensor], tuple[Widened, ...]]:
@@ -63,37 +52,45 @@ def round_to_storage(
     """
     rounded = {name: round_once(value, merge.dtype) for name, value in exact.items()}
     widened: dict[str, Widened] = {}
-    while (
-        misfit := _overflow(merge, exact, rounded) or _underflow(merge, exact, rounded)
-    ) is not None:
-        name, narrow = misfit.name, rounded[misfit.name].dtype
-        wider = WIDER.get(narrow)
-        if wider is None or not widen or not bool(exact[name].isfinite().all()):
-            raise TensorDataError(_refusal(merge, misfit, narrow, wider, exact[name]))
+    while found := _overflow(exact, rounded) or _underflow(merge.dtype, exact, rounded):
+        name, where, loss = found
+        value, at = _first(merge, name, where, exact[name])
+        narrow, is_finite = rounded[name].dtype, bool(exact[name].isfinite().all())
+        wider = WIDER.get(narrow) if is_finite else None
+        if wider is None or not widen:
+            held = f"{merge.place}: {merge.into}.{name} would"
+            place = f"{value:.4g} at {list(at)}"
+            raise TensorDataError(_refusal(held, place, dtype_name(narrow), loss, wider is None))
         rounded[name] = round_once(exact[name], wider)
-        overflows = misfit.share is None
-        widened[name] = Widened(name, wider, misfit.value, misfit.at, overflows, narrow)
+        widened[name] = Widened(name, wider, value, at, loss is None, narrow)
     return rounded, tuple(widened[name] for name in exact if name in widened)
 
 
-def _overflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
-    """The first value that is no finite number once it is rounded."""
+Misfit = tuple[str, Tensor, str | None]
+"""A tensor's name, where values stand that its dtype does not hold, and what is lost with them; the
+last is None for values that overflow.
+"""
+
+
+def _overflow(exact: Named, rounded: Named) -> Misfit | None:
+    """The first tensor with a value that is no finite number once it is rounded."""
     for name, stored in rounded.items():
-        if not all(bool(some.isfinite().all()) for some in row_blocks(stored)):
-            return _Misfit(name, *_first(merge, name, ~stored.isfinite(), exact[name]))
+        low, high = stored.aminmax()  # which takes no memory; NaN is in both
+        if not (low.isfinite() and high.isfinite()):
+            return name, ~stored.isfinite(), None
     return None
 
 
-def _underflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
+def _underflow(dtype: torch.dtype, exact: Named, rounded: Named) -> Misfit | None:
     """Rounding costs at most eps of a channel's weights, unless they underflow the dtype.
 
     Blamed is the tensor that loses most of the first such channel.
     """
     weights = [name for name in exact if name.endswith("weight")]
     lost = {name: _lost(exact[name], rounded[name]) for name in weights}
-    total = sum(lost.values(), torch.zeros(()))
-    wide = sum((_absolute_sums(exact[name]) for name in weights), torch.zeros(()))
-    bad = (total > torch.finfo(merge.dtype).eps * wide).nonzero()
+    total = torch.stack([*lost.values()]).sum(0)
+    wide = torch.stack([_absolute_sums(exact[name]) for name in weights]).sum(0)
+    bad = (total > torch.finfo(dtype).eps * wide).nonzero()
     if not len(bad):
         return None
     channel = int(bad[0])
@@ -102,7 +99,8 @@ def _underflow(merge: Merge, exact: Named, rounded: Named) -> _Misfit | None:
     worst = torch.zeros_like(exact[name], dtype=torch.bool)
     worst[channel] = losses == losses.max()
     share = float(total[channel] / wide[channel])
-    return _Misfit(name, *_first(merge, name, worst, exact[name]), share, channel)
+    percent = f"{share:.0%}" if share >= 0.01 else f"{100 * share:.2g}%"
+    return name, worst, f"lose {percent} of output channel {channel}"
 
 
 def _lost(values: Tensor, stored: Tensor) -> Tensor:
@@ -128,25 +126,18 @@ def _first(merge: Merge, name: str, where: Tensor, values: Tensor) -> tuple[floa
     return values[place].item(), place
 
 
-def _refusal(
-    merge: Merge, misfit: _Misfit, narrow: torch.dtype, wider: torch.dtype | None, exact: Tensor
-) -> str:
-    name, at, dtype = f"{merge.into}.{misfit.name}", list(misfit.at), dtype_name(narrow)
-    if misfit.share is not None:
+def _refusal(held: str, place: str, dtype: str, loss: str | None, in_any_dtype: bool) -> str:
+    if loss is not None:
         return (
-            f"{merge.place}: {name} would lose {_percent(misfit.share)} of output channel "
-            f"{misfit.channel}, whose weights are below the range of {dtype}, such as "
-            f"{misfit.value:.4g} at {at}. Store these layers in a wider dtype, leave them apart, "
-            "or keep it with --widen."
+            f"{held} {loss}, whose weights are below the range of {dtype}, such as {place}. Store "
+            "these layers in a wider dtype, leave them apart, or keep it with --widen."
         )
-    holds = f"{merge.place}: {name} would hold {misfit.value:.4g} at {at}, which is no finite"
-    if wider is None or not bool(exact.isfinite().all()):
-        return f"{holds} number in any dtype. Check the layers' weights, norms and scales."
+    if in_any_dtype:
+        return (
+            f"{held} hold {place}, which is no finite number in any dtype. Check the layers' "
+            "weights, norms and scales."
+        )
     return (
-        f"{holds} {dtype} number. Store these layers in a wider dtype, check the norms' variances "
-        "and scales, or keep it with --widen."
+        f"{held} hold {place}, which is no finite {dtype} number. Store these layers in a wider "
+        "dtype, check the norms' variances and scales, or keep it with --widen."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else f"{100 * share:.2g}%"

@@ -5,26 +5,26 @@ Knows formats, nothing of convolutions. One module a format, listed in `formats`
 tensors in memory.
 """
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.compare import differences_around, kept_difference
-from convsqueeze.checkpoint.edits import DeferredText, Edit, New, edited_names
-from convsqueeze.checkpoint.formats import open_checkpoint, open_like
-from convsqueeze.checkpoint.on_disk import ScratchFile, TensorOnDisk
-from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
-from convsqueeze.checkpoint.writing import (
+from convsqueeze.checkpoint.edits import Edit, New
+from convsqueeze.checkpoint.formats import (
     KNOWN_SUFFIXES,
     bytes_to_write,
     check_destination,
     default_destination,
+    open_checkpoint,
+    open_like,
     suffix_of,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
+from convsqueeze.checkpoint.tensors import ScratchFile, TensorInfo, TensorOnDisk
 
 __all__ = [
     "KNOWN_SUFFIXES",
     "RECIPE_KEY",
     "Checkpoint",
-    "DeferredText",
     "Edit",
     "New",
     "ScratchFile",
@@ -34,7 +34,6 @@ __all__ = [
     "check_destination",
     "default_destination",
     "differences_around",
-    "edited_names",
     "edited_state_dict",
     "from_state_dict",
     "kept_difference",

@@ -13,10 +13,10 @@ import pickle
 import struct
 import warnings
 import zipfile
-import zlib
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import byteorder
 from typing import Any, BinaryIO
@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_progress, start_flush
+from convsqueeze.checkpoint.disk import FileRange, Progress, RangeOfMemory, no_file, no_progress
+from convsqueeze.checkpoint.format import Start
 from convsqueeze.checkpoint.new_files import Writer
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
+from convsqueeze.checkpoint.tensors import TensorOnDisk
 from convsqueeze.sharing import span as memory_span
 
 FOLDER = "archive"
@@ -39,83 +41,45 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 ZIP64_FIELD = 20
 """Bytes that zipfile adds to the header of a record of more than 2 GiB."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
-DAMAGED_ARCHIVE = (
-    zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    OverflowError,
-    OSError,
-)
-"""What zipfile raises for an archive whose directory and records do not fit each other."""
 
 
 @dataclass(frozen=True)
-class Records:
+class Archive:
     """What an archive holds beside values: the byte order they are in, the pickle that names them,
-    and the size of each record by the place where its data begins.
+    and the size of each record by the place where its data begins. `regions` are the parts of this
+    process's memory that are maps of it: addresses of the first byte and behind the last, and the
+    place of the first in the file.
     """
 
     path: Path
     byteorder: str
     pickle: bytes = field(repr=False)
     sizes: Mapping[int, int] = field(repr=False)
+    regions: tuple[tuple[int, int, int], ...] = ()
 
-    @property
-    def native(self) -> bool:
-        """Whether values lie in the file as they do in memory."""
-        return self.byteorder == byteorder
+    def mapped(self, tensors: Iterable[Tensor]) -> "Archive":
+        """With the regions that `tensors`, just loaded from it and kept, are maps of.
 
-
-def read_records(path: Path) -> Records:
-    """Raises CheckpointError for an archive that is damaged or not as torch.save writes it."""
-    try:
-        return _read_records(path)
-    except DAMAGED_ARCHIVE as error:
-        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-
-
-def _read_records(path: Path) -> Records:
-    small = {"byteorder": b"little", "data.pkl": b""}  # before torch 2.1 no order was told
-    sizes: dict[int, int] = {}
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        _check_directory(path, archive.infolist())
-        for record in archive.infolist():
-            file.seek(record.header_offset)
-            lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-            start = record.header_offset + LOCAL_HEADER.size + sum(lengths)
-            sizes[start] = record.file_size
-            name = record.filename.partition("/")[2]
-            if name in small:
-                small[name] = archive.read(record)
-    order = small["byteorder"].decode("ascii", "replace")
-    return Records(path, order, small["data.pkl"], sizes)
-
-
-def _check_directory(path: Path, records: Sequence[zipfile.ZipInfo]) -> None:
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        advice = "Unpack and repack it without compression, or save it anew with torch.save."
-        raise wrong(path, "a zip archive whose records are compressed", advice)
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """The parts of this process's memory that are maps of an archive."""
-
-    records: Records
-    regions: tuple[tuple[int, int, int], ...]
-    """Address of the first byte, address behind the last, place of the first in the file."""
+        Linux tells them; elsewhere none are found. Other maps of files do not count: they may be
+        gone when their addresses are asked for.
+        """
+        spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
+        starts = [span.start for span in spans]
+        regions = []
+        table = Path("/proc/self/maps")
+        for line in table.read_text().splitlines() if table.exists() else ():
+            addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
+            first, end = [int(address, 16) for address in addresses.split("-")]
+            above = bisect_left(starts, first)
+            if inode != "0" and above < len(spans) and spans[above].stop <= end:
+                regions.append((first, end, int(place, 16)))
+        return replace(self, regions=tuple(regions))
 
     def file_range(self, start: int, stop: int) -> FileRange | None:
         """Where the bytes at these addresses lie in the file; None if they are no map of it."""
         for first, end, place in self.regions:
             if first <= start and stop <= end:
-                return FileRange(self.records.path, place + start - first, stop - start)
+                return FileRange(self.path, place + start - first, stop - start)
         return None
 
     def is_record(self, storage: torch.UntypedStorage) -> bool:
@@ -123,109 +87,115 @@ class Mapped:
         start = storage.data_ptr()
         found = self.file_range(start, start + storage.nbytes())
         if found is None:
-            return storage.nbytes() in self.records.sizes.values()
-        return self.records.sizes.get(found.offset) == found.nbytes
+            return storage.nbytes() in self.sizes.values()
+        return self.sizes.get(found.offset) == found.nbytes
 
 
-def mapped(records: Records, tensors: Iterable[Tensor]) -> Mapped:
-    """The regions of memory that `tensors`, just loaded from the archive and kept, are maps of.
-
-    Linux tells them; elsewhere none are found. Other maps of files do not count: they may be gone
-    when their addresses are asked for.
-    """
-    spans = sorted(span for tensor in tensors if (span := memory_span(tensor)) is not None)
-    regions = []
-    table = Path("/proc/self/maps")
-    for line in table.read_text().splitlines() if table.exists() else ():
-        addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
-        first, end = (int(address, 16) for address in addresses.split("-"))
-        above = bisect_left(spans, first, key=lambda span: span.start)
-        if inode != "0" and above < len(spans) and spans[above].stop <= end:
-            regions.append((first, end, int(place, 16)))
-    return Mapped(records, tuple(regions))
+def read_archive(start: Start) -> Archive:
+    """Raises CheckpointError for an archive that is damaged or not as torch.save writes it."""
+    path, records = start.path, start.records or {}
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records.values()):
+        advice = "Unpack and repack it without compression, or save it anew with torch.save."
+        raise wrong(path, "a zip archive whose records are compressed", advice)
+    if sum(record.file_size for record in records.values()) > start.size:
+        raise wrong(path, "a zip archive whose records overlap", "Save it anew with torch.save.")
+    sizes: dict[int, int] = {}
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            for record in records.values():
+                file.seek(record.header_offset)
+                lengths = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+                sizes[record.header_offset + LOCAL_HEADER.size + sum(lengths)] = record.file_size
+            data = archive.read(records["data.pkl"])
+            # before torch 2.1 no order was told
+            order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
+    except Exception as error:  # zipfile raises all kinds where directory and records do not fit
+        raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+    return Archive(path, order.decode("ascii", "replace"), data, sizes)
 
 
 def archive_writer(
-    saved: Any,
-    places: Sequence[RangeOfMemory] = (),
-    progress: Progress = no_progress,
+    saved: Any, mapped: RangeOfMemory = no_file, progress: Progress = no_progress
 ) -> Writer:
-    """Writes `saved` as torch.save does; storages that are maps of files are copied from there.
+    """Writes `saved` as torch.save does; a TensorOnDisk in it is copied from its file, and so are
+    storages that are maps of files, as `mapped` tells.
 
     Raises what pickling raises, before anything is written.
     """
-    storages: list[torch.UntypedStorage] = []
-    data = _pickled(saved, storages)
+    pickler = _Pickler(mapped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated and what the format names
+        pickler.dump(saved)
 
     def write(file: BinaryIO) -> None:
-        def written(nbytes: int) -> None:
-            start_flush(file, nbytes)
-            progress(nbytes)
-
         with zipfile.ZipFile(file, "w") as archive:
-            _add(archive, "data.pkl", data)
-            _add(archive, "byteorder", byteorder.encode())
-            for key, storage in enumerate(storages):
-                blocks = _blocks(storage, places)
-                _add_blocks(archive, f"data/{key}", blocks, storage.nbytes(), written)
-            _add(archive, "version", b"3\n")
+            _add(archive, "data.pkl", [pickler.buffer.getbuffer()])
+            _add(archive, "byteorder", [memoryview(byteorder.encode())])
+            for key, values in enumerate(pickler.values):
+                blocks = values.blocks() if isinstance(values, FileRange) else [values]
+                _add(archive, f"data/{key}", blocks, values.nbytes, progress)
+            _add(archive, "version", [memoryview(b"3\n")])
 
     return write
 
 
-def _pickled(saved: Any, storages: list[torch.UntypedStorage]) -> bytes:
-    """The pickle of everything but the storages, which are appended to `storages`."""
-    keys: dict[int, tuple[str, torch.dtype]] = {}
+class _Pickler(pickle.Pickler):
+    """The pickle of everything but the values of storages, which are collected in their order."""
 
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
-            if not isinstance(value, TypedStorage | torch.UntypedStorage):
-                return None
-            storage, kind, dtype, numel = _described(value)
-            key, known = keys.setdefault(storage._cdata, (str(len(keys)), dtype))
-            if known != dtype:
-                raise pickle.PicklingError(f"memory that is both {known} and {dtype}")
-            if len(storages) < len(keys):
-                storages.append(storage.cpu())
-            return "storage", kind, key, "cpu", numel
+    def __init__(self, mapped: RangeOfMemory) -> None:
+        self.buffer = io.BytesIO()
+        super().__init__(self.buffer, protocol=2)
+        self.values: list[FileRange | memoryview] = []
+        self._mapped = mapped
+        self._on_disk: dict[int, FileRange] = {}
+        self._seen: dict[int, tuple[str, torch.dtype, torch.UntypedStorage]] = {}
 
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TypedStorage is deprecated and what the format names
-        Pickler(buffer, protocol=2).dump(saved)
-    return buffer.getvalue()
+    def reducer_override(self, value: Any) -> Any:
+        """As torch reduces a tensor, on a storage without memory."""
+        if not isinstance(value, TensorOnDisk):
+            return NotImplemented
+        tensor = torch.empty(value.info.shape, dtype=value.info.dtype, device="meta")
+        storage = tensor.untyped_storage()
+        self._on_disk[storage._cdata] = value.place
+        described: tuple[Any, ...] = (0, tuple(tensor.shape), tensor.stride(), False, OrderedDict())
+        if tensor.dtype not in torch.storage._dtype_to_storage_type_map():
+            return torch._utils._rebuild_tensor_v3, (storage, *described, tensor.dtype)
+        typed = TypedStorage(wrap_storage=storage, dtype=tensor.dtype, _internal=True)
+        return torch._utils._rebuild_tensor_v2, (typed, *described)
+
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        """What the format says of a storage: its class, key and number of elements."""
+        if isinstance(value, torch.UntypedStorage):
+            storage, kind, dtype, numel = value, type(value), torch.uint8, value.nbytes()
+        elif isinstance(value, TypedStorage):
+            storage, dtype, numel = value.untyped(), value.dtype, value.size()
+            kind = getattr(torch, value.pickle_storage_type())
+        else:
+            return None
+        if storage._cdata not in self._seen:
+            self._seen[storage._cdata] = (str(len(self._seen)), dtype, storage)
+            self.values.append(self._values(storage))
+        key, known, _ = self._seen[storage._cdata]
+        if known != dtype:
+            raise pickle.PicklingError(f"memory that is both {known} and {dtype}")
+        return "storage", kind, key, "cpu", numel
+
+    def _values(self, storage: torch.UntypedStorage) -> FileRange | memoryview:
+        if place := self._on_disk.get(storage._cdata):
+            return place
+        storage = storage.cpu()
+        start = storage.data_ptr()
+        if place := self._mapped(start, start + storage.nbytes()):
+            return place
+        return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
 
 
-def _described(
-    storage: TypedStorage | torch.UntypedStorage,
-) -> tuple[torch.UntypedStorage, type, torch.dtype, int]:
-    """The bytes, and what the format says of them: the class of storage, dtype and elements."""
-    if isinstance(storage, torch.UntypedStorage):
-        return storage, torch.UntypedStorage, torch.uint8, storage.nbytes()
-    kind = getattr(torch, storage.pickle_storage_type())
-    return storage.untyped(), kind, storage.dtype, storage.size()
-
-
-def _blocks(storage: torch.UntypedStorage, places: Sequence[RangeOfMemory]) -> Iterator[memoryview]:
-    start = storage.data_ptr()
-    found = (place(start, start + storage.nbytes()) for place in places)
-    place = next((one for one in found if one is not None), None)
-    if place is not None:
-        yield from place.blocks()
-    elif storage.nbytes():
-        yield torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    _add_blocks(archive, name, iter([memoryview(data)]), len(data), no_progress)
-
-
-def _add_blocks(
+def _add(
     archive: zipfile.ZipFile,
     name: str,
-    blocks: Iterator[memoryview],
-    nbytes: int,
-    progress: Progress,
+    blocks: Iterable[memoryview],
+    nbytes: int = 0,
+    progress: Progress = no_progress,
 ) -> None:
     """One record, its data aligned by a field of padding in its header, as torch aligns it."""
     record = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)

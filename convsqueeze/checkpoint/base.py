@@ -1,27 +1,20 @@
 """What a checkpoint is to the rest of the program: named tensors, described first, loaded later.
 
-Knows no file format; each format's module fills in a `Checkpoint` and reads its tensors.
+Knows no file format; each format's module fills in a `Checkpoint`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.disk import (
-    FileRange,
-    FilesHash,
-    FileVersion,
-    Progress,
-    RangeOfMemory,
-    no_progress,
-)
+from convsqueeze.checkpoint.disk import FileVersion, Progress, files_sha256, no_progress
 from convsqueeze.checkpoint.saved_object import SavedObject
+from convsqueeze.checkpoint.tensors import Entry, TensorInfo
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import common_prefix, nearest, shown
 from convsqueeze.sharing import ties
@@ -30,74 +23,36 @@ RECIPE_KEY = "convsqueeze"
 """Where the recipe travels: a key of safetensors metadata, of an index's, or of `_metadata`."""
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """All that is known of a tensor before its values are read."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    layout: torch.layout = torch.strided
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Of the values alone, stored densely."""
-        return self.numel * self.dtype.itemsize
-
-
-class Contents(Protocol):
-    """Reads the tensors of an open checkpoint. Names here carry their prefix."""
-
-    def load(self, name: str) -> torch.Tensor: ...
-
-    def file_range(self, name: str) -> FileRange | None: ...
-
-    @property
-    def range_of_memory(self) -> RangeOfMemory: ...
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How a checkpoint is divided over files: the whole JSON object of its index and, for each
-    shard, the full names of its tensors in order and its metadata.
-    """
-
-    index: Mapping[str, Any] = field(repr=False)
-    shards: Sequence[tuple[Sequence[str], Mapping[str, str]]] = field(repr=False)
-
-
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """An open checkpoint: its headers are read, its values are not.
 
-    `format` is "pt", "safetensors", "sharded" or "memory". `described` are the tensors by their
-    full names, in file order. `recipe` is the JSON text that an earlier run left, if any. `files`
-    are those it was read from. `saved` is the object that holds the state dict, where the format
-    keeps one, `sharding` how shards are divided.
+    `format` is "pt", "safetensors", "sharded" or "memory". `entries` are the tensors by their full
+    names, in file order. `recipe` is the JSON text that an earlier run left, if any. `files` are
+    those it was read from. `saved` is the object that holds the state dict, where the format keeps
+    one. Of a sharded one, `shards` are the checkpoints that it consists of, and `index` is the
+    whole JSON object of its index.
     """
 
     path: Path
     format: str
-    described: Mapping[str, TensorInfo] = field(repr=False)
-    contents: Contents = field(repr=False)
+    entries: Mapping[str, Entry] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict)
     recipe: str | None = None
     files: tuple[FileVersion, ...] = ()
     saved: SavedObject | None = None
-    sharding: Sharding | None = None
+    index: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    shards: Sequence["Checkpoint"] = ()
 
     @cached_property
     def prefix(self) -> str:
         """What stands before every tensor's name in the file, and in none of the names here."""
-        return common_prefix(self.described)
+        return common_prefix(self.entries)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """By name without prefix, in file order."""
-        return {name[len(self.prefix) :]: info for name, info in self.described.items()}
+        return {name[len(self.prefix) :]: entry.info for name, entry in self.entries.items()}
 
     @property
     def wrapper(self) -> str:
@@ -112,22 +67,12 @@ class Checkpoint:
         if name not in self.tensors:
             advice = nearest(name, self.tensors, "List the names with inspect.")
             raise CheckpointError(f"{self.path}: holds no tensor {shown(name)}. {advice}")
-        return self.contents.load(self.prefix + name)
-
-    def file_range(self, name: str) -> FileRange | None:
-        """Where in a file the values lie as they are in memory, one after the other; None where
-        there is no such place.
-        """
-        return self.contents.file_range(self.prefix + name)
+        return self.entries[self.prefix + name].load()
 
     @property
     def nbytes(self) -> int:
         """Of its files, all together."""
         return sum(version.size for version in self.files)
-
-    def files_hash(self) -> FilesHash:
-        """The hash of its files, to be computed in steps."""
-        return FilesHash(version.path for version in self.files)
 
     def sha256(self, progress: Progress = no_progress) -> str:
         """Of the file. Sharded: of the index, then of each shard in the order of their names.
@@ -136,7 +81,7 @@ class Checkpoint:
         called with the bytes of files that are done. Raises CheckpointError for an unreadable file.
         """
         if self.files or self.saved is None:
-            return self.files_hash().hexdigest(progress)
+            return files_sha256((version.path for version in self.files), progress)
         return memory.sha256(self.saved.tensors)
 
     def ties(self) -> tuple[tuple[str, ...], ...]:

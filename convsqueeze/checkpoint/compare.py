@@ -3,6 +3,7 @@ beside their state dict.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress, no_progress
+from convsqueeze.checkpoint.saved_object import Place
 from convsqueeze.names import shown
 
 
@@ -19,11 +21,11 @@ def kept_difference(
     """Where a tensor of both checkpoints differs, as `tensor_difference`; values that lie in order
     in files are compared there, and `progress` is told of the bytes.
     """
-    info, places = before.tensors[name], (before.file_range(name), after.file_range(name))
-    if info != after.tensors[name] or places[0] is None or places[1] is None:
+    old, new = before.entries[before.prefix + name], after.entries[after.prefix + name]
+    if old.info != new.info or old.place is None or new.place is None:
         return tensor_difference(before.load(name), after.load(name))
-    byte = places[0].first_difference(places[1], progress)
-    return None if byte is None else _differs(byte, info.shape, info.dtype.itemsize)
+    byte = old.place.first_difference(new.place, progress)
+    return None if byte is None else _differs(byte, old.info.shape, old.info.dtype.itemsize)
 
 
 def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
@@ -37,7 +39,7 @@ def tensor_difference(before: torch.Tensor, after: torch.Tensor) -> str | None:
         return "has no values, or the original has none"
     if before.layout != after.layout or _quantizer(before) != _quantizer(after):
         return "is laid out or quantized in another way than the original's"
-    old, new = memory.held(before), memory.held(after)
+    old, new = memory.dense_parts(before), memory.dense_parts(after)
     for one, other in zip(old, new, strict=True):
         if one.shape != other.shape:
             return f"holds {one.numel()} values, the original's {other.numel()}"
@@ -71,18 +73,17 @@ def differences_around(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
     old, new = before.saved, after.saved
     if old is None or new is None:
         return
-    for place in _unlike(old.whole, new.whole, (), (old.key_path, new.key_path), set()):
+    for place in _unlike(old.whole, new.whole, (), old.key_path, set()):
         name = ".".join(map(str, place)) or "the saved object"
         yield f"{after.path}: {shown(name)} is not what the original holds there."
 
 
-Place = tuple[object, ...]
-
-
 def _unlike(
-    before: object, after: object, place: Place, skipped: tuple[Place, Place], seen: set[int]
+    before: Any, after: Any, place: Place, state_dict: Place, seen: set[int]
 ) -> Iterator[Place]:
-    """Every place at which two objects of plain values and tensors differ."""
+    """Every place at which two objects of plain values and tensors differ, but for the tensors of
+    the state dict, which have their own, stricter comparison.
+    """
     if id(before) in seen:
         return
     if isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor):
@@ -90,36 +91,20 @@ def _unlike(
             yield place
         return
     if isinstance(before, Mapping) and isinstance(after, Mapping):
-        seen.add(id(before))
-        yield from _unlike_mappings(before, after, place, skipped, seen)
-    elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
-        seen.add(id(before))
-        if len(before) != len(after):
+        old, new = dict(before), dict(after)
+        if place == state_dict:
+            old = {key: value for key, value in old.items() if not torch.is_tensor(value)}
+            new = {key: value for key, value in new.items() if not torch.is_tensor(value)}
+    elif {type(before), type(after)} <= {list, tuple} and len(before) == len(after):
+        old, new = dict(enumerate(before)), dict(enumerate(after))
+    else:
+        both_nan = type(before) is type(after) and before != before and after != after
+        if type(before) is not type(after) or not (before == after or both_nan):
             yield place
-            return
-        for index, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from _unlike(old, new, (*place, index), skipped, seen)
-    elif type(before) is not type(after) or not _equal(before, after):
-        yield place
-
-
-def _unlike_mappings(
-    before: Mapping[object, object],
-    after: Mapping[object, object],
-    place: Place,
-    skipped: tuple[Place, Place],
-    seen: set[int],
-) -> Iterator[Place]:
-    own, other = dict(before), dict(after)
-    if place == skipped[0]:  # the state dict's tensors have their own, stricter comparison
-        own = {k: v for k, v in own.items() if not isinstance(v, torch.Tensor)}
-        other = {k: v for k, v in other.items() if not isinstance(v, torch.Tensor)}
-    for key in [*own, *(key for key in other if key not in own)]:
-        if key in own and key in other:
-            yield from _unlike(own[key], other[key], (*place, key), skipped, seen)
+        return
+    seen.add(id(before))
+    for key in old | new:
+        if key in old and key in new:
+            yield from _unlike(old[key], new[key], (*place, key), state_dict, seen)
         else:
             yield (*place, key)
-
-
-def _equal(before: object, after: object) -> bool:
-    return before == after or (before != before and after != after)  # NaN is what it was

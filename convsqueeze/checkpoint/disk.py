@@ -8,16 +8,13 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from convsqueeze.errors import CheckpointError, OutputError
 
 BLOCK = 1 << 20
 """Bytes that are read at a time: what a core keeps near to itself."""
-SYSTEM_BLOCK = 16 << 20
-"""Bytes that the system is asked to copy at a time."""
 
 Progress = Callable[[int], None]
 """Called with every number of bytes that is done; may raise to end the work."""
@@ -32,10 +29,8 @@ class FileVersion:
     """A file as it was when it was opened: replaced or rewritten, it compares unequal."""
 
     path: Path
-    device: int
-    inode: int
     size: int
-    modified_ns: int
+    device_inode_time: tuple[int, int, int]
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
@@ -43,7 +38,7 @@ class FileVersion:
             stat = path.stat()
         except OSError as error:
             raise unreadable(path, error) from error
-        return cls(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return cls(path, stat.st_size, (stat.st_dev, stat.st_ino, stat.st_mtime_ns))
 
     def check_unchanged(self) -> None:
         if FileVersion.of(self.path) != self:
@@ -63,37 +58,22 @@ class FileRange:
 
     def read(self) -> bytearray:
         data = bytearray(self.nbytes)
-        with self._opened() as file:
-            self._fill(file, memoryview(data))
+        with _opened(self.path) as file:
+            file.seek(self.offset)
+            if file.readinto(data) < self.nbytes:
+                raise self.cut()
         return data
 
     def blocks(self) -> Iterator[memoryview]:
         """The bytes in order, in blocks that are overwritten by the next."""
         buffer = memoryview(bytearray(min(BLOCK, self.nbytes)))
-        left = self.nbytes
-        with self._opened() as file:
-            while left:
+        with _opened(self.path) as file:
+            file.seek(self.offset)
+            for left in range(self.nbytes, 0, -BLOCK):
                 block = buffer[:left]
-                self._fill(file, block)
+                if file.readinto(block) < len(block):
+                    raise self.cut()
                 yield block
-                left -= len(block)
-
-    def copy_to(self, file: BinaryIO, progress: Progress = no_progress) -> None:
-        """Write the bytes where `file` stands: copied by the system, else read and written."""
-        file.flush()
-        done = 0
-        with self._opened() as source:
-            while done < self.nbytes:
-                most = min(SYSTEM_BLOCK, self.nbytes - done)
-                copied = _copied_by_system(source, self.offset + done, most, file)
-                if not copied:
-                    break
-                start_flush(file, copied)
-                done += copied
-                progress(copied)
-        for block in FileRange(self.path, self.offset + done, self.nbytes - done).blocks():
-            file.write(block)
-            progress(len(block))
 
     def first_difference(self, other: "FileRange", progress: Progress = no_progress) -> int | None:
         """The offset of the first byte that is another one in `other`, which is as long."""
@@ -112,29 +92,6 @@ class FileRange:
             "Wait until nothing writes to it and try again."
         )
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[FileIO]:
-        try:
-            file = self.path.open("rb", buffering=0)
-        except OSError as error:
-            raise unreadable(self.path, error) from error
-        with file:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), self.offset, self.nbytes, os.POSIX_FADV_SEQUENTIAL)
-            file.seek(self.offset)
-            yield file
-
-    def _fill(self, file: FileIO, block: memoryview) -> None:
-        filled = 0
-        while filled < len(block):
-            try:
-                got = file.readinto(block[filled:])
-            except OSError as error:
-                raise unreadable(self.path, error) from error
-            if not got:
-                raise self.cut()
-            filled += got
-
 
 RangeOfMemory = Callable[[int, int], FileRange | None]
 """Where in a file the bytes between two addresses lie, if they are a map of it."""
@@ -145,23 +102,13 @@ def no_file(start: int, stop: int) -> FileRange | None:
     return None
 
 
-def _copied_by_system(source: BinaryIO, offset: int, most: int, file: BinaryIO) -> int:
-    """How many bytes the system has copied from one file to where the other stands; 0 where it
-    does not, be it for an error: reading and writing then tells which of the two fails.
-    """
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
-        return os.sendfile(file.fileno(), source.fileno(), offset, most)
-    except (AttributeError, OSError):
-        return 0
-
-
-def start_flush(file: BinaryIO, nbytes: int) -> None:
-    """Let the system begin to put the last `nbytes` written on the disk, so that `fsync` has little
-    left to wait for.
-    """
-    if hasattr(os, "posix_fadvise"):
-        end = os.lseek(file.fileno(), 0, os.SEEK_CUR)
-        os.posix_fadvise(file.fileno(), end - nbytes, nbytes, os.POSIX_FADV_DONTNEED)
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -171,41 +118,15 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-class FilesHash:
+def files_sha256(paths: Iterable[Path], progress: Progress = no_progress) -> str:
     """Of the bytes of all files, one after the other."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._digest = hashlib.sha256()
-        self._blocks = _blocks(paths)
-        self._due = 0
-
-    def step(self, nbytes: int) -> None:
-        """Hash `nbytes` more, to a block, if there are as many. Raises CheckpointError for a file
-        that cannot be read.
-        """
-        self._due += nbytes
-        while self._due > 0 and (block := next(self._blocks, None)) is not None:
-            self._digest.update(block)
-            self._due -= len(block)
-
-    def hexdigest(self, progress: Progress = no_progress) -> str:
-        """Of all bytes; those that no step took are hashed now. Raises as `step` does."""
-        for block in self._blocks:
-            self._digest.update(block)
-            progress(len(block))
-        return self._digest.hexdigest()
-
-
-def _blocks(paths: Iterable[Path]) -> Iterator[memoryview]:
-    """All bytes in order, in blocks that are overwritten by the next."""
-    buffer = memoryview(bytearray(BLOCK))
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(BLOCK))
     for path in paths:
-        try:
-            with path.open("rb", buffering=0) as file:
-                while got := file.readinto(buffer):
-                    yield buffer[:got]
-        except OSError as error:
-            raise unreadable(path, error) from error
+        with _opened(path) as file:
+            while got := file.readinto(buffer):
+                digest.update(buffer[:got])
+                progress(got)
+    return digest.hexdigest()
 
 
 def check_place(place: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

@@ -4,30 +4,18 @@ Pure: knows names and tensors, no format. A name that an edit cannot mean is a m
 program that made the edit, and is refused before anything is written.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.on_disk import TensorOnDisk
+from convsqueeze.checkpoint.tensors import Entry, HeldTensor, TensorOnDisk
 from convsqueeze.errors import OutputError
-from convsqueeze.names import listed
+from convsqueeze.names import listed, shown
 
 New: TypeAlias = torch.Tensor | TensorOnDisk
-
-
-@dataclass(frozen=True)
-class DeferredText:
-    """A text that is known last, as long as its `draft`."""
-
-    draft: str
-    final: Callable[[], str]
-
-    @classmethod
-    def of(cls, text: "str | DeferredText") -> "DeferredText":
-        return text if isinstance(text, DeferredText) else cls(text, lambda: text)
 
 
 @dataclass(frozen=True)
@@ -53,47 +41,56 @@ class Edit:
 class Splice:
     """All edits of one file: what stands in the place of each of its tensors."""
 
+    source: Checkpoint
     removed: frozenset[str]
     inserted: Mapping[str, Mapping[str, New]]
 
     def at(self, name: str) -> Iterator[tuple[str, New | None]]:
-        """New names with their tensors, then the name itself with None unless it vanishes."""
-        yield from self.inserted.get(name, {}).items()
-        if name not in self.removed:
+        """New names with their tensors, then the name itself with None unless it vanishes. All
+        are full names.
+        """
+        prefix = self.source.prefix
+        short = name.removeprefix(prefix)
+        for new, tensor in self.inserted.get(short, {}).items():
+            yield prefix + new, tensor
+        if short not in self.removed:
             yield name, None
 
-    def over(self, names: Iterable[str]) -> Iterator[tuple[str, New | None]]:
-        for name in names:
-            yield from self.at(name)
+    def entries(self) -> dict[str, Entry]:
+        """What the edited checkpoint consists of: full names, in order."""
+        return {
+            name: old if new is None else _entry(name, new)
+            for before, old in self.source.entries.items()
+            for name, new in self.at(before)
+        }
 
 
-def splice(checkpoint: Checkpoint, edits: Sequence[Edit]) -> Splice:
+def _entry(name: str, new: New) -> Entry:
+    return new if isinstance(new, TensorOnDisk) else HeldTensor(shown(name), new)
+
+
+def splice(source: Checkpoint, edits: Sequence[Edit]) -> Splice:
     """Raises OutputError for an unknown name, a second edit of one, or a name that is taken."""
     inserted: dict[str, Mapping[str, New]] = {}
     removed: set[str] = set()
     for edit in edits:
-        unknown = sorted((edit.remove | {edit.at}) - checkpoint.tensors.keys())
+        unknown = sorted((edit.remove | {edit.at}) - source.tensors.keys())
         if unknown:
-            raise _misfit(checkpoint, f"no tensor {listed(unknown)} to edit")
+            raise _misfit(source, f"no tensor {listed(unknown)} to edit")
         if twice := sorted(edit.remove & removed) or ([edit.at] if edit.at in inserted else []):
-            raise _misfit(checkpoint, f"{listed(twice)} edited twice")
+            raise _misfit(source, f"{listed(twice)} edited twice")
         removed |= edit.remove
         inserted[edit.at] = edit.insert
-    taken = set(checkpoint.tensors) - removed
+    taken = set(source.tensors) - removed
     for insert in inserted.values():
         if clash := sorted(taken & insert.keys()):
-            raise _misfit(checkpoint, f"the new name {listed(clash)} is taken")
+            raise _misfit(source, f"the new name {listed(clash)} is taken")
         taken |= insert.keys()
-    return Splice(frozenset(removed), inserted)
+    return Splice(source, frozenset(removed), inserted)
 
 
-def edited_names(checkpoint: Checkpoint, edits: Sequence[Edit]) -> list[str]:
-    """The names, without prefix, that the edited checkpoint holds, in its order."""
-    return [name for name, _ in splice(checkpoint, edits).over(checkpoint.tensors)]
-
-
-def _misfit(checkpoint: Checkpoint, reason: str) -> OutputError:
+def _misfit(source: Checkpoint, reason: str) -> OutputError:
     return OutputError(
-        f"{checkpoint.path}: {reason}. Choose names that the file holds, once each, and new names "
+        f"{source.path}: {reason}. Choose names that the file holds, once each, and new names "
         "that no kept tensor has."
     )

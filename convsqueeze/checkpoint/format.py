@@ -3,39 +3,39 @@
 A new format is one module that ends in a `Format`, and a line in `formats`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import ZipInfo
 
 from convsqueeze.checkpoint.base import Checkpoint
 from convsqueeze.checkpoint.disk import Progress
-from convsqueeze.checkpoint.edits import DeferredText, Splice
+from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.new_files import NewFiles
 
 
 @dataclass(frozen=True)
 class Start:
-    """What tells a format: the first bytes of a file, its size and, if it is a zip archive, the
-    names of its records without their common folder.
+    """What tells a format: the first bytes of a file, its size and, if it is a zip archive, its
+    records by their names without the common folder.
     """
 
     path: Path
     head: bytes = field(repr=False)
     size: int
-    records: frozenset[str] | None = field(default=None, repr=False)
+    records: Mapping[str, ZipInfo] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What is to be written: the source after its edits, with the recipe inside.
+    """What is to be written: a source after its edits, with the recipe inside.
 
     `suffix` is the known one of `place`. `largest_shard` are the bytes of values that a shard may
     hold, where the output is divided. `progress` is called with the bytes of values written.
     """
 
-    source: Checkpoint
     splicing: Splice
-    recipe: DeferredText
+    recipe: str
     place: Path
     suffix: str
     largest_shard: int | None

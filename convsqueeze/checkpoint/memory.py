@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from convsqueeze.sharing import clusters, hull
+from convsqueeze.sharing import clusters, storage_of
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -25,35 +25,27 @@ def part(
     it. No value is copied: the new storages are slices of the old, one for each cluster of
     overlapping tensors, so ties and strides stay. A storage that `elsewhere` needs stays whole.
     """
-    fixed = {_storage(tensor) for tensor in elsewhere}
-    fixed |= {_storage(tensor) for tensor in kept.values() if not is_plain(tensor)}
-    shrinking = {_storage(tensor) for tensor in leaving} - fixed - {None}
-    moving = {name: tensor for name, tensor in kept.items() if _storage(tensor) in shrinking}
+    fixed = {storage_of(tensor) for tensor in elsewhere}
+    fixed |= {storage_of(tensor) for tensor in kept.values() if not is_plain(tensor)}
+    shrinking = {storage_of(tensor) for tensor in leaving} - fixed - {None}
+    moving = {name: tensor for name, tensor in kept.items() if storage_of(tensor) in shrinking}
     empty = {name: tensor for name, tensor in moving.items() if tensor.numel() == 0}
     result = {**kept, **_moved(empty, torch.UntypedStorage(0))}
     for group in clusters(moving):
-        views = {name: moving[name] for name in group}
-        start, stop = hull(list(views.values()))
-        old = views[group[0]].untyped_storage()
+        views = {name: moving[name] for _, name in group}
+        old = moving[group[0][1]].untyped_storage()
+        start, stop = group[0][0].start, max(place.stop for place, _ in group)
         result |= _moved(views, old[start - old.data_ptr() : stop - old.data_ptr()])
     return result
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether dtype, shape, strides and storage say all there is to say of it."""
-    return type(tensor) in PLAIN and not (
-        tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or _storage(tensor) is None
+    return (
+        type(tensor) in PLAIN
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not (tensor.is_meta or storage_of(tensor) is None)
     )
-
-
-def _storage(tensor: torch.Tensor) -> int | None:
-    """Where the tensor's storage starts; None where it has none of its own, or no values."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type == "meta":
-        return None
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # a wrapper subclass around other tensors
-        return None
 
 
 def _moved(
@@ -73,14 +65,14 @@ def _view(storage: torch.UntypedStorage, like: torch.Tensor) -> torch.Tensor:
     return view.requires_grad_(like.requires_grad)
 
 
-def own(tensor: torch.Tensor) -> torch.Tensor:
+def compact(tensor: torch.Tensor) -> torch.Tensor:
     """On the CPU, contiguous, on a storage that holds nothing else."""
     result = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     exact = result.untyped_storage().nbytes() == result.numel() * result.element_size()
     return result if exact else result.clone()
 
 
-def held(tensor: torch.Tensor) -> list[torch.Tensor]:
+def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The dense tensors that hold a tensor's values: itself, or what it is made of."""
     tensor = tensor.detach()
     if tensor.device.type == "meta":
@@ -102,7 +94,7 @@ def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in tensors.items():
         described = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(described).encode() + b"\n")
-        for values in held(tensor):
+        for values in dense_parts(tensor):
             digest.update(raw_bytes(values))
     return digest.hexdigest()
 

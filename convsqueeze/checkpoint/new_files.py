@@ -10,7 +10,6 @@ Knows nothing of what the files hold.
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -19,9 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import BinaryIO
 
+from convsqueeze.checkpoint.disk import files_sha256
 from convsqueeze.errors import OutputError
 
 try:
@@ -72,16 +71,10 @@ class NewFiles:
     def __enter__(self) -> "NewFiles":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with _signals_waiting():
             for file in self._open:
-                with contextlib.suppress(OSError):
-                    Path(file.name).unlink()
+                _unlink(Path(file.name))
                 with contextlib.suppress(OSError):  # what could not be written is tried once more
                     file.close()
 
@@ -96,7 +89,7 @@ class NewFiles:
         until the new one is complete, so the name then holds digits of the new file's own sha256.
         """
         temporary = self._written(named(""), write)
-        digest = "" if _free(named(""), temporary) else _sha256(temporary)
+        digest = "" if _free(named(""), temporary) else files_sha256([temporary])
         for place in (named(digest[:8]), named(digest)):
             if _free(place, temporary):
                 self._staged.append(_Staged(temporary, place, replaces=not _vacant(place)))
@@ -107,14 +100,16 @@ class NewFiles:
         )
 
     def scratch(self, place: Path) -> BinaryIO:
-        """An empty file beside `place` for what waits to be written there; gone with the context.
-
-        Raises OutputError where the disk refuses.
+        """An empty file beside `place`, open, and so locked, until the context is left, with which
+        it goes unless it was put in its place. Raises OutputError where the disk refuses.
         """
         try:
-            return self._opened(place.parent)
+            self._sweep(place.parent)
+            file = _new_temporary(place.parent)
         except OSError as error:
             raise unwritable(place, error) from error
+        self._open.append(file)
+        return file
 
     def retire(self, path: Path) -> None:
         """Remove a part of an earlier output once the new one is in its place."""
@@ -134,8 +129,7 @@ class NewFiles:
                 self._place_all()
                 complete = True
                 for old in self._retired:
-                    with contextlib.suppress(OSError):
-                        old.unlink()
+                    _unlink(old)
         except BaseException as error:
             if complete:
                 error.add_note(f"with {', '.join(place.name for place in self.places)} complete")
@@ -152,8 +146,7 @@ class NewFiles:
                 _sync_directory(staged.place.parent)
         except OSError as error:
             for place in placed:
-                with contextlib.suppress(OSError):
-                    place.unlink()
+                _unlink(place)
             if isinstance(error, FileExistsError):
                 raise OutputError(
                     f"{staged.place}: has come to exist while this run was working. Choose another "
@@ -163,8 +156,8 @@ class NewFiles:
 
     def _written(self, place: Path, write: Writer) -> Path:
         """The path of a complete temporary file beside `place`."""
+        file = self.scratch(place)
         try:
-            file = self._opened(place.parent)
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -173,13 +166,6 @@ class NewFiles:
         except OSError as error:
             raise unwritable(place, error) from error
         return Path(file.name)
-
-    def _opened(self, directory: Path) -> BinaryIO:
-        """A new temporary file, open, and so locked, until the context is left."""
-        self._sweep(directory)
-        file = _new_temporary(directory)
-        self._open.append(file)
-        return file
 
     def _sweep(self, directory: Path) -> None:
         """Remove what killed runs left in the directory."""
@@ -204,33 +190,30 @@ def unwritable(place: Path, error: OSError) -> OutputError:
 def _new_temporary(directory: Path) -> BinaryIO:
     """A new file, locked, that no sweep took for an abandoned one before it was locked."""
     while True:
-        path = directory / f".convsqueeze-{secrets.token_hex(8)}.tmp"
-        file = path.open("xb")
-        if fcntl is None or _locked(file):
+        file = (directory / f".convsqueeze-{secrets.token_hex(8)}.tmp").open("xb")
+        if fcntl is None:
+            return file
+        with contextlib.suppress(OSError):  # a file system without locks, on which none is swept
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()
-
-
-def _locked(file: BinaryIO) -> bool:
-    """Lock it; False if another run has removed it by then."""
-    with contextlib.suppress(OSError):  # a file system without locks, on which none is swept
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return os.fstat(file.fileno()).st_nlink > 0
 
 
 def _abandoned(path: Path) -> bool:
     """Whether no living run holds the lock of a temporary file."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(descriptor, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
     return True
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _put(staged: _Staged) -> None:
@@ -261,11 +244,6 @@ def _free(place: Path, new: Path) -> bool:
     return place.is_file() and not place.is_symlink() and cmp(new, place, shallow=False)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync_directory(directory: Path) -> None:
     """So that a new name, too, survives a loss of power."""
     if os.name != "posix":
@@ -281,23 +259,18 @@ def _sync_directory(directory: Path) -> None:
 def _signals_waiting() -> Iterator[None]:
     """Signals that would stop the run are seen to when the block is left."""
     waiting: list[int] = []
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        waiting.append(number)
-
-    # None: a handler that Python did not set and could not set again
-    found = ((number, signal.getsignal(number)) for number in STOPPING)
-    handlers = {number: handler for number, handler in found if handler is not None}
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     try:
-        for number in handlers:
-            signal.signal(number, wait)
+        for number, handler in handlers.items():
+            if handler is not None:  # None: Python did not set it, and could not set it again
+                signal.signal(number, lambda number, frame: waiting.append(number))
     except ValueError:  # not the main thread, in which alone handlers run
-        yield
-        return
+        handlers = {}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
         for number in dict.fromkeys(waiting):
             signal.raise_signal(number)

@@ -54,62 +54,36 @@ class UnsafePickle(ValueError):
     """Says what a pickle does that no state dict needs."""
 
 
-@dataclass(frozen=True)
-class Scanned:
-    """What a pickle makes, the storages that it names (their elements by key), and every class and
-    function that it names, in order.
+class PickleScan:
+    """The stack of an unpickler and, once it has followed a pickle, what that makes (`top`), the
+    storages that it names (their elements by key), and every class and function that it names.
     """
-
-    top: Item
-    storages: dict[str, int]
-    names: tuple[str, ...]
-
-
-def scan(file: BinaryIO, size: int) -> Scanned:
-    """Follow one pickle of a file of `size` bytes up to its end.
-
-    Raises UnsafePickle, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
-    """
-    machine = _Machine(size)
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "STOP":
-            return Scanned(machine.stack.pop(), machine.storages, tuple(machine.names))
-        machine.step(opcode.name, argument)
-    raise ValueError("a pickle without an end")
-
-
-class _Machine:
-    """The stack of an unpickler; one method or table entry for each instruction torch follows."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.top: Item = None
         self.stack: list[Item] = []
         self.marks: list[list[Item]] = []
         self.memo: dict[int, Item] = {}
         self.storages: dict[str, int] = {}
         self.names: dict[str, None] = {}
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in ARGUMENTS:
-            self.stack.append(argument)
-        elif name in CONSTANTS:
-            self.stack.append(CONSTANTS[name]())
-        elif name == "PROTO":
-            pass
-        elif name == "GLOBAL":
-            self.names[argument] = None
-            self.stack.append(Global(argument.replace(" ", ".")))
-        elif name in ("BINGET", "LONG_BINGET"):
-            self.stack.append(self.memo[argument])
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            self.memo[argument] = self.stack[-1]
-        elif name == "MARK":
-            self.marks.append(self.stack)
-            self.stack = []
-        elif name in STEPS:
-            STEPS[name](self)
-        else:
-            raise ValueError(f"Unsupported operand {name}")  # as torch words it
+    def push(self, item: Item) -> None:
+        self.stack.append(item)
+
+    def push_global(self, name: str) -> None:
+        self.names[name] = None
+        self.push(Global(name.replace(" ", ".")))
+
+    def remember(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    def recall(self, key: int) -> None:
+        self.push(self.memo[key])
+
+    def mark(self) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
 
     def since_mark(self) -> list[Item]:
         items = self.stack
@@ -124,9 +98,10 @@ class _Machine:
         return items
 
     def add_tuple(self, items: Sequence[Item]) -> None:
-        inner = [item for item in items if isinstance(item, Tuple)]
-        depth = 1 + max((item.depth for item in inner), default=0)
-        size = len(items) + sum(item.size for item in inner)
+        depth, size = 1, len(items)
+        for item in items:
+            if isinstance(item, Tuple):
+                depth, size = max(depth, 1 + item.depth), size + item.size
         if depth > DEEPEST:
             raise UnsafePickle("nests tuples too deeply")
         if size > MOST_IN_TUPLE:
@@ -189,39 +164,57 @@ def _check_call(name: str, given: Sequence[Item], size: int) -> None:
 
 
 ARGUMENTS = (
-    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINSTRING"),
 )
 """Instructions that push what follows them."""
 
-CONSTANTS: dict[str, Callable[[], Item]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": lambda: Tuple((), 1, 0),
-    "EMPTY_LIST": lambda: Made("list"),
-    "EMPTY_DICT": lambda: Made("dict"),
-    "EMPTY_SET": lambda: Made("set"),
+STEPS: dict[str, Callable[[PickleScan, Any], object]] = {
+    **dict.fromkeys(ARGUMENTS, PickleScan.push),
+    "PROTO": lambda machine, _: None,
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_LIST": lambda machine, _: machine.push(Made("list")),
+    "EMPTY_DICT": lambda machine, _: machine.push(Made("dict")),
+    "EMPTY_SET": lambda machine, _: machine.push(Made("set")),
+    "GLOBAL": PickleScan.push_global,
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), PickleScan.recall),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), PickleScan.remember),
+    "MARK": lambda machine, _: machine.mark(),
+    "EMPTY_TUPLE": lambda machine, _: machine.add_tuple(()),
+    "TUPLE": lambda machine, _: machine.add_tuple(machine.since_mark()),
+    "TUPLE1": lambda machine, _: machine.add_tuple(machine.pop(1)),
+    "TUPLE2": lambda machine, _: machine.add_tuple(machine.pop(2)),
+    "TUPLE3": lambda machine, _: machine.add_tuple(machine.pop(3)),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
+    "BUILD": lambda machine, _: machine.build(),
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.call(),
+    "BINPERSID": lambda machine, _: machine.name_storage(),
 }
-"""Instructions that push a value of their own."""
-
-STEPS: dict[str, Callable[[_Machine], object]] = {
-    "TUPLE": lambda machine: machine.add_tuple(machine.since_mark()),
-    "TUPLE1": lambda machine: machine.add_tuple(machine.pop(1)),
-    "TUPLE2": lambda machine: machine.add_tuple(machine.pop(2)),
-    "TUPLE3": lambda machine: machine.add_tuple(machine.pop(3)),
-    "APPEND": lambda machine: machine.append(machine.pop(1)),
-    "APPENDS": lambda machine: machine.append(machine.since_mark()),
-    "SETITEM": lambda machine: machine.set_items(machine.pop(2)),
-    "SETITEMS": lambda machine: machine.set_items(machine.since_mark()),
-    "BUILD": _Machine.build,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BINPERSID": _Machine.name_storage,
-}
+"""What each instruction does, given what follows it."""
 
 
-def scan_legacy(file: BinaryIO, size: int) -> Scanned:
+def scan(file: BinaryIO, size: int) -> PickleScan:
+    """Follow one pickle of a file of `size` bytes up to its end.
+
+    Raises UnsafePickle, or ValueError, IndexError, KeyError or TypeError for one that is damaged.
+    """
+    followed = PickleScan(size)
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "STOP":
+            followed.top = followed.stack.pop()
+            return followed
+        if opcode.name not in STEPS:
+            raise ValueError(f"Unsupported operand {opcode.name}")  # as torch words it
+        STEPS[opcode.name](followed, argument)
+    raise ValueError("a pickle without an end")
+
+
+def scan_legacy(file: BinaryIO, size: int) -> PickleScan:
     """Follow the five pickles before the data of a legacy file. The fourth is what was saved, which
     is returned, the fifth lists the keys of the storages that follow. Raises as `scan` does.
     """

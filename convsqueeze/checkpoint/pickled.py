@@ -6,34 +6,34 @@ values are read from the file (see `archive`). Writing gives back the whole save
 another state dict in it.
 """
 
-import pickle
-import struct
 import warnings
 from collections import OrderedDict
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from sys import byteorder
 from typing import Any
 
 import torch
 
 from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.archive import Mapped, Records, archive_writer, mapped, read_records
+from convsqueeze.checkpoint.archive import Archive, archive_writer, read_archive
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, no_file
-from convsqueeze.checkpoint.edits import New
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.on_disk import FileMaps, TensorOnDisk
 from convsqueeze.checkpoint.pickle_scan import (
     LARGEST_EXPANSION,
-    Scanned,
+    PickleScan,
     UnsafePickle,
     scan,
     scan_legacy,
 )
-from convsqueeze.checkpoint.resaving import foreign_names, foreign_told, without_foreign
+from convsqueeze.checkpoint.resaving import foreign_message, foreign_names, without_foreign
 from convsqueeze.checkpoint.saved_object import (
+    Place,
     SavedObject,
+    dotted,
     find_state_dict,
     hidden_method,
     tensors_in,
@@ -46,67 +46,48 @@ from convsqueeze.sharing import span as memory_span
 
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """torch's magic number, itself pickled, behind the two bytes of its pickle's protocol."""
-
-DAMAGED = (
-    pickle.UnpicklingError,
-    struct.error,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    ArithmeticError,
-    MemoryError,
-    OSError,
-)
-"""What torch.load was seen to raise on 15,000 mutated and on all truncated files."""
-
-UNSAVABLE = (pickle.PicklingError, RuntimeError, TypeError, ValueError, AttributeError)
-"""What pickling raises for objects that it cannot pickle."""
+DAMAGED = (Exception,)
+"""What a damaged pickle raises while it is followed or built: of 15,000, nearly every kind."""
 
 
 def _recognizes(start: Start) -> bool:
-    if start.records is not None:
-        of_others = {"constants.pkl", "archive_format", "serialized_exported_program.json"}
-        return "data.pkl" in start.records and not start.records & of_others
-    return start.head[2:].startswith(LEGACY)
+    if start.records is None:
+        return start.head[2:].startswith(LEGACY)
+    of_others = {"constants.pkl", "archive_format", "serialized_exported_program.json"}
+    return "data.pkl" in start.records and start.records.keys().isdisjoint(of_others)
 
 
 def _open(start: Start, key: str | None) -> Checkpoint:
     """Raises CheckpointError for a damaged file, a forbidden class, or no single state dict."""
     path, version = start.path, FileVersion.of(start.path)
-    records = None if start.records is None else read_records(path)
-    scanned = _scanned(path, records, version.size)
-    mapping = records is not None and records.native
-    whole = _load(path, scanned, mapping)
+    archive = None if start.records is None else read_archive(start)
+    is_mapped = archive is not None and archive.byteorder == byteorder
+    whole = _load(path, _scanned(path, archive, version.size), is_mapped)
     if hidden := hidden_method(whole):
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
-    saved = SavedObject(whole, find_state_dict(path, whole, key))
-    maps = None
-    if records is not None and mapping:
-        maps = mapped(records, (tensor for _, tensor in tensors_in(whole)))
-    place_of = no_file if maps is None else maps.file_range
-    checkpoint = open_saved(path, PICKLED.name, saved, (version,), place_of)
-    _check_sizes(path, version.size, whole, maps)
+    tensors = tensors_in(whole)
+    maps = archive.mapped(tensors.values()) if archive is not None and is_mapped else None
+    range_of_memory = no_file if maps is None else maps.file_range
+    saved = SavedObject(whole, find_state_dict(path, whole, key), key, range_of_memory)
+    checkpoint = open_saved(path, PICKLED.name, saved, (version,))
+    _check_sizes(path, version.size, tensors, maps)
     return checkpoint
 
 
-def _scanned(path: Path, records: Records | None, size: int) -> Scanned:
+def _scanned(path: Path, archive: Archive | None, size: int) -> PickleScan:
     """What torch would do with it, before torch does it."""
     try:
+        if archive is not None:
+            return scan(BytesIO(archive.pickle), size)
         with path.open("rb") as file:
-            if records is None:
-                return scan_legacy(file, size)
-            return scan(BytesIO(records.pickle), size)
+            return scan_legacy(file, size)
     except UnsafePickle as error:
         raise wrong(path, f"a pickle that {error}", AGAIN) from error
     except DAMAGED as error:
         raise _refusal(path, error) from error
 
 
-def _load(path: Path, scanned: Scanned, mapping: bool) -> object:
+def _load(path: Path, scanned: PickleScan, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
     try:
@@ -116,7 +97,7 @@ def _load(path: Path, scanned: Scanned, mapping: bool) -> object:
     except DAMAGED as error:
         if foreign := foreign_names(scanned):
             advice = without_foreign(path, scanned, foreign)
-            raise wrong(path, f"a pickle with {foreign_told(foreign)}", advice) from error
+            raise wrong(path, f"a pickle with {foreign_message(foreign)}", advice) from error
         raise _refusal(path, error) from error
 
 
@@ -130,27 +111,32 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     return wrong(path, "a pickle cut off or damaged", AGAIN)
 
 
-def _check_sizes(path: Path, size: int, whole: object, maps: Mapped | None) -> None:
+def _check_sizes(
+    path: Path, size: int, tensors: Mapping[Place, torch.Tensor], maps: Archive | None
+) -> None:
     """A memory-mapped load believes the pickle about sizes; the archive's directory is right."""
-    for name, tensor in tensors_in(whole):
+    for place, tensor in tensors.items():
         if memory_span(tensor) is None:
             continue
         if maps is not None and not maps.is_record(tensor.untyped_storage()):
-            raise wrong(path, f"a pickle whose tensor {shown(name)} does not fit its data", AGAIN)
-        if tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
-            what = f"a pickle whose tensor {shown(name)} expands far beyond the file"
-            raise wrong(path, what, "Save it with .clone().")
+            problem, advice = "does not fit its data", AGAIN
+        elif tensor.numel() * tensor.element_size() > LARGEST_EXPANSION * max(size, 1 << 16):
+            problem, advice = "expands far beyond the file", "Save it with .clone()."
+        else:
+            continue
+        raise wrong(path, f"a pickle whose tensor {shown(dotted(place))} {problem}", advice)
 
 
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     """Writes it as torch.save does. Raises OutputError for what cannot be pickled."""
-    source, maps = output.source, FileMaps()
-    state_dict = _edited(output, maps)
-    whole: Any = state_dict if source.saved is None else source.saved.replaced(state_dict)
-    places = (maps.file_range, source.contents.range_of_memory)
+    source, saved = output.splicing.source, output.splicing.source.saved
+    whole: Any = edited(output.splicing, output.recipe)
+    if saved is not None:
+        whole = saved.replaced(_parted(saved, whole))
+    mapped = no_file if saved is None else saved.range_of_memory
     try:
-        write = archive_writer(whole, places, output.progress)
-    except UNSAVABLE as error:
+        write = archive_writer(whole, mapped, output.progress)
+    except Exception as error:  # an object's own way of being pickled can fail in any way
         reason = shown(str(error).partition("\n")[0])
         raise OutputError(
             f"{source.path}: holds what cannot be pickled ({reason}). "
@@ -163,30 +149,12 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     return (f"metadata {listed(lost)}: not kept, a {output.suffix} file has no place for it",)
 
 
-def _edited(output: Output, maps: FileMaps) -> OrderedDict[Any, Any]:
-    """The state dict to be saved; values that lie in files stay there."""
-    source, saved = output.source, output.source.saved
-    recipe = output.recipe.final()
-
-    def held(new: New) -> torch.Tensor:
-        return (
-            maps.tensor(new.place, new.info) if isinstance(new, TensorOnDisk) else memory.own(new)
-        )
-
-    if saved is None:
-        kept = {source.prefix + name: _kept(source, name, maps) for name in source.tensors}
-        return edited(kept, source.prefix, output.splicing, recipe, held)
-    result = edited(saved.state_dict, source.prefix, output.splicing, recipe, held)
-    # without the values of the tensors that it no longer names
-    staying = {name: tensor for name, tensor in saved.tensors.items() if result.get(name) is tensor}
+def _parted(saved: SavedObject, edited: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:
+    """The edited state dict, without the values of the tensors that it no longer names."""
+    staying = {name: tensor for name, tensor in saved.tensors.items() if edited.get(name) is tensor}
     leaving = [tensor for name, tensor in saved.tensors.items() if name not in staying]
-    result.update(memory.part(staying, leaving, saved.other_tensors()))
-    return result
-
-
-def _kept(source: Checkpoint, name: str, maps: FileMaps) -> torch.Tensor:
-    place = source.file_range(name)
-    return source.load(name) if place is None else maps.tensor(place, source.tensors[name])
+    edited.update(memory.part(staying, leaving, saved.other_tensors()))
+    return edited
 
 
 PICKLED = Format(

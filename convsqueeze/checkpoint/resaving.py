@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 
-from convsqueeze.checkpoint.pickle_scan import Item, Made, Scanned
-from convsqueeze.checkpoint.saved_object import KeyPath
+from convsqueeze.checkpoint.pickle_scan import Item, Made, PickleScan
+from convsqueeze.checkpoint.saved_object import DEPTH, KeyPath, is_of_weights, walk
 from convsqueeze.names import LONGEST_SHOWN, listed
 
-DEPTH = 4
-"""How deep weights are looked for in a saved object."""
 MOST_NAMED = 30
 MOST_WEIGHTS = 8
 REBUILT = ("torch._utils._rebuild_", "torch._tensor._rebuild_")
@@ -49,7 +47,7 @@ def resave(path: Path, expression: str) -> str:
     return _advice(path, expression.replace("PATH", _literal(str(path))), [])
 
 
-def foreign_names(scanned: Scanned) -> list[str]:
+def foreign_names(scanned: PickleScan) -> list[str]:
     """The classes and functions in a pickle that torch's weights-only unpickler refuses, sorted."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # torch answers for whole files only
@@ -60,14 +58,14 @@ def foreign_names(scanned: Scanned) -> list[str]:
     return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(buffer))
 
 
-def foreign_told(foreign: Collection[str]) -> str:
+def foreign_message(foreign: Collection[str]) -> str:
     names = listed([name.removeprefix("builtins.") for name in foreign], MOST_NAMED)
     if len(foreign) == 1:
         return f"an object of {names}, which for safety is not loaded"
     return f"objects of {names}, which for safety are not loaded"
 
 
-def without_foreign(path: Path, scanned: Scanned, foreign: Collection[str]) -> str:
+def without_foreign(path: Path, scanned: PickleScan, foreign: Collection[str]) -> str:
     """Advice to save the weights in a pickle without the objects of `foreign` classes."""
     if any(name.startswith(RUNS) for name in foreign):
         return "Do not load it: it runs commands. Get the weights from where you trust."
@@ -99,27 +97,22 @@ def without_foreign(path: Path, scanned: Scanned, foreign: Collection[str]) -> s
 
 
 def _weights(top: Item) -> Iterator[tuple[KeyPath, Made]]:
-    """The modules and the mappings with tensors that string keys lead to, but for what an optimizer
-    holds.
-    """
-    waiting: list[tuple[KeyPath, Item]] = [((), top)]
-    seen: set[int] = set()
-    for place, item in waiting:  # grows while it is walked
-        if not isinstance(item, Made) or id(item) in seen or len(place) > DEPTH:
-            continue
-        seen.add(id(item))
-        if _is_module(item) or any(map(_is_tensor, item.entries.values())):
-            yield place, item
-            continue
-        waiting += [
-            ((*place, key), inner)
-            for key, inner in item.entries.items()
-            if "optim" not in key.lower() and len(key) <= LONGEST_SHOWN
-        ]
+    """The modules and the mappings with tensors that keys of weights lead to."""
+
+    def is_weights(item: Item) -> bool:
+        return _is_module(item) or any(map(_is_tensor, getattr(item, "entries", {}).values()))
+
+    def inside(place: KeyPath, item: Item) -> Iterator[tuple[str, Item]]:
+        if isinstance(item, Made) and not is_weights(item) and len(place) < DEPTH:
+            for key, inner in item.entries.items():
+                if is_of_weights(key) and len(key) <= LONGEST_SHOWN:
+                    yield key, inner
+
+    return ((place, item) for place, item in walk(top, inside) if is_weights(item))
 
 
-def _is_module(item: Made) -> bool:
-    state = item.state
+def _is_module(item: Item) -> bool:
+    state = item.state if isinstance(item, Made) else None
     return isinstance(state, Made) and {"_parameters", "_modules"} <= state.entries.keys()
 
 

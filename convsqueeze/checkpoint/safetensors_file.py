@@ -13,9 +13,8 @@ dtypes come first (a stable sort), so that every tensor is aligned, as in the li
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,21 +22,18 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from convsqueeze.checkpoint import memory
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, TensorInfo
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import (
     FileRange,
     FileVersion,
     Progress,
-    RangeOfMemory,
-    no_file,
     no_progress,
     unreadable,
 )
-from convsqueeze.checkpoint.edits import DeferredText, New, Splice
+from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles, Writer
-from convsqueeze.checkpoint.on_disk import TensorOnDisk, read_tensor
+from convsqueeze.checkpoint.tensors import Entry, TensorInfo, TensorOnDisk, blocks_of
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed, shown
 
@@ -79,24 +75,7 @@ LARGEST = (1 << 63) - 1
 """Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: what it is, and where its bytes lie."""
-
-    info: TensorInfo
-    place: FileRange
-
-
-@dataclass(frozen=True)
-class Header:
-    """`tensors` in the order of the header, which need not be that of the data."""
-
-    version: FileVersion
-    tensors: Mapping[str, Stored]
-    metadata: Mapping[str, str]
-
-
-def read_header(path: Path) -> Header:
+def read_file(path: Path) -> Checkpoint:
     """Raises CheckpointError for a header that is damaged, or that the file does not bear out."""
     version = FileVersion.of(path)
     try:
@@ -107,7 +86,7 @@ def read_header(path: Path) -> Header:
             for name in library.offset_keys():  # in the order of the data, without gaps
                 tensor = library.get_slice(name)
                 info = _described(name, tensor.get_dtype(), tuple(tensor.get_shape()))
-                places[name] = Stored(info, FileRange(path, start, info.nbytes))
+                places[name] = TensorOnDisk(info, FileRange(path, start, info.nbytes))
                 start += info.nbytes
             metadata = entries.pop(METADATA, None) or {}  # the library forgets the order
     except OSError as error:
@@ -118,7 +97,14 @@ def read_header(path: Path) -> Header:
             f"{path}: a damaged safetensors file of {version.size} bytes: {reason}, a header that "
             "fits its data was needed. Download or save it anew."
         ) from error
-    return Header(version, {name: places[name] for name in entries}, metadata)
+    return Checkpoint(
+        path,
+        SAFETENSORS.name,
+        {name: places[name] for name in entries},  # in the order of the header
+        metadata=metadata,
+        recipe=metadata.get(RECIPE_KEY),
+        files=(version,),
+    )
 
 
 def _described(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
@@ -143,155 +129,80 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class StoredTensors:
-    """Reads the tensors of one or more safetensors files."""
-
-    tensors: Mapping[str, Stored] = field(repr=False)
-    range_of_memory: RangeOfMemory = no_file
-
-    def load(self, name: str) -> torch.Tensor:
-        stored = self.tensors[name]
-        return read_tensor(stored.place, stored.info)
-
-    def file_range(self, name: str) -> FileRange | None:
-        return self.tensors[name].place
-
-    def infos(self) -> dict[str, TensorInfo]:
-        return {name: stored.info for name, stored in self.tensors.items()}
-
-
 def _recognizes(start: Start) -> bool:
     length = int.from_bytes(start.head[:8], "little")
     like_one = start.head[8:9] == b"{" and length <= start.size - 8
     return like_one or start.path.suffix.lower() == SUFFIX
 
 
-def _open(start: Start, key: str | None) -> Checkpoint:
-    header = read_header(start.path)
-    contents = StoredTensors(header.tensors)
-    return Checkpoint(
-        start.path,
-        SAFETENSORS.name,
-        contents.infos(),
-        contents,
-        metadata=header.metadata,
-        recipe=header.metadata.get(RECIPE_KEY),
-        files=(header.version,),
-    )
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A tensor to be written: what it is, and how its bytes get into a file."""
-
-    info: TensorInfo
-    copy_to: Callable[[BinaryIO, Progress], object] = field(repr=False)
-    """Writes where the file stands, and calls with the bytes that are done."""
-
-
-def pieces(source: Checkpoint, splicing: Splice) -> dict[str, Piece]:
-    """What the edited checkpoint consists of: full names, in order.
-
-    Raises OutputError for a tensor that the format cannot hold.
+def storable(splicing: Splice) -> dict[str, Entry]:
+    """The tensors of the edited checkpoint. Raises OutputError for one that the format has no place
+    for.
     """
-    return {
-        source.prefix + name: _kept_piece(source, name) if new is None else new_piece(name, new)
-        for name, new in splicing.over(source.tensors)
-    }
-
-
-def _kept_piece(source: Checkpoint, name: str) -> Piece:
-    place = source.file_range(name)
-    copy = partial(_load_and_write, source, name) if place is None else place.copy_to
-    return _piece(name, source.tensors[name], copy)
-
-
-def new_piece(name: str, new: New) -> Piece:
-    if isinstance(new, TensorOnDisk):
-        return _piece(name, new.info, new.place.copy_to)
-    info = TensorInfo(tuple(new.shape), new.dtype, new.layout)
-    return _piece(name, info, partial(_write, new))
-
-
-def _load_and_write(source: Checkpoint, name: str, file: BinaryIO, progress: Progress) -> None:
-    _write(source.load(name), file, progress)
-
-
-def _write(tensor: torch.Tensor, file: BinaryIO, progress: Progress) -> None:
-    progress(file.write(memory.raw_bytes(tensor)))
-
-
-def _piece(name: str, info: TensorInfo, copy_to: Callable[[BinaryIO, Progress], object]) -> Piece:
-    if info.dtype not in STORED_NAMES or info.layout != torch.strided:
-        what = info.layout if info.dtype in STORED_NAMES else info.dtype
-        raise OutputError(
-            f"{shown(name)}: {what}, which a .safetensors file cannot hold; it holds "
-            f"{', '.join(DTYPES)}. Write a .pt file instead."
-        )
-    return Piece(info, copy_to)
+    parts = splicing.entries()
+    for name, info in ((name, part.info) for name, part in parts.items()):
+        if info.dtype not in STORED_NAMES or info.layout != torch.strided:
+            what = info.layout if info.dtype in STORED_NAMES else info.dtype
+            raise OutputError(
+                f"{shown(name)}: {what}, which a .safetensors file cannot hold; it holds "
+                f"{', '.join(DTYPES)}. Write a .pt file instead."
+            )
+    return parts
 
 
 def safetensors_writer(
-    parts: Mapping[str, Piece],
-    metadata: Mapping[str, str | DeferredText],
-    progress: Progress = no_progress,
+    parts: Mapping[str, Entry], metadata: Mapping[str, str], progress: Progress = no_progress
 ) -> Writer:
     """Raises OutputError for names that no header can hold. The writer that it gives raises
     OutputError where the library does not read what was written.
-
-    Deferred texts in the metadata are asked for once all tensors are written.
     """
-    by_width = sorted(parts, key=lambda name: -parts[name].info.dtype.itemsize)
-    texts = {key: DeferredText.of(text) for key, text in metadata.items()}
-    draft = _header(parts, by_width, {key: text.draft for key, text in texts.items()})
+    infos = {name: part.info for name, part in parts.items()}
+    by_width = sorted(infos, key=lambda name: -infos[name].dtype.itemsize)
+    header = _header(infos, by_width, metadata)
 
     def write(file: BinaryIO) -> None:
-        file.write(draft)
+        file.write(header)
         for name in by_width:
-            parts[name].copy_to(file, progress)
-        header = _header(parts, by_width, {key: text.final() for key, text in texts.items()})
-        if len(header) != len(draft):
-            raise ValueError(f"a header of {len(header)} bytes, its draft had {len(draft)}")
-        if header != draft:
-            file.seek(0)
-            file.write(header)
+            for block in blocks_of(parts[name]):
+                progress(file.write(block))
         file.flush()
-        _check_written(Path(file.name), parts)
+        _check_written(Path(file.name), infos)
 
     return write
 
 
-def _check_written(path: Path, parts: Mapping[str, Piece]) -> None:
+def _check_written(path: Path, infos: Mapping[str, TensorInfo]) -> None:
     try:
-        read = read_header(path).tensors
+        read = read_file(path).entries
     except CheckpointError as error:
         raise OutputError(f"{error} Write a .pt file instead.") from error
-    if {name: stored.info for name, stored in read.items()} != {
-        name: part.info for name, part in parts.items()
-    }:
+    if {name: stored.info for name, stored in read.items()} != infos:
         raise OutputError(f"{path}: not the tensors that were to be written. Write a .pt file.")
 
 
 def _header(
-    parts: Mapping[str, Piece], in_file: Sequence[str], metadata: Mapping[str, str]
+    infos: Mapping[str, TensorInfo], in_file: Sequence[str], metadata: Mapping[str, str]
 ) -> bytes:
-    places: dict[str, list[int]] = {}
-    end = 0
-    for name in in_file:
-        places[name] = [end, end := end + parts[name].info.nbytes]
-    entries = {
-        name: {
-            "dtype": STORED_NAMES[part.info.dtype],
-            "shape": list(stored_shape(part.info)),
+    """Length and header, padded with spaces so that the data starts at a multiple of 8. The tensors
+    lie there in the order `in_file`.
+    """
+    if METADATA in infos:
+        raise OutputError(f"{METADATA}: a tensor is called {METADATA}. Write a .pt file instead.")
+    ends = list(accumulate((infos[name].nbytes for name in in_file), initial=0))
+    places = dict(zip(in_file, pairwise(ends), strict=True))
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    for name, info in infos.items():
+        header[name] = {
+            "dtype": STORED_NAMES[info.dtype],
+            "shape": stored_shape(info),
             "data_offsets": places[name],
         }
-        for name, part in parts.items()
-    }
     try:
-        return header_bytes(entries, metadata)
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     except ValueError as error:
         raise OutputError(f"{METADATA}: {error}. Write a .pt file instead.") from error
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def stored_shape(info: TensorInfo) -> tuple[int, ...]:
@@ -301,35 +212,27 @@ def stored_shape(info: TensorInfo) -> tuple[int, ...]:
     return info.shape
 
 
-def header_bytes(entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> bytes:
-    """Length and header, padded with spaces so that the data starts at a multiple of 8.
-
-    Raises ValueError for a name that is no Unicode or is the metadata's.
-    """
-    if METADATA in entries:
-        raise ValueError(f"a tensor is called {METADATA}")
-    whole = ({METADATA: dict(metadata)} if metadata else {}) | dict(entries)
-    text = json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
-    metadata: dict[str, str | DeferredText] = {**(output.source.metadata or FROM_TORCH)}
-    metadata[RECIPE_KEY] = output.recipe
-    parts = pieces(output.source, output.splicing)
-    files.add(output.place, safetensors_writer(parts, metadata, output.progress))
-    return tuple(tensors_only_notes(output))
+    metadata = {**(output.splicing.source.metadata or FROM_TORCH), RECIPE_KEY: output.recipe}
+    writer = safetensors_writer(storable(output.splicing), metadata, output.progress)
+    files.add(output.place, writer)
+    return tuple(tensors_only_notes(output.splicing))
 
 
-def tensors_only_notes(output: Output) -> Iterator[str]:
+def tensors_only_notes(splicing: Splice) -> Iterator[str]:
     """What of the source a file that holds tensors alone does not take over."""
-    source = output.source
+    source = splicing.source
     if source.saved is not None and (lost := source.saved.other_names()):
         yield f"{listed(lost)}: not kept, a .safetensors file holds tensors only"
     for group in source.ties():
-        if len(kept := [name for name in group if name not in output.splicing.removed]) > 1:
+        if len(kept := [name for name in group if name not in splicing.removed]) > 1:
             yield f"{listed(kept)}: shared memory, written out as copies"
 
 
-SAFETENSORS = Format("safetensors", (SUFFIX,), recognizes=_recognizes, open=_open, stage=_stage)
+SAFETENSORS = Format(
+    "safetensors",
+    (SUFFIX,),
+    recognizes=_recognizes,
+    open=lambda start, key: read_file(start.path),
+    stage=_stage,
+)

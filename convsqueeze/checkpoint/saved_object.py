@@ -11,18 +11,22 @@ pickle as well, so nothing here calls a method of a pickle's that an attribute c
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from convsqueeze.checkpoint.disk import RangeOfMemory, no_file
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest, shown
 
 KeyPath = tuple[str, ...]
+Place = tuple[Any, ...]
+TOP = '"" (the top level)'
 KNOWN = (
     "state_dict",
     "model_state_dict",
@@ -42,10 +46,14 @@ DEPTH = 4
 
 @dataclass(frozen=True, eq=False)
 class SavedObject:
-    """A state dict that lies at `key_path` in the `whole` object."""
+    """A state dict that lies at `key_path` in the `whole` object, as the `key` that a user gave
+    says. `range_of_memory` tells which tensors are maps of a file.
+    """
 
     whole: Any = field(repr=False)
     key_path: KeyPath = ()
+    key: str | None = None
+    range_of_memory: RangeOfMemory = no_file
 
     @cached_property
     def state_dict(self) -> Mapping[Any, Any]:
@@ -64,10 +72,10 @@ class SavedObject:
         """The whole object with another state dict; what leads to it is copied."""
         return _replaced(self.whole, self.key_path, state_dict)
 
-    def other_tensors(self) -> Iterator[torch.Tensor]:
+    def other_tensors(self) -> Iterable[torch.Tensor]:
         """Every tensor but those of the state dict."""
         entries = {k: v for k, v in self.state_dict.items() if not isinstance(v, torch.Tensor)}
-        return (tensor for _, tensor in tensors_in(self.replaced(entries)))
+        return tensors_in(self.replaced(entries)).values()
 
     def other_names(self) -> list[str]:
         """Dotted names of all that is no tensor of the state dict."""
@@ -81,13 +89,14 @@ class SavedObject:
 
 def at(value: Any, place: KeyPath) -> Any:
     """What lies at a path of keys."""
-    for key in place:
-        value = value[key]
-    return value
+    return reduce(getitem, place, value)
 
 
 def dotted(place: Iterable[object]) -> str:
-    return ".".join(key if isinstance(key, str) else repr(key) for key in place)
+    return ".".join(
+        str(key) if isinstance(key, str | int | float | None) else type(key).__name__
+        for key in place
+    )
 
 
 def _replaced(saved: Any, place: KeyPath, new: object) -> Any:
@@ -98,42 +107,41 @@ def _replaced(saved: Any, place: KeyPath, new: object) -> Any:
     return result
 
 
-def walk(saved: object) -> Iterator[tuple[str, object]]:
-    """Every tensor and every mapping, each once, with the dotted way to it."""
-    waiting: list[tuple[str, object]] = [("", saved)]
+Inside = Callable[[Place, Any], Iterable[tuple[Any, Any]]]
+"""What to look at inside of a value at a place, by its keys."""
+
+
+def walk(saved: Any, inside: Inside) -> Iterator[tuple[Place, Any]]:
+    """Every value that is reached, each once, breadth first, with the keys that lead to it."""
+    waiting: list[tuple[Place, Any]] = [((), saved)]
     seen: set[int] = set()
-    while waiting:
-        place, value = waiting.pop()
-        if id(value) in seen or not isinstance(value, torch.Tensor | Mapping | list | tuple | set):
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor | Mapping):
+    for place, value in waiting:  # grows while it is walked
+        if id(value) not in seen:
+            seen.add(id(value))
             yield place, value
-        if isinstance(value, dict):
-            waiting += [(_below(place, key), inner) for key, inner in dict.items(value)]
-        elif isinstance(value, list | tuple | set):
-            waiting += [(_below(place, index), inner) for index, inner in enumerate(value)]
+            waiting += [((*place, key), inner) for key, inner in inside(place, value)]
 
 
-def _below(place: str, key: object) -> str:
-    named = key if isinstance(key, str | int) else type(key).__name__
-    return f"{place}.{named}" if place else str(named)
+def _everything(place: Place, value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return dict.items(value)
+    return enumerate(value) if isinstance(value, list | tuple | set) else ()
 
 
-def tensors_in(saved: object) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor, each once, with the dotted way to it."""
-    for place, value in walk(saved):
-        if isinstance(value, torch.Tensor):
-            yield place, value
+def tensors_in(saved: object) -> dict[Place, torch.Tensor]:
+    """Every tensor, each once, by the keys that lead to it."""
+    found = walk(saved, _everything)
+    return {place: value for place, value in found if isinstance(value, torch.Tensor)}
 
 
 def hidden_method(saved: object) -> str | None:
     """What stands in for a method of a mapping or a tensor, in words; None where nothing does."""
-    for place, value in walk(saved):
+    for place, value in walk(saved, _everything):
         kind = torch.Tensor if isinstance(value, torch.Tensor) else OrderedDict
-        for name in getattr(value, "__dict__", ()):
+        for name in getattr(value, "__dict__", ()) if isinstance(value, kind | Mapping) else ():
             if hasattr(kind, str(name)) and not str(name).startswith("__"):
-                return f"{shown(place or 'the saved object')} has an attribute {shown(str(name))}"
+                where = shown(dotted(place) or "the saved object")
+                return f"{where} has an attribute {shown(str(name))}"
     return None
 
 
@@ -141,37 +149,36 @@ def find_state_dict(path: Path, saved: object, key: str | None) -> KeyPath:
     """Raises CheckpointError where there is no state dict, or several and no `key` to choose."""
     if key is not None:
         return _asked(path, saved, key)
-    for candidates in _ranked(saved):
-        if len(candidates) > 1:
-            names = ", ".join(shown(dotted(place)) for place in candidates)
-            averaged = next((place for place in candidates if _averaged(place)), None)
-            example = shown(dotted(averaged or candidates[0]))
-            raise CheckpointError(
-                f"{path}: holds {len(candidates)} state dicts ({names}), one was needed. Choose "
-                f"with --key, for example --key {example}{', the average' if averaged else ''}."
-            )
-        if candidates:
-            return candidates[0]
-    raise CheckpointError(
-        f"{path}: holds {contents_of(saved)}, a state dict (tensors by name) was needed. "
-        "Save model.state_dict() with torch.save."
-    )
+    candidates = _candidates(saved)
+    if not candidates:
+        raise CheckpointError(
+            f"{path}: holds {contents_of(saved)}, a state dict (tensors by name) was needed. "
+            "Save model.state_dict() with torch.save."
+        )
+    if len(candidates) > 1:
+        names = ", ".join(shown(dotted(place)) or TOP for place in candidates)
+        averaged = next((place for place in candidates if _averaged(place)), None)
+        example = shown(dotted(averaged or candidates[0]))
+        raise CheckpointError(
+            f"{path}: holds {len(candidates)} state dicts ({names}), one was needed. Choose "
+            f"with --key, for example --key {example}{', the average' if averaged else ''}."
+        )
+    return candidates[0]
 
 
-def _ranked(saved: object) -> Iterator[list[KeyPath]]:
+def _candidates(saved: object) -> list[KeyPath]:
     """Known keys come before the top level, which may hold a stray tensor, such as an anchor box,
     and single numbers last. An average and what it is of are never passed over for each other.
     """
-    places = list(_mappings(saved))
-    below = [place for place in places if _has_tensors(at(saved, place), least_rank=1)]
+    below, top = _with_tensors(saved, least_rank=1)
     known = _known(below)
     if any(map(_averaged, below)):
         known += [place for place in below if place not in known]
-    yield known
-    yield [()] if _has_tensors(saved, least_rank=1) else []
-    yield below
-    yield _known(place for place in places if _has_tensors(at(saved, place), least_rank=0))
-    yield [()] if _has_tensors(saved, least_rank=0) else []
+        known += top if all(map(_averaged, known)) else []
+    if known or top or below:
+        return known or top or below
+    below, top = _with_tensors(saved, least_rank=0)
+    return _known(below) or top
 
 
 def _known(places: Iterable[KeyPath]) -> list[KeyPath]:
@@ -183,32 +190,31 @@ def _averaged(place: KeyPath) -> bool:
     return any(word.lower() in AVERAGED for key in place for word in WORD.findall(key))
 
 
-def _mappings(saved: object) -> Iterator[KeyPath]:
-    """All mappings below the top that string keys lead to, but for what an optimizer holds."""
-    waiting: list[tuple[KeyPath, object]] = [((), saved)]
-    seen: set[int] = set()
-    for place, value in waiting:  # grows while it is walked
-        if not isinstance(value, Mapping) or id(value) in seen or len(place) > DEPTH:
-            continue
-        seen.add(id(value))
-        if place:
-            yield place
-        waiting += [
-            ((*place, key), inner)
-            for key, inner in value.items()
-            if isinstance(key, str) and "optim" not in key.lower()
-        ]
+def _with_tensors(saved: object, least_rank: int) -> tuple[list[KeyPath], list[KeyPath]]:
+    """The mappings with tensors below the top, and the top if it is one. String keys lead to them,
+    but for what an optimizer holds.
+    """
+
+    def inside(place: Place, value: Any) -> Iterable[tuple[Any, Any]]:
+        if not isinstance(value, Mapping) or len(place) == DEPTH:
+            return ()
+        return ((key, inner) for key, inner in value.items() if is_of_weights(key))
+
+    found = walk(saved, inside)
+    places = [place for place, value in found if _has_tensors(value, least_rank)]
+    return [place for place in places if place], [place for place in places if not place]
+
+
+def is_of_weights(key: object) -> bool:
+    """Whether weights may lie under a key: under a string, but for what an optimizer holds."""
+    return isinstance(key, str) and "optim" not in key.lower()
 
 
 def _asked(path: Path, saved: object, key: str) -> KeyPath:
-    places = [
-        place for place in _spelled(saved, key) if _has_tensors(at(saved, place), least_rank=0)
-    ]
-    if places:
-        return places[0]
-    there = [
-        dotted(place) for place in _mappings(saved) if _has_tensors(at(saved, place), least_rank=0)
-    ]
+    for place in _spelled(saved, key):
+        if _has_tensors(at(saved, place), least_rank=0):
+            return place
+    there = [dotted(place) for place in _with_tensors(saved, least_rank=0)[0]]
     without = f"Leave --key away; the file holds {contents_of(saved)}."
     advice = nearest(key, there, f"There is {listed(there)}." if there else without)
     raise CheckpointError(f"{path}: no state dict under the key {shown(key)}. {advice}")
@@ -236,8 +242,6 @@ def _has_tensors(value: object, least_rank: int) -> bool:
 
 def contents_of(saved: object) -> str:
     """`epoch (int) and optimizer (dict)`: what a saved object holds, for a message."""
-    if isinstance(saved, Mapping):
-        return (
-            listed([f"{key} ({type(entry).__name__})" for key, entry in saved.items()]) or "nothing"
-        )
-    return f"one {type(saved).__name__}"
+    if not isinstance(saved, Mapping):
+        return f"one {type(saved).__name__}"
+    return listed([f"{key} ({type(entry).__name__})" for key, entry in saved.items()]) or "nothing"

@@ -7,30 +7,27 @@ alone; a shard by itself says nothing of merges.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint, Sharding, TensorInfo
+from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
 from convsqueeze.checkpoint.disk import FileVersion, unreadable
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
-    Header,
-    Piece,
-    Stored,
-    StoredTensors,
-    pieces,
-    read_header,
+    read_file,
     safetensors_writer,
+    storable,
     stored_shape,
     tensors_only_notes,
     unique_keys,
 )
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
+from convsqueeze.checkpoint.tensors import Entry
 from convsqueeze.errors import CheckpointError
 from convsqueeze.names import listed, nearest, shown
 
@@ -50,21 +47,23 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     names = sorted(set(weight_map.values()))
     _check_all_there(path, names)
     _check_links(path, names)
-    shards = {name: read_header(path.parent / name) for name in names}
-    tensors = {name: _find(path, name, shard, shards) for name, shard in weight_map.items()}
-    for shard, header in shards.items():
-        if extra := [name for name in header.tensors if weight_map.get(name) != shard]:
+    shards = {name: read_file(path.parent / name) for name in names}
+    for name, shard in weight_map.items():
+        if name not in shards[shard].entries:
+            raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
+    for shard, one in shards.items():
+        if extra := [name for name in one.entries if weight_map.get(name) != shard]:
             raise _misfit(path, f"does not list {listed(extra)}, which {shown(shard)} holds")
-    contents = StoredTensors(tensors)
+    recipe = index.get("metadata", {}).get(RECIPE_KEY)
     return Checkpoint(
         path,
         SHARDED.name,
-        contents.infos(),
-        contents,
+        {name: shards[shard].entries[name] for name, shard in weight_map.items()},
         metadata={k: v for one in reversed(shards.values()) for k, v in one.metadata.items()},
-        recipe=_recipe(index),
-        files=(version, *(header.version for header in shards.values())),
-        sharding=Sharding(index, [(list(h.tensors), h.metadata) for h in shards.values()]),
+        recipe=recipe if isinstance(recipe, str) else None,
+        files=(version, *(file for one in shards.values() for file in one.files)),
+        index=index,
+        shards=tuple(shards.values()),
     )
 
 
@@ -136,18 +135,8 @@ def _check_links(path: Path, names: list[str]) -> None:
                 raise _misfit(
                     path, f"has a shard {shown(name)} that is a link to another directory"
                 )
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # a link to itself is a RuntimeError before Python 3.13
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a link to itself, up to 3.12
         raise _misfit(path, f"has a shard that is no file ({error})") from error
-
-
-def _find(path: Path, name: str, shard: str, shards: Mapping[str, Header]) -> Stored:
-    found = shards[shard].tensors.get(name)
-    if found is None:
-        raise _misfit(path, f"puts {shown(name)} into {shown(shard)}, which does not hold it")
-    return found
 
 
 def _misfit(path: Path, reason: str) -> CheckpointError:
@@ -157,20 +146,10 @@ def _misfit(path: Path, reason: str) -> CheckpointError:
     )
 
 
-def _recipe(index: Mapping[str, Any]) -> str | None:
-    found = index.get("metadata", {}).get(RECIPE_KEY)
-    return found if isinstance(found, str) else None
-
-
-def _shard_pattern(index: Path) -> re.Pattern[str]:
-    """The names of the shards that an index written here may have."""
-    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
-    return re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
-
-
 def _parts(index: Path) -> list[Path]:
-    """What stands there with the names of an output's shards."""
-    pattern = _shard_pattern(index)
+    """What stands there with a name that the shards of an index written here may have."""
+    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
+    pattern = re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
     return [path for path in sorted(index.parent.iterdir()) if pattern.fullmatch(path.name)]
 
 
@@ -183,9 +162,8 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
     size, shards are filled anew in the order of the tensors, up to that many bytes of values each;
     a larger tensor has a shard of its own.
     """
-    parts = pieces(output.source, output.splicing)
-    groups = list(_groups(output) if output.largest_shard is None else _filled(output, parts))
-    groups = [(names, metadata) for names, metadata in groups if names]
+    parts = storable(output.splicing)
+    groups = [(names, metadata) for names, metadata in _groups(output, parts) if names]
     home: dict[str, str] = {}
     for number, (names, metadata) in enumerate(groups, start=1):
         shard = files.add_part(
@@ -193,14 +171,13 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
             safetensors_writer({name: parts[name] for name in names}, metadata, output.progress),
         )
         home |= dict.fromkeys(names, shard.name)
-    index = _new_index(output.source, parts, output.recipe.final())
-    index |= {"weight_map": {n: home[n] for n in parts}}
+    index = _new_index(output, parts) | {"weight_map": {name: home[name] for name in parts}}
     text = json.dumps(index, indent=2, allow_nan=False) + "\n"
     files.add(output.place, lambda file: file.write(text.encode("ascii")))
     for old in _shards_of(output.place):
         if old not in files.places:
             files.retire(old)
-    return tuple(tensors_only_notes(output))
+    return tuple(tensors_only_notes(output.splicing))
 
 
 def _shard_place(index: Path, number: str, digits: str) -> Path:
@@ -212,40 +189,30 @@ def _shard_place(index: Path, number: str, digits: str) -> Path:
 def _shards_of(index: Path) -> list[Path]:
     """The shards that an index written here before names; none where it is no such index."""
     try:
-        weight_map = _read_index(index, FileVersion.of(index))["weight_map"]
+        named = set(_read_index(index, FileVersion.of(index))["weight_map"].values())
     except CheckpointError:
         return []
-    pattern = _shard_pattern(index)
-    return [index.with_name(n) for n in sorted(set(weight_map.values())) if pattern.fullmatch(n)]
+    return [path for path in _parts(index) if path.name in named]
 
 
-Groups = Iterator[tuple[list[str], Mapping[str, str]]]
-"""Full names of each new shard in its order, with its metadata."""
-
-
-def _groups(output: Output) -> Groups:
-    source = output.source
-    if source.sharding is None:
-        names = [source.prefix + name for name, _ in output.splicing.over(source.tensors)]
-        yield names, _without_recipe(source.metadata) or FROM_TORCH
+def _groups(
+    output: Output, parts: Mapping[str, Entry]
+) -> Iterator[tuple[list[str], Mapping[str, str]]]:
+    """Full names of each new shard in its order, with its metadata."""
+    source = output.splicing.source
+    if output.largest_shard is None and source.shards:
+        for shard in source.shards:
+            names = [name for old in shard.entries for name, _ in output.splicing.at(old)]
+            yield names, _without_recipe(shard.metadata)
         return
-    for held, metadata in source.sharding.shards:
-        old = [name[len(source.prefix) :] for name in held]
-        names = [source.prefix + name for name, _ in output.splicing.over(old)]
-        yield names, _without_recipe(metadata)
-
-
-def _filled(output: Output, parts: Mapping[str, Piece]) -> Groups:
-    """With as many tensors in each shard as the largest size holds."""
-    metadata = _without_recipe(output.source.metadata) or FROM_TORCH
-    names: list[str] = []
-    held = 0
+    metadata = _without_recipe(source.metadata) or FROM_TORCH
+    names, held_bytes, most = [], 0, output.largest_shard or inf
     for name, part in parts.items():
-        if names and held + part.info.nbytes > (output.largest_shard or 0):
+        if names and held_bytes + part.info.nbytes > most:
             yield names, metadata
-            names, held = [], 0
+            names, held_bytes = [], 0
         names.append(name)
-        held += part.info.nbytes
+        held_bytes += part.info.nbytes
     yield names, metadata
 
 
@@ -253,23 +220,20 @@ def _without_recipe(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key != RECIPE_KEY}
 
 
-def _new_index(source: Checkpoint, parts: Mapping[str, Piece], recipe: str) -> dict[str, Any]:
+def _new_index(output: Output, parts: Mapping[str, Entry]) -> dict[str, Any]:
     """The source's index with its sums brought up to date."""
-    old = {} if source.sharding is None else source.sharding.index
-    metadata = dict(old.get("metadata", {}))
+    source = output.splicing.source
+    metadata = dict(source.index.get("metadata", {}))
     metadata["total_size"] = sum(part.info.nbytes for part in parts.values())
-    count = metadata.get("total_parameters")
-    if isinstance(count, int):
-        metadata["total_parameters"] = (
-            count + _numel(part.info for part in parts.values()) - _numel(source.tensors.values())
-        )
-    metadata[RECIPE_KEY] = recipe
-    return {**old, "metadata": metadata}
+    if isinstance(count := metadata.get("total_parameters"), int):
+        metadata["total_parameters"] = count + _numel(parts) - _numel(source.entries)
+    metadata[RECIPE_KEY] = output.recipe
+    return {**source.index, "metadata": metadata}
 
 
-def _numel(infos: Iterable[TensorInfo]) -> int:
+def _numel(entries: Mapping[str, Entry]) -> int:
     """As the headers count."""
-    return sum(prod(stored_shape(info)) for info in infos)
+    return sum(prod(stored_shape(entry.info)) for entry in entries.values())
 
 
 SHARDED = Format(

@@ -18,17 +18,14 @@ from convsqueeze.names import listed, nearest
 HEAD = 1024
 ZIP = b"PK\x03\x04"
 INDEX_SUFFIX = ".safetensors.index.json"
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 AGAIN = "Download or save it anew."
 OTHER = "Name the checkpoint instead."
 UNPACK = "Unpack it and name the checkpoint inside."
+PULL = 'Run "git lfs pull" and try again.'
 FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
-    (
-        0,
-        b"version https://git-lfs",
-        "a git-lfs pointer, not the file itself",
-        'Run "git lfs pull" and try again.',
-    ),
+    (0, b"version https://git-lfs", "a git-lfs pointer, not the file itself", PULL),
     (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", OTHER),
     (0, b"\xff\xd8\xff", "a JPEG picture", OTHER),
     (0, b"GIF8", "a GIF picture", OTHER),
@@ -55,13 +52,12 @@ def examine(path: Path) -> Start:
     _check_place(path)
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
-            size = path.stat().st_size
-            if not head:
-                raise wrong(path, "an empty file", AGAIN)
+            head, size = file.read(HEAD), path.stat().st_size
             records = _records(path, file) if head.startswith(ZIP) else None
     except OSError as error:
         raise unreadable(path, error) from error
+    if not head:
+        raise wrong(path, "an empty file", AGAIN)
     if records is None:
         _refuse_foreign(path, head)
     return Start(path, head, size, records)
@@ -69,12 +65,21 @@ def examine(path: Path) -> Start:
 
 def unknown(start: Start) -> CheckpointError:
     """For a file that no format recognizes."""
-    if start.records is not None:
-        return _unknown_archive(start.path, start.records)
-    if re.match(rb"\x80[\x02-\x05]", start.head):
+    path, records = start.path, start.records
+    if records is None and re.match(rb"\x80[\x02-\x05]", start.head):
         advice = 'Save the state dict with torch.save(..., "model.pt").'
-        return wrong(start.path, "a plain pickle", advice)
-    return wrong(start.path, "no kind of file that is known here, or cut off", AGAIN)
+        return wrong(path, "a plain pickle", advice)
+    if records is None:
+        return wrong(path, "no kind of file that is known here, or cut off", AGAIN)
+    if "constants.pkl" in records:
+        code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
+        return wrong(path, "a TorchScript archive", resave(path, code))
+    if "archive_format" in records or "serialized_exported_program.json" in records:
+        code = "dict(torch.export.load(PATH).state_dict)"
+        return wrong(path, "a torch.export archive", resave(path, code))
+    if any(name.endswith(".npy") for name in records):
+        return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
+    return wrong(path, "a zip archive that torch.save did not write", UNPACK)
 
 
 def wrong(path: Path, what: str, advice: str) -> CheckpointError:
@@ -86,8 +91,9 @@ def wrong(path: Path, what: str, advice: str) -> CheckpointError:
 def _check_place(path: Path) -> None:
     try:
         if path.is_dir():
-            inside = sorted(p.name for p in path.iterdir() if p.name.endswith(INDEX_SUFFIX))
-            inside = inside or sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)
+            names = sorted(p.name for p in path.iterdir())
+            inside = [name for name in names if name.endswith(INDEX_SUFFIX)]
+            inside = inside or [name for name in names if name.endswith(SUFFIXES)]
             advice = f"Name a file inside: {listed(inside)}." if inside else "Name a file."
             raise wrong(path, "a directory", advice)
         if not path.exists():
@@ -100,9 +106,6 @@ def _check_place(path: Path) -> None:
         raise unreadable(path, error) from error
 
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-
-
 def _refuse_foreign(path: Path, head: bytes) -> None:
     for offset, magic, what, advice in FOREIGN:
         if head[offset:].startswith(magic):
@@ -113,22 +116,10 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         raise wrong(path, "an ONNX model", "Take the checkpoint that it was exported from.")
 
 
-def _records(path: Path, file: BinaryIO) -> frozenset[str]:
+def _records(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file) as archive:
-            listed_names = archive.namelist()
+            found = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-    return frozenset(name.partition("/")[2] or name for name in listed_names)
-
-
-def _unknown_archive(path: Path, records: frozenset[str]) -> CheckpointError:
-    if "constants.pkl" in records:
-        code = 'torch.jit.load(PATH, map_location="cpu").state_dict()'
-        return wrong(path, "a TorchScript archive", resave(path, code))
-    if records & {"archive_format", "serialized_exported_program.json"}:
-        code = "dict(torch.export.load(PATH).state_dict)"
-        return wrong(path, "a torch.export archive", resave(path, code))
-    if any(name.endswith(".npy") for name in records):
-        return wrong(path, "a NumPy .npz archive", "Save tensors with torch.save or safetensors.")
-    return wrong(path, "a zip archive that torch.save did not write", UNPACK)
+    return {one.filename.partition("/")[2] or one.filename: one for one in found}

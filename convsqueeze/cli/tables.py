@@ -65,7 +65,8 @@ def print_verify(console: Console, report: "Report") -> None:
         cells = (one.name, f"{one.inputs:,}", interior, border)
         rows.append(Row(cells, is_wrong=not one.ok))
     columns = ("layer", "inputs", "interior error\n/ bound", "border error")
-    print_table(console, Table("verification", columns, tuple(rows)))
+    title = ", ".join(filter(None, ("verification", shown(report.state_dict))))
+    print_table(console, Table(title, columns, tuple(rows)))
     for one in report.layers:
         if one.worst.place:
             line = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
@@ -107,7 +108,8 @@ def _print_exported(console: Console, result: "ExportResult") -> None:
         error = format_ratio(one.worst.error, one.worst.bound)
         rows.append(Row((shown(one.name), one.dtype, sizes, error)))
     columns = ("layer", "dtype", "input sizes", "error\n/ bound")
-    print_table(console, Table(result.destination.name, columns, tuple(rows)))
+    title = ", ".join(filter(None, (result.destination.name, shown(result.state_dict))))
+    print_table(console, Table(title, columns, tuple(rows)))
     print_notes(console, result.notes)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,7 @@ PAGE = 4096
 @dataclass(frozen=True)
 class ExportResult:
     """A written model: its files (the model first), its operator set, and what the check saw on
-    inputs from `seed`.
+    inputs from `seed`. `state_dict` is the dotted key of the squeezed file's, "" at the top level.
     """
 
     files: tuple[Path, ...]
@@ -40,6 +40,7 @@ class ExportResult:
     opset: int
     layers: tuple[ExportReport, ...]
     seed: int = 0
+    state_dict: str = ""
 
     @property
     def destination(self) -> Path:
@@ -62,6 +63,7 @@ class ExportResult:
             "bytes": self.bytes_written,
             "opset": self.opset,
             "seed": self.seed,
+            "state_dict": self.state_dict,
             "layers": [layer.to_data() for layer in self.layers],
             "notes": list(self.notes),
         }
@@ -109,9 +111,10 @@ def export(
     chosen = _chosen(recipe, names, str(path))
     layers = modules_of(chosen, checkpoint, str(path))
     checkpoint.check_unchanged()
-    return checked_onnx(
+    written = checked_onnx(
         layers, output, recipe_json=recipe.to_json(), opset=opset, overwrite=overwrite, seed=seed
     ).write()
+    return replace(written, state_dict=checkpoint.wrapper)
 
 
 def _chosen(recipe: Recipe, names: Sequence[str] | None, where: str) -> list[RecipeLayer]:

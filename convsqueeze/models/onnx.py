@@ -141,5 +141,5 @@ def export_whole(
     else:
         raise VerificationError([f"{destination}: {problem}" for problem in problems])
     held.check_unchanged()
-    written = replace(alone, model=made).write()
+    written = replace(replace(alone, model=made).write(), state_dict=held.wrapper)
     return WholeExport(written, checked, whole, f"the {against} in torch", notes)

@@ -1,7 +1,7 @@
 """From file to file: nothing is written until verification has held."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convsqueeze.checkpoint import (
@@ -92,7 +92,7 @@ def merge_file(
     checkpoint = open_checkpoint(path, key=key)
     output = destination or default_destination(path, split=largest_shard is not None)
     if not dry_run:
-        check_destination(checkpoint, output, overwrite=overwrite, largest_shard=largest_shard)
+        check_destination(checkpoint, output, overwrite, largest_shard)
     plan = planned(manifest, checkpoint, border, growth)
     if dry_run:
         return MergedFile(
@@ -105,7 +105,6 @@ def merge_file(
             wrapper=checkpoint.wrapper,
             device=str(place),
         )
-    digest = checkpoint.files_hash()
     hash_progress = byte_progress(f"hashing {path.name}", checkpoint.nbytes, track)
     with NewFiles(overwrite=overwrite) as files:
         result = squeeze_checkpoint(
@@ -116,30 +115,24 @@ def merge_file(
             widen=widen,
             settings=settings or Settings(),
             keep=ScratchFile(files, output).keep,
-            sha256=lambda: digest.hexdigest(hash_progress),
+            sha256=lambda: checkpoint.sha256(hash_progress),
             track=track,
             device=place,
             keep_exact=keep_exact,
         )
         post_verify(result, files)
         total = bytes_to_write(checkpoint, result.edits)
+        recipe = result.recipe.to_json()
         track(f"writing {output.name}", 0, total, unit="bytes")
-        write_progress = byte_progress(f"writing {output.name}", total, track)
-
-        def progress(nbytes: int) -> None:
-            """The source is hashed while the system puts what was copied on the disk."""
-            digest.step(nbytes)
-            write_progress(nbytes)
-
         notes = write_checkpoint(
             checkpoint,
             output,
             result.edits,
-            result.recipe_text,
+            recipe,
             overwrite=overwrite,
             files=files,
             largest_shard=largest_shard,
-            progress=progress,
+            progress=byte_progress(f"writing {output.name}", total, track),
         )
     track(f"reporting on {output.name}, which is complete", 0, 0)
     written = open_like(checkpoint, output).nbytes
@@ -201,4 +194,4 @@ def verify_files(
     )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()
-    return report
+    return replace(report, state_dict=before.wrapper)

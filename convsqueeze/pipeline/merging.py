@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convsqueeze.checkpoint import Checkpoint, DeferredText, Edit, New
+from convsqueeze.checkpoint import Checkpoint, Edit, New
 from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest
@@ -66,15 +66,13 @@ class Result:
     """Squeezed tensors before they are written: the edits, the recipe, what verification saw.
 
     `exact` are, by layer, the values in float64 that were rounded, if they were to be kept.
-    `layers` are the entries of the recipe that `recipe_with` makes of the hash of the source, which
-    `sha256` gives.
+    `layers` are the entries of the recipe, which `make_recipe` hashes the source for.
     """
 
     plan: Plan
     edits: tuple[Edit, ...]
     layers: tuple[RecipeLayer, ...]
-    recipe_with: Callable[[str], Recipe]
-    sha256: Callable[[], str]
+    make_recipe: Callable[[], Recipe]
     verification: Report | None
     widened: Mapping[str, tuple[Widened, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -82,13 +80,7 @@ class Result:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return self.recipe_with(self.sha256())
-
-    @property
-    def recipe_text(self) -> DeferredText:
-        """The recipe as JSON, which is as long with any other hash of the source."""
-        draft = self.recipe_with("0" * 64)
-        return DeferredText(draft.to_json(), lambda: self.recipe.to_json())
+        return self.make_recipe()
 
     def modules(self) -> dict[str, SqueezedConv]:
         """Each squeezed layer by name, ready to call."""
@@ -147,17 +139,17 @@ def squeeze_checkpoint(
         report = Report(tuple(reports), settings=settings, device=str(device))
         report.raise_if_failed()
 
-    def recipe_with(source_sha256: str) -> Recipe:
+    def make_recipe() -> Recipe:
+        source = (sha256 or checkpoint.sha256)()
         return recipe_of(
-            plan, checkpoint, border=border, growth=growth, layers=layers, sha256=source_sha256
+            plan, checkpoint, border=border, growth=growth, layers=layers, sha256=source
         )
 
     return Result(
         plan=plan,
         edits=tuple(edits),
         layers=tuple(layers),
-        recipe_with=recipe_with,
-        sha256=checkpoint.sha256 if sha256 is None else sha256,
+        make_recipe=make_recipe,
         verification=report,
         widened=widened,
         notes=tuple(notes),

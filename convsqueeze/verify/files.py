@@ -14,7 +14,7 @@ from torch import Tensor
 from convsqueeze.algebra.precision import is_wider
 from convsqueeze.checkpoint import Checkpoint, differences_around, kept_difference
 from convsqueeze.checkpoint.disk import Progress, no_progress
-from convsqueeze.device import CPU, computing_on, loading_to
+from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
@@ -42,7 +42,8 @@ class Report:
     """What verification saw: one report a layer, and what is wrong with the file around them.
 
     `maps`, if asked for: where each layer differs that failed or may differ at the border.
-    `device` is what the layers were run on.
+    `device` is what the layers were run on, `state_dict` the dotted key of what was compared in the
+    original, "" at the top level.
     """
 
     layers: tuple[LayerReport, ...]
@@ -52,6 +53,7 @@ class Report:
     plan: Plan | None = field(default=None, repr=False)
     maps: tuple[DifferenceMap, ...] = field(default=(), repr=False)
     device: str = "cpu"
+    state_dict: str = ""
 
     @property
     def ok(self) -> bool:
@@ -121,7 +123,7 @@ def verify_merge(
         return check_layer(
             merge,
             module,
-            loading_to(original.load, device),
+            lambda name: original.load(name).to(device),
             trials=settings.trials,
             seed=settings.seed,
             exhaustive=settings.exhaustive,
@@ -171,7 +173,7 @@ def _maps(
             found = difference_map(
                 merges[report.name],
                 _module_on(device, layer, stored_tensors(layer, squeezed)),
-                loading_to(original.load, device),
+                lambda name: original.load(name).to(device),
                 trials=settings.trials,
                 seed=settings.seed,
             )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convsqueeze.checkpoint import Edit, edited_state_dict, from_state_dict
-from convsqueeze.checkpoint.memory import own, part
+from convsqueeze.checkpoint.memory import compact, part
 from convsqueeze.sharing import ties
 
 pytestmark = pytest.mark.quick
@@ -137,15 +137,15 @@ def test_parted_parameters_stay_parameters_and_the_same() -> None:
     assert ties(parted) == (("a", "b", "c"),)
 
 
-def test_own_holds_nothing_else() -> None:
+def test_compact_holds_nothing_else() -> None:
     base = torch.arange(12.0).reshape(3, 4).requires_grad_()
     for tensor in (base[1], base.t(), base[1].detach(), base):
-        mine = own(tensor)
+        mine = compact(tensor)
         assert torch.equal(mine, tensor)
         assert mine.is_contiguous()
         assert not mine.requires_grad
         assert mine.untyped_storage().nbytes() == mine.numel() * 4
-    assert own(mine).data_ptr() == mine.data_ptr()
+    assert compact(mine).data_ptr() == mine.data_ptr()
 
 
 def test_state_dict_in_memory() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from convsqueeze.checkpoint import Edit, edited_names, open_checkpoint, write_checkpoint
+from convsqueeze.checkpoint import Edit, open_checkpoint, open_like, write_checkpoint
+from convsqueeze.checkpoint.edits import splice
 from convsqueeze.errors import CheckpointError, OutputError
 
 RECIPE = '{"version": 1}'
@@ -106,7 +107,7 @@ def test_edited_file_keeps_all_the_rest(
     assert after._metadata == {**before._metadata, "convsqueeze": RECIPE}
     again = open_checkpoint(tmp_path / "out.pt")
     assert (again.recipe, again.wrapper, again.prefix) == (RECIPE, wrapper, prefix)
-    assert list(again.tensors) == edited_names(checkpoint, [MERGE])
+    assert list(again.entries) == list(splice(checkpoint, [MERGE]).entries())
 
 
 def test_plain_dict_gets_metadata_and_loads_into_a_model(tmp_path: Path) -> None:
@@ -215,6 +216,19 @@ def test_raw_and_averaged_weights_are_asked_for(tmp_path: Path, raw: str, averag
     assert f"for example --key {averaged}, the average." in str(caught.value)
     assert torch.equal(open_checkpoint(path, key=raw).load("a"), STATE["a"])
     assert torch.equal(open_checkpoint(path, key=averaged).load("a"), torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("averaged", ["ema", "ema_weights"])
+def test_an_average_below_the_weights_is_asked_for(tmp_path: Path, averaged: str) -> None:
+    path = saved(tmp_path / "model.pt", {**STATE, averaged: {"a": torch.zeros(2, 2)}})
+    says = rf'2 state dicts \({averaged}, "" \(the top level\)\).*--key {averaged}, the average'
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(path)
+    assert torch.equal(open_checkpoint(path, key=averaged).load("a"), torch.zeros(2, 2))
+    source = open_checkpoint(path, key="")
+    assert torch.equal(source.load("a"), STATE["a"])
+    write_checkpoint(source, tmp_path / "out.pt", [], RECIPE)
+    assert torch.equal(open_like(source, tmp_path / "out.pt").load("a"), STATE["a"])
 
 
 @pytest.mark.parametrize(

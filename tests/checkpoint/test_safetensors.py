@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from convsqueeze.checkpoint import (
     Edit,
-    edited_names,
     from_state_dict,
     memory,
     open_checkpoint,
     safetensors_file,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.safetensors_file import DTYPES, StoredTensors
+from convsqueeze.checkpoint.edits import splice
+from convsqueeze.checkpoint.safetensors_file import DTYPES
+from convsqueeze.checkpoint.tensors import TensorOnDisk
 from convsqueeze.errors import CheckpointError, OutputError
 
 pytestmark = pytest.mark.quick
@@ -120,7 +121,7 @@ def test_untouched_tensors_keep_order_and_bytes(
         order += ["NEW one", "NEW two"] if checkpoint.prefix + at == name else []
         order += [] if name.removeprefix(checkpoint.prefix) in gone else [name]
     assert [n.removeprefix(checkpoint.prefix) if "NEW" in n else n for n in out] == order
-    assert [checkpoint.prefix + n for n in edited_names(checkpoint, edits)] == list(out)
+    assert list(splice(checkpoint, edits).entries()) == list(out)
     assert {n: v for n, v in out.items() if "NEW" not in n} == {
         n: v for n, v in entries.items() if n.removeprefix(checkpoint.prefix) not in gone
     }
@@ -175,7 +176,7 @@ def test_untouched_tensors_are_never_made(tmp_path: Path, monkeypatch: pytest.Mo
     def forbidden(*_: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(StoredTensors, "load", forbidden)
+    monkeypatch.setattr(TensorOnDisk, "load", forbidden)
     checkpoint = open_checkpoint(tmp_path / "in.safetensors")
     edit = Edit("b", frozenset("b"), {"c": torch.zeros(3)})
     write_checkpoint(checkpoint, tmp_path / "out.safetensors", [edit], RECIPE)

@@ -4,7 +4,6 @@ import errno
 import gc
 import hashlib
 import json
-import os
 import resource
 import sys
 import weakref
@@ -21,20 +20,16 @@ from torch import Tensor
 from convsqueeze import load_layers, merge_file, pipeline
 from convsqueeze.checkpoint import (
     Checkpoint,
-    DeferredText,
     Edit,
     ScratchFile,
     TensorOnDisk,
     from_state_dict,
     memory,
-    on_disk,
     open_checkpoint,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.disk import BLOCK, FileRange, FilesHash
+from convsqueeze.checkpoint.disk import BLOCK, FileRange, files_sha256
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.on_disk import FileMaps
-from convsqueeze.checkpoint.safetensors_file import new_piece, safetensors_writer
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.pipeline import merging
@@ -207,87 +202,23 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, before: str, after: 
 # the hash
 
 
-@pytest.mark.parametrize("steps", [(), (1,), (BLOCK - 1, 2, 0, BLOCK), (100 * BLOCK, 5)])
-def test_the_hash_is_that_of_all_bytes_whatever_the_steps(
-    tmp_path: Path, steps: tuple[int, ...]
-) -> None:
+def test_the_hash_is_that_of_all_bytes(tmp_path: Path) -> None:
     data = [bytes(range(256)) * (BLOCK // 100), b"", b"the end"]
     paths = [tmp_path / f"{number}" for number in range(3)]
     for path, part in zip(paths, data, strict=True):
         path.write_bytes(part)
-    digest, told = FilesHash(paths), []
-    for step in steps:
-        digest.step(step)
-    assert digest.hexdigest(told.append) == hashlib.sha256(b"".join(data)).hexdigest()
-    assert digest.hexdigest() == hashlib.sha256(b"".join(data)).hexdigest(), "asked again"
-    left = sum(map(len, data)) - sum(steps)
-    assert max(0, left - BLOCK) <= sum(told) <= max(0, left)
-
-
-def test_the_source_is_hashed_while_it_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not before, so that the disk is busy meanwhile."""
-    path = checkpoint_of(tmp_path, ".safetensors", {"a": torch.zeros(5 * BLOCK), **tensors()})
-    taken: list[int] = []
-    step = FilesHash.step
-
-    def spy(self: FilesHash, nbytes: int) -> None:
-        taken.append(nbytes)
-        step(self, nbytes)
-
-    monkeypatch.setattr(FilesHash, "step", spy)
-    output = tmp_path / "out.safetensors"
-    merge_file(path, manifest_from_data(MANIFEST), output)
-    assert sum(taken) > 20 * BLOCK
-    recipe = json.loads(str(open_checkpoint(output).recipe))
-    assert recipe["source"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    told: list[int] = []
+    assert files_sha256(paths, told.append) == hashlib.sha256(b"".join(data)).hexdigest()
+    assert sum(told) == sum(map(len, data))
+    assert max(told) == BLOCK
 
 
 def test_a_hash_that_fails_is_told(tmp_path: Path) -> None:
     path = checkpoint_of(tmp_path, ".safetensors")
-    digest = open_checkpoint(path).files_hash()
+    source = open_checkpoint(path)
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        digest.step(1)
-
-
-# texts that are known last
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_recipe_that_is_known_last(tmp_path: Path, suffix: str) -> None:
-    named = {"large": torch.zeros(BLOCK), **tensors()}
-    source = open_checkpoint(checkpoint_of(tmp_path, suffix, named))
-    asked: list[int] = []
-
-    def final() -> str:
-        asked.append(sum(path.stat().st_size for path in tmp_path.glob(".convsqueeze-*")))
-        return "known"
-
-    output = tmp_path / f"out{suffix}"
-    write_checkpoint(source, output, [], DeferredText("draft", final))
-    assert open_checkpoint(output).recipe == "known"
-    assert len(asked) == 1
-    if suffix == ".pt":
-        assert asked[0] == 0, "its pickle stands first"
-    else:
-        assert asked[0] >= 4 * BLOCK, "asked for before the values were written"
-    assert everything(output).keys() == named.keys()
-
-
-def test_a_text_must_be_as_long_as_its_draft(tmp_path: Path) -> None:
-    parts = {"a": new_piece("a", torch.zeros(3))}
-    with (tmp_path / "out").open("wb") as file:
-        for shorter, raises in (("abc", None), ("a much longer text", ValueError)):
-            text = DeferredText("xyz", lambda text=shorter: text)
-            write = safetensors_writer(parts, {"k": text})
-            file.seek(0)
-            if raises is None:
-                write(file)
-                continue
-            with pytest.raises(raises, match="its draft had"):
-                write(file)
+        source.sha256()
 
 
 # what waits on disk
@@ -300,15 +231,9 @@ def test_spooled_tensors(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [], "made when it is first needed"
         kept = [spool.keep(tensor) for tensor in given]
         assert len(list(tmp_path.iterdir())) == 1
-        maps = FileMaps()
         for tensor, one in zip(given, kept, strict=True):
             assert (one.info.shape, one.info.dtype) == (tuple(tensor.shape), tensor.dtype)
             assert torch.equal(one.load(), tensor)
-            mapped = maps.tensor(one.place, one.info)
-            assert torch.equal(mapped, tensor)
-            start = mapped.untyped_storage().data_ptr()
-            found = maps.file_range(start, start + mapped.untyped_storage().nbytes())
-            assert found == (one.place if tensor.numel() else None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -327,8 +252,8 @@ def test_a_disk_that_is_full_while_merges_wait(
         def write(self, data: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(NewFiles, "scratch", full)
     path = checkpoint_of(tmp_path, ".safetensors")
+    monkeypatch.setattr(NewFiles, "scratch", full)
     with pytest.raises(OutputError, match=r"out\.safetensors: cannot be written \(No space left"):
         merge_file(path, manifest_from_data(MANIFEST), tmp_path / "out.safetensors")
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
@@ -446,41 +371,18 @@ def test_split_is_where_the_output_goes_by_default(tmp_path: Path) -> None:
     assert pipeline.verify_files(path, done.output).ok
 
 
-def test_maps_of_a_file_that_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        on_disk.FileMaps().tensor(
-            FileRange(tmp_path / "gone", 0, 4), from_state_dict({"a": torch.ones(1)}).tensors["a"]
-        )
-
-
 # copying
 
 
-def no_system_copy(*_: object) -> int:
-    raise OSError(errno.EINVAL, "Invalid argument")
-
-
-@pytest.mark.parametrize("way", ["system", "memory", "both"])
 @pytest.mark.parametrize("nbytes", [0, 100, BLOCK, 3 * BLOCK + 17])
-def test_bytes_are_copied_and_told_of(
-    tmp_path: Path, nbytes: int, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the system, through memory, or through memory from where the system stopped."""
+def test_bytes_are_copied_and_told_of(tmp_path: Path, nbytes: int) -> None:
     data = bytes(range(256)) * (nbytes // 256 + 2)
     (tmp_path / "in").write_bytes(data)
     told: list[int] = []
-    sendfile, calls = os.sendfile, []
-
-    def copied(out: int, source: int, offset: int, count: int) -> int:
-        calls.append(count)
-        return no_system_copy() if len(calls) > 1 else sendfile(out, source, offset, 50)
-
-    if way != "system":
-        monkeypatch.setattr(os, "sendfile", no_system_copy if way == "memory" else copied)
-    monkeypatch.setattr("convsqueeze.checkpoint.disk.SYSTEM_BLOCK", BLOCK)
     with (tmp_path / "out").open("wb") as file:
         file.write(b"before")
-        FileRange(tmp_path / "in", 7, nbytes).copy_to(file, told.append)
+        for block in FileRange(tmp_path / "in", 7, nbytes).blocks():
+            told.append(file.write(block))
         file.write(b"after")
         assert file.tell() == 11 + nbytes
     assert sum(told) == nbytes
@@ -488,36 +390,13 @@ def test_bytes_are_copied_and_told_of(
     assert (tmp_path / "out").read_bytes() == b"before" + data[7 : 7 + nbytes] + b"after"
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_ways_of_copying_give_the_same_bytes(
-    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = checkpoint_of(tmp_path, suffix, {"large": torch.randn(300_001), **tensors()})
-    outputs = []
-    for name in ("system", "memory"):
-        if name == "memory":
-            monkeypatch.setattr(os, "sendfile", no_system_copy)
-        (tmp_path / name).mkdir()
-        merge_file(path, manifest_from_data(MANIFEST), tmp_path / name / f"out{suffix}")
-        outputs.append({one.name: one.read_bytes() for one in (tmp_path / name).iterdir()})
-    assert outputs[0] == outputs[1]
-
-
-@pytest.mark.parametrize("way", ["system", "memory"])
-def test_a_source_that_is_cut_is_told_while_it_is_copied(
-    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if way == "memory":
-        monkeypatch.setattr(os, "sendfile", no_system_copy)
+def test_a_source_that_is_cut_is_told_while_it_is_copied(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(bytes(2 * BLOCK))
-    with (
-        (tmp_path / "out").open("wb") as file,
-        pytest.raises(CheckpointError, match="ends within"),
-    ):
-        FileRange(tmp_path / "in", 7, 2 * BLOCK).copy_to(file)
+    with pytest.raises(CheckpointError, match="ends within"):
+        list(FileRange(tmp_path / "in", 7, 2 * BLOCK).blocks())
 
 
-def test_a_disk_that_is_full_is_told_while_the_system_copies(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_is_told_while_a_file_is_copied(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     source = open_checkpoint(checkpoint_of(tmp_path, ".safetensors", {"a": torch.zeros(BLOCK)}))
     resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, hard))

@@ -18,11 +18,11 @@ from convsqueeze.checkpoint import (
     Edit,
     check_destination,
     default_destination,
-    edited_names,
     from_state_dict,
     open_checkpoint,
     write_checkpoint,
 )
+from convsqueeze.checkpoint.edits import splice
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError
 
@@ -270,7 +270,7 @@ def test_input_that_is_cut_meanwhile(tmp_path: Path) -> None:
 def test_edit_that_does_not_fit(tmp_path: Path, edits: list[Edit], says: str) -> None:
     source = from_state_dict(BIG)
     with pytest.raises(OutputError, match=says):
-        edited_names(source, edits)
+        splice(source, edits)
     with pytest.raises(OutputError, match=says):
         write_checkpoint(source, tmp_path / "out.pt", edits, "")
     assert names(tmp_path) == []
@@ -313,7 +313,7 @@ def test_edits_are_meant_literally() -> None:
         Edit("c", frozenset("ac"), new),
         Edit("e", frozenset("f"), {"y": torch.ones(1)}),
     ]
-    assert edited_names(source, edits) == ["b", "x", "a", "d", "y", "e"]
+    assert list(splice(source, edits).entries()) == ["b", "x", "a", "d", "y", "e"]
 
 
 def test_temporary_names_say_whose_they_are(tmp_path: Path) -> None:

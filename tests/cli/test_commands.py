@@ -435,12 +435,18 @@ def test_key_chooses_one_of_two_state_dicts(tmp_path: Path) -> None:
         for words in (str(model), "params_ema", "params", "--key"):
             assert words in refused.errors[0]
     assert not output.exists()
-    written(merged(model, "--key", "params_ema"), output)
+    chosen = ("--key", "params_ema")
+    written(merged(model, *chosen), output)
     after = torch.load(output, weights_only=True)
     assert list(after) == ["params", "params_ema", "epoch"]
     assert list(after["params"]) == list(plain)
     assert "stem.weight" in after["params_ema"]
-    assert run_here("verify", model, output, "--key", "params_ema").status == 0
+    assert "verification, params_ema" in run_here("verify", model, output, *chosen).stdout
+    assert run_here("verify", model, output, *chosen, "--json").data["state_dict"] == "params_ema"
+    onnx = tmp_path / "two.onnx"
+    assert "two.onnx, params_ema" in run_here("export-onnx", output, "-o", onnx, *chosen).stdout
+    exported = run_here("export-onnx", output, "-o", onnx, *chosen, "--overwrite", "--json")
+    assert exported.data["state_dict"] == "params_ema"
     assert run_here("verify", model, output, "--key", "params").status in (1, 2)
     assert run_here("inspect", output, "--key", "params_ema", "--json").data["recipe"]
 

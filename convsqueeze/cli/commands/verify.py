@@ -69,6 +69,7 @@ def verify(
                 more_data["onnx"] = [one.to_data() for one in seen]
             except VerificationError as error:
                 report = report.with_problems(error.problems)
+    more_data["state_dict"] = report.state_dict
     tables.print_verify(console, report)
     if plot is not None:
         drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
