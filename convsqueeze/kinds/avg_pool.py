@@ -101,24 +101,8 @@ def _call(rank: int, call: Call) -> Semantics:
     return Linear(AvgPoolLayer(type="avg_pool", kernel_size=kernel, **settings), rank)
 
 
-def _module(rank: int, module: Any, name: str) -> Semantics:
-    sizes = {
-        field: per_axis_numbers(getattr(module, field), rank)
-        for field in ("kernel_size", "stride", "padding")
-    }
-    if module.ceil_mode or getattr(module, "divisor_override", None):
-        return not_linear("a pool that rounds its size up, or has its own divisor")
-    if any(sizes["padding"]) and not module.count_include_pad:
-        return not_linear("a pool that does not count what it pads")
-    return Linear(AvgPoolLayer(type="avg_pool", **sizes), rank)
-
-
 KIND = Kind(
     AvgPoolLayer,
     aten={f"avg_pool{rank}d": partial(_call, rank) for rank in (1, 2, 3)},
-    modules={
-        nn.AvgPool1d: partial(_module, 1),
-        nn.AvgPool2d: partial(_module, 2),
-        nn.AvgPool3d: partial(_module, 3),
-    },
+    modules={getattr(nn, f"AvgPool{rank}d"): f"avg_pool{rank}d" for rank in (1, 2, 3)},
 )

@@ -1,7 +1,7 @@
 """Batch norms in eval mode: `torch.nn.BatchNorm1d`, 2d and 3d."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def batch_norm(
 ) -> Conv:
     """`torch.nn.BatchNorm` in eval mode: `(x - mean) / sqrt(var + eps) * weight + bias`.
 
-    All tensors (channels,), or with axes of size one beside. Computed in float64. Zero variances
+    All tensors (channels,), or with axes of size one beside. Derived in float64. Zero variances
     are carried by eps, and negative ones too as far as the sum is above zero, as in torch. Raises
     GeometryError where a tensor holds another count.
     """
@@ -133,11 +133,8 @@ def _call(call: Call) -> Semantics:
     if absent or any(part.key != f"{name}.{role}" for role, part in given.items()):
         return not_linear("a norm whose tensors are not named after one layer")
     keys = tuple(key for part in given.values() for key in part.keys)
-    return _named(name, call["eps"], call.ndim - 2, keys)
-
-
-def _named(name: str, eps: float, rank: int, keys: tuple[str, ...]) -> Linear:
-    return Linear(BatchNormLayer(type="batch_norm", name=name, eps=eps), rank, keys)
+    layer = BatchNormLayer(type="batch_norm", name=name, eps=call["eps"])
+    return Linear(layer, call.ndim - 2, keys)
 
 
 def _trained(*, is_training: bool) -> Reason:
@@ -150,15 +147,6 @@ def _by_batch(call: Call) -> Reason:
     return _trained(is_training="running_mean" in call.arguments)
 
 
-_RANKS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-
-
-def _module(module: Any, name: str) -> Semantics:
-    if module.training or module.running_mean is None:
-        return _trained(is_training=module.training)
-    return _named(name, module.eps, _RANKS[type(module)], (name,))
-
-
 KIND = Kind(
     BatchNormLayer,
     aten={
@@ -167,5 +155,5 @@ KIND = Kind(
             ("_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _by_batch
         ),
     },
-    modules=dict.fromkeys(_RANKS, _module),
+    modules=dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "batch_norm"),
 )

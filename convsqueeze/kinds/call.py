@@ -4,12 +4,14 @@ Every front end says its calls so, whether they are nodes of torch.fx or of an O
 of the kinds read nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from convsqueeze.kinds.semantics import Reason, Semantics, not_linear
 
@@ -77,7 +79,7 @@ class WithIdentity:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Numbers:
     """Numbers that follow from the code alone."""
 
     value: Tensor
@@ -91,13 +93,13 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Computed:
+class Derived:
     """Something else that is made of stored tensors."""
 
     keys: tuple[str, ...]
 
 
-Constant = Stored | Product | WithIdentity | Known | Computed
+Constant = Stored | Product | WithIdentity | Numbers | Derived
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,10 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
 
-    @property
+    @cached_property
     def values(self) -> tuple[Value, ...]:
         """The values that go in, each as often as it is given."""
-        return tuple(one for one in _flat(self.arguments.values()) if isinstance(one, Value))
+        return tuple([one for one in tree_leaves(self.arguments) if isinstance(one, Value)])
 
     @property
     def value(self) -> Value:
@@ -147,10 +149,29 @@ class Call:
 
     def stored_numbers(self) -> Reason | None:
         """Why a stored tensor that goes in is none of a layer, if it holds whole numbers."""
-        for one in _flat(self.arguments.values()):
+        for one in tree_leaves(self.arguments):
             if isinstance(one, Stored) and one.dtype and not one.dtype.is_floating_point:
                 return not_linear(f"{one.key} is stored as {one.dtype}")
         return None
+
+
+def module_call(operator: str, module: nn.Module, name: str, names: frozenset[str]) -> Call:
+    """The call of `operator` that one of torch's own modules is: its settings and tensors are the
+    arguments. Of what goes in, the number of axes is known where the module's type tells it.
+    """
+    digit = type(module).__name__[-2:-1]
+    value = Value((None,) * (2 + int(digit)) if digit.isdecimal() else None)
+    held = {**vars(module), **module._parameters, **module._buffers}
+    arguments: dict[str, Any] = {}
+    for role, setting in held.items():
+        key = f"{name}.{role}"
+        if isinstance(setting, Tensor) and role != "num_batches_tracked":
+            keys = tuple(k for k in (f"{key}_g", f"{key}_v", key) if k in names)  # weight norm's
+            stored = Stored(key, tuple(setting.shape), keys, dtype=setting.dtype)
+            arguments[role] = stored if keys else Derived(())
+        elif not role.startswith("_"):
+            arguments[role] = setting
+    return Call(operator, arguments | {"input": value}, Value(), names)
 
 
 Rule = Callable[[Call], Semantics]
@@ -164,15 +185,7 @@ def alike(values: Sequence[Value]) -> bool:
 
 def are_fixed(settings: Any) -> bool:
     """Whether no number in them, or in lists of them, is computed when the model runs."""
-    return not any(isinstance(number, RuntimeNumber) for number in _flat(settings))
-
-
-def _flat(arguments: Any) -> Iterator[Any]:
-    for one in arguments:
-        if isinstance(one, list | tuple):
-            yield from _flat(one)
-        else:
-            yield one
+    return not any(isinstance(number, RuntimeNumber) for number in tree_leaves(settings))
 
 
 def per_axis_numbers(value: Any, rank: int, default: int = 0) -> list[Any]:

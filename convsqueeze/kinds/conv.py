@@ -1,7 +1,6 @@
 """Ordinary convolutions: `torch.nn.Conv1d`, `Conv2d` and `Conv3d`."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -115,7 +114,9 @@ def _call(call: Call) -> Semantics:
         rank = len(call.result.shape or ()) - 2
     if call["transposed"]:
         return transposed_call(call, rank)
-    settings = kernel_settings(call.__getitem__, rank)
+    settings = kernel_settings(call, rank)
+    if call["padding_mode"] not in (None, "zeros"):  # modules have it
+        settings["padding_mode"] = call["padding_mode"]
     return _beside_identity(call, rank, settings) or with_kernel(call, rank, ConvLayer, settings)
 
 
@@ -125,23 +126,15 @@ def _beside_identity(call: Call, rank: int, settings: dict[str, Any]) -> Linear 
     if not isinstance(weight, WithIdentity) or weight.kernel.reshaped or call["bias"] is not None:
         return None
     out, width = weight.kernel.shape[:2]
-    plain = "stride" not in settings and padding in (0, "valid") and are_fixed(settings.values())
+    plain = "stride" not in settings and padding in (0, "valid") and are_fixed(settings)
     if not plain or out != settings.get("groups", 1) * width:
         return None
     kernel = ConvLayer(**tensor_names(weight.kernel, None, call.names), **settings)
     return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
 
 
-def _module(module: Any, name: str) -> Linear:
-    rank = module.weight.ndim - 2
-    settings = kernel_settings(partial(getattr, module), rank)
-    if module.padding_mode != "zeros":
-        settings["padding_mode"] = module.padding_mode
-    return Linear(ConvLayer(name=name, **settings), rank, (name,))
-
-
 KIND = Kind(
     ConvLayer,
     aten=dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _call),
-    modules=dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _module),
+    modules={nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"},
 )

@@ -1,7 +1,7 @@
 """The layer that changes nothing: an identity branch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -44,7 +44,9 @@ def identity(channels: int, *, rank: int) -> Conv:
 
 def _passing(call: Call) -> Identity | Reason:
     """What changes nothing in eval mode."""
-    return _dropout(call["p"]) if call["train"] else Identity()
+    if call["p"] and (call["train"] or call["training"]):
+        return Reason("training", "dropout in training mode")
+    return Identity()
 
 
 def _keeping(call: Call) -> Identity | Reason:
@@ -52,23 +54,11 @@ def _keeping(call: Call) -> Identity | Reason:
     return call.changed() or Identity()
 
 
-def _dropout(probability: Any) -> Identity | Reason:
-    return Reason("training", "dropout in training mode") if probability else Identity()
-
-
-def _dropout_module(module: Any, name: str) -> Identity | Reason:
-    return _dropout(module.p) if module.training else Identity()
-
-
-def _identity_module(module: Any, name: str) -> Identity:
-    return Identity()
-
-
 KIND = Kind(
     IdentityLayer,
     aten={**dict.fromkeys(PASSING, _passing), **dict.fromkeys(_KEEPING, _keeping)},
     modules={
-        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout_module),
-        nn.Identity: _identity_module,
+        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "dropout"),
+        nn.Identity: "alias",
     },
 )

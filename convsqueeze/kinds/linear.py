@@ -1,7 +1,7 @@
 """Linear layers on the channels: `torch.nn.Linear`."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import as_vector
-from convsqueeze.kinds.semantics import Linear, Semantics
+from convsqueeze.kinds.semantics import Semantics
 
 
 class LinearLayer(WithTensors):
@@ -59,8 +59,4 @@ def _call(call: Call) -> Semantics:
     return with_kernel(call, 0, LinearLayer, {"type": "linear"})
 
 
-def _module(module: Any, name: str) -> Linear:
-    return Linear(LinearLayer(type="linear", name=name), 0, (name,))
-
-
-KIND = Kind(LinearLayer, aten={"linear": _call}, modules={nn.Linear: _module})
+KIND = Kind(LinearLayer, aten={"linear": _call}, modules={nn.Linear: "linear"})

@@ -13,7 +13,7 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call, Known, Stored, Value
+from convsqueeze.kinds.call import Call, Numbers, Stored, Value
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors, one_of
 from convsqueeze.kinds.onnx_nodes import OnnxNodes
@@ -125,7 +125,7 @@ def _multiplied(call: Call) -> Semantics:
     constant, _ = _constant(call)
     number = _number(constant)
     if number is not None:
-        return call.changed() or scaling_by(factor=number)
+        return _changed(call, constant) or scaling_by(factor=number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
@@ -140,7 +140,12 @@ def _divided(call: Call) -> Semantics:
         return not_linear("it divides by a stored tensor")
     if not number or call["rounding_mode"] is not None:
         return not_linear("it divides by a value")
-    return call.changed() or scaling_by(factor=1 / number)
+    return _changed(call, call["other"]) or scaling_by(factor=1 / number)
+
+
+def _changed(call: Call, constant: Any) -> Reason | None:
+    """What becomes of the value's shape; a number in the code changes none."""
+    return call.changed() if isinstance(constant, Numbers) else None
 
 
 def _negated(call: Call) -> Semantics:
@@ -157,7 +162,7 @@ def _combined(call: Call) -> Semantics:
     factor, share = shares(call.operator, alpha, is_second=is_second)
     number = _number(constant)
     if number is not None:
-        return call.changed() or scaling_by(factor=factor, shift=share * number)
+        return _changed(call, constant) or scaling_by(factor=factor, shift=share * number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
@@ -194,7 +199,7 @@ def _constant(call: Call) -> tuple[Any, bool]:
 
 def _number(constant: Any) -> float | None:
     """The one number that a constant is, if it is one."""
-    if isinstance(constant, Known):
+    if isinstance(constant, Numbers):
         return constant.number
     return float(constant) if is_number(constant) else None
 
@@ -205,7 +210,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def _channel_rank(call: Call, other: Any) -> int | Reason | None:
     """The axes behind the channels that a stored tensor has one number each for."""
-    if isinstance(other, Known):
+    if isinstance(other, Numbers):
         return not_linear("it is combined with numbers that no stored tensor holds")
     if not isinstance(other, Stored) or other.spread or len(other.keys) > 1:
         return not_linear("it is combined with a tensor that is computed")

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from convsqueeze.graph import ModuleCall
 from convsqueeze.sharing import ties
-from convsqueeze.tracing.constants import operator_of
+from convsqueeze.tracing.constants import operator_name
 
 
 def calls_of(node: Node) -> tuple[ModuleCall, ...]:
@@ -24,7 +24,7 @@ def calls_of(node: Node) -> tuple[ModuleCall, ...]:
 def caller_of(node: Node) -> str:
     """The module in whose code a call stands; in that of the model itself, what is called."""
     calls = calls_of(node)
-    return calls[-1].name if calls else operator_of(node)
+    return calls[-1].name if calls else operator_name(node.target)
 
 
 def tied(model: nn.Module) -> dict[str, str]:
