@@ -124,7 +124,8 @@ def _call(call: Call) -> Semantics:
     parts = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
     mean = parts["running_mean"]
     if call["training"] or mean is None or parts["running_var"] is None:
-        return _trained(is_training=bool(call["training"]))
+        what = "keeps no running statistics" if mean is None else "is in training mode"
+        return Reason("training", f"a norm that {what}, so it is not linear")
     given = {role: part for role, part in parts.items() if part is not None}
     if not all(isinstance(part, Stored) and part.is_raw for part in given.values()):
         return not_linear("a norm whose tensors are computed")
@@ -134,26 +135,12 @@ def _call(call: Call) -> Semantics:
         return not_linear("a norm whose tensors are not named after one layer")
     keys = tuple(key for part in given.values() for key in part.keys)
     layer = BatchNormLayer(type="batch_norm", name=name, eps=call["eps"])
-    return Linear(layer, call.ndim - 2, keys)
+    return Linear(layer, call.rank, keys)
 
 
-def _trained(*, is_training: bool) -> Reason:
-    what = "is in training mode" if is_training else "keeps no running statistics"
-    return Reason("training", f"a norm that {what}, so it is not linear")
-
-
-def _by_batch(call: Call) -> Reason:
-    """A norm by the batch's own statistics; the operator without any keeps none."""
-    return _trained(is_training="running_mean" in call.arguments)
-
-
+_STEM = "_native_batch_norm_legit"
 KIND = Kind(
     BatchNormLayer,
-    aten={
-        **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _call),
-        **dict.fromkeys(
-            ("_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _by_batch
-        ),
-    },
+    aten=dict.fromkeys(("batch_norm", _STEM, f"{_STEM}_no_training", f"{_STEM}_functional"), _call),
     modules=dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "batch_norm"),
 )

@@ -130,9 +130,10 @@ class Call:
         return self.values[0]
 
     @property
-    def ndim(self) -> int:
-        """Dimensions of what goes in."""
-        return len(self.value.shape or ())
+    def rank(self) -> int:
+        """The axes that the operator's name tells, as `conv2d`, else those behind the channels."""
+        digit = self.operator[-2:-1]
+        return int(digit) if digit.isdecimal() else len(self.value.shape or ()) - 2
 
     def converted(self) -> Reason | None:
         """What becomes of the dtype of what goes in, if anything does."""
@@ -186,12 +187,6 @@ def alike(values: Sequence[Value]) -> bool:
 def are_fixed(settings: Any) -> bool:
     """Whether no number in them, or in lists of them, is computed when the model runs."""
     return not any(isinstance(number, RuntimeNumber) for number in tree_leaves(settings))
-
-
-def per_axis_numbers(value: Any, rank: int, default: int = 0) -> list[Any]:
-    """One number for each axis; a call gives one for all, or none for the default."""
-    numbers = list(value or [default]) if isinstance(value, list | tuple | None) else [value]
-    return numbers * rank if len(numbers) == 1 else numbers
 
 
 def on_every_axis(numbers: Any) -> Any:

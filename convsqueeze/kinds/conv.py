@@ -15,7 +15,7 @@ from convsqueeze.kinds import fields, oracle
 from convsqueeze.kinds.call import Call, WithIdentity, are_fixed
 from convsqueeze.kinds.conv_transpose import transposed_call
 from convsqueeze.kinds.identity import IdentityLayer
-from convsqueeze.kinds.kernels import kernel_settings, tensor_names, weight_rank, with_kernel
+from convsqueeze.kinds.kernels import kernel_settings, tensor_names, with_kernel
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
@@ -109,18 +109,13 @@ def _same(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[
 
 def _call(call: Call) -> Semantics:
     """`conv2d`, or `convolution` of both kinds."""
-    rank = weight_rank(call)
-    if rank is None:
-        rank = len(call.result.shape or ()) - 2
     if call["transposed"]:
-        return transposed_call(call, rank)
-    settings = kernel_settings(call, rank)
-    if call["padding_mode"] not in (None, "zeros"):  # modules have it
-        settings["padding_mode"] = call["padding_mode"]
-    return _beside_identity(call, rank, settings) or with_kernel(call, rank, ConvLayer, settings)
+        return transposed_call(call)
+    settings = kernel_settings(call, ConvLayer)
+    return _beside_identity(call, settings) or with_kernel(call, call.rank, ConvLayer, settings)
 
 
-def _beside_identity(call: Call, rank: int, settings: dict[str, Any]) -> Linear | None:
+def _beside_identity(call: Call, settings: dict[str, Any]) -> Linear | None:
     """A 1x1 kernel that the code adds the identity to: two branches."""
     weight, padding = call["weight"], settings.get("padding", 0)
     if not isinstance(weight, WithIdentity) or weight.kernel.reshaped or call["bias"] is not None:
@@ -130,7 +125,7 @@ def _beside_identity(call: Call, rank: int, settings: dict[str, Any]) -> Linear 
     if not plain or out != settings.get("groups", 1) * width:
         return None
     kernel = ConvLayer(**tensor_names(weight.kernel, None, call.names), **settings)
-    return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
+    return Linear(Sum((kernel, IdentityLayer(type="identity"))), call.rank, weight.keys)
 
 
 KIND = Kind(

@@ -12,8 +12,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, on_every_axis, per_axis_numbers
-from convsqueeze.kinds.kernels import kernel_settings, weight_rank, with_kernel
+from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.kernels import kernel_settings, with_kernel
 from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
@@ -93,13 +93,10 @@ def transposed(
     return Conv(transposed_layout(weight, groups), as_vector(bias), tuple(axes), groups)
 
 
-def transposed_call(call: Call, rank: int | None = None) -> Semantics:
-    """`conv_transpose2d`; or `convolution`, which tells the rank, where it is transposed."""
-    rank = weight_rank(call) if rank is None else rank
-    settings = {"type": "conv_transpose", **kernel_settings(call, rank or 0)}
-    extra = on_every_axis(per_axis_numbers(call["output_padding"], rank or 0))
-    settings |= {"output_padding": extra} if extra not in (0, []) else {}
-    return with_kernel(call, rank or 0, ConvTransposeLayer, settings)
+def transposed_call(call: Call) -> Semantics:
+    """`conv_transpose2d`; or `convolution` where it is transposed."""
+    settings = {"type": "conv_transpose", **kernel_settings(call, ConvTransposeLayer)}
+    return with_kernel(call, call.rank, ConvTransposeLayer, settings)
 
 
 KIND = Kind(

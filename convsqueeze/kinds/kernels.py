@@ -9,40 +9,21 @@ from convsqueeze.kinds.call import (
     Product,
     Stored,
     Value,
-    WithIdentity,
     are_fixed,
     on_every_axis,
-    per_axis_numbers,
 )
-from convsqueeze.kinds.layer import WithTensors
+from convsqueeze.kinds.layer import NAMES, WithTensors
 from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 
 BY_SIZE = not_linear("its stride or padding depends on the size of the input")
 
 
-def weight_rank(call: Call) -> int | None:
-    """The axes of the kernel that a call is given, None where it is no stored one."""
-    weight = call["weight"]
-    if isinstance(weight, Product):
-        return max(len(weight.left.shape), len(weight.right.shape)) - 2
-    if isinstance(weight, WithIdentity):
-        weight = weight.kernel
-    return len(weight.shape) - 2 if isinstance(weight, Stored) else None
-
-
-def kernel_settings(call: Call, rank: int) -> dict[str, Any]:
-    """Stride, dilation, padding and groups of a call, those that are no default."""
-    settings: dict[str, Any] = {}
-    for name, default in (("stride", 1), ("dilation", 1), ("padding", 0)):
-        value = call[name]
-        if not isinstance(value, str):
-            value = on_every_axis(per_axis_numbers(value, rank, default))
-        if value not in (default, []):
-            settings[name] = value
-    if (groups := call["groups"]) not in (1, None):
-        settings["groups"] = groups
-    return settings
+def kernel_settings(call: Call, kind: type[WithTensors]) -> dict[str, Any]:
+    """What a kind's words say of a call, beside what is a default."""
+    fields = {name: f for name, f in kind.model_fields.items() if name not in NAMES}
+    settings = {name: on_every_axis(call[name]) for name in fields}
+    return {n: s for n, s in settings.items() if s not in (None, [], fields[n].default)}
 
 
 def with_kernel(

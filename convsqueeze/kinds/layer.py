@@ -21,6 +21,8 @@ from convsqueeze.kinds.onnx_nodes import OnnxNodes
 Tensors = Mapping[str, Tensor]
 """A layer's tensors by role: `weight`, `bias`, `running_mean`, ..."""
 Shape = tuple[int, ...]
+NAMES = {"type", "name", "weight", "bias"}
+"""Fields of a layer that are no settings."""
 
 
 class Layer(Strict):
@@ -68,8 +70,7 @@ class Layer(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """What its words say beside its type and the names of tensors."""
-        names = ("type", "name", "weight", "bias")
-        return {f: getattr(self, f) for f in type(self).model_fields if f not in names}
+        return {f: getattr(self, f) for f in type(self).model_fields if f not in NAMES}
 
     # tensors and geometry
 

@@ -78,7 +78,7 @@ def _call_by(mode: str, call: Call) -> Semantics:
     if not all(isinstance(number, int) for number in flat):
         return not_linear("how far it pads depends on the size of the input")
     pairs = axis_pairs(flat)
-    return padding_by([(0, 0)] * (call.ndim - 2 - len(pairs)) + pairs, mode)
+    return padding_by([(0, 0)] * (call.rank - len(pairs)) + pairs, mode)
 
 
 _BY_MODE = {

@@ -125,7 +125,7 @@ def _multiplied(call: Call) -> Semantics:
     constant, _ = _constant(call)
     number = _number(constant)
     if number is not None:
-        return _changed(call, constant) or scaling_by(factor=number)
+        return _computed(call, constant, factor=number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
@@ -140,12 +140,7 @@ def _divided(call: Call) -> Semantics:
         return not_linear("it divides by a stored tensor")
     if not number or call["rounding_mode"] is not None:
         return not_linear("it divides by a value")
-    return _changed(call, call["other"]) or scaling_by(factor=1 / number)
-
-
-def _changed(call: Call, constant: Any) -> Reason | None:
-    """What becomes of the value's shape; a number in the code changes none."""
-    return call.changed() if isinstance(constant, Numbers) else None
+    return _computed(call, call["other"], factor=1 / number)
 
 
 def _negated(call: Call) -> Semantics:
@@ -159,29 +154,16 @@ def _combined(call: Call) -> Semantics:
     if not is_number(alpha):
         return not_linear("it adds a multiple that depends on the input")
     constant, is_second = _constant(call)
-    factor, share = shares(call.operator, alpha, is_second=is_second)
+    first, second = (-alpha, 1.0) if call.operator == "rsub" else (1.0, -alpha)
+    second = alpha if call.operator == "add" else second
+    factor, share = (first, second) if is_second else (second, first)
     number = _number(constant)
     if number is not None:
-        return _changed(call, constant) or scaling_by(factor=factor, shift=share * number)
+        return _computed(call, constant, factor=factor, shift=share * number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
-    return _with_stored(constant, factor, share * constant.factor, rank)
-
-
-def shares(operator: str, alpha: float, *, is_second: bool) -> tuple[float, float]:
-    """By what a value and a constant are added up in `add`, `sub` and `rsub`; the constant stands
-    second, or first.
-    """
-    if operator == "rsub":
-        first, second = -alpha, 1.0
-    else:
-        first, second = 1.0, alpha if operator == "add" else -alpha
-    return (first, second) if is_second else (second, first)
-
-
-def _with_stored(constant: Stored, factor: float, share: float, rank: int | None) -> Semantics:
-    """`factor * x + share * stored`."""
+    share *= constant.factor
     if not share or not isfinite(factor / share):
         return not_linear("it adds no share of a stored tensor")
     inner = {"factor": factor / share} if factor != share else {}
@@ -204,6 +186,12 @@ def _number(constant: Any) -> float | None:
     return float(constant) if is_number(constant) else None
 
 
+def _computed(call: Call, constant: Any, **numbers: float) -> Semantics:
+    """By numbers, of which a tensor may change the value's shape."""
+    changed = call.changed() if isinstance(constant, Numbers) else None
+    return changed or scaling_by(**numbers)
+
+
 def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -219,7 +207,7 @@ def _channel_rank(call: Call, other: Any) -> int | Reason | None:
     long = [axis - len(other.shape) for axis, size in enumerate(other.shape) if size > 1]
     if not long:
         return None
-    if len(long) > 1 or call.ndim + long[0] == 0:
+    if len(long) > 1 or len(call.value.shape or ()) + long[0] == 0:
         return not_linear("it is combined with a tensor that is not one for each channel")
     return -long[0] - 1
 

@@ -5,6 +5,7 @@ Knows fx nodes and their metadata; the rules are those of the kinds.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def semantics_of_node(
     if operator == "seen":  # set by a watched module where it calls a hook
         return Reason("hook", f"{bound(node)['module']} calls a hook that sees it")
 
-    def neutral(argument: Node) -> Constant | Value | RuntimeNumber:
+    def neutral(argument: Node) -> Any:
         constant = constants.get(argument)
         if isinstance(constant, Stored):
             return replace(constant, dtype=getattr(argument.meta.get("val"), "dtype", None))

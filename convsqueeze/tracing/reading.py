@@ -171,7 +171,7 @@ class _Exported(Reader):
         if isinstance(pad, Linear):
             source = inner[0].inputs[0]
             names[source] = f"{node.name}.pad"
-            layer = {"layer": pad.tree, "rank": pad.rank}
+            layer: dict[str, Any] = {"layer": pad.tree, "rank": pad.rank}
             self.ops[names[source]] = replace(inner[0], name=names[source], **place, **layer)
         for op in inner:
             inputs = tuple(names.get(value, value) for value in op.inputs)

@@ -118,7 +118,7 @@ class _Recorded(Reader):
             if len(inputs) == 2 and name in ("add", "sub") and not kwargs:
                 return Adding(frozenset({1} if name == "sub" else ()))
             if len(given) == 1 and len(numbers) == 1 + len(kwargs):
-                first, second = torch.fx.map_arg(node.args, lambda _: Value())
+                first, second = [Value() if isinstance(a, Node) else a for a in node.args]
                 return semantics_of(Call(name, {"self": first, "other": second, **kwargs}, Value()))
         return no_layer(operator_name(node.target))
 
