@@ -246,17 +246,11 @@ def _fixed_sizes(program: ExportedProgram) -> Iterator[int | torch.SymInt]:
 
 def _places(program: ExportedProgram) -> Iterator[str]:
     """Lines outside torch that asked something of a size that was open."""
-    for guard in _guards(program):
+    shapes = (getattr(node.meta.get("val"), "shape", ()) for node in program.graph.nodes)
+    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    first = next(sizes, None)
+    for guard in first.node.shape_env.guards if first is not None else ():
         frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         path = getattr(frame, "filename", None)
         if path is not None and is_user_code(Path(path)):
             yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
-
-
-def _guards(program: ExportedProgram) -> Sequence[Any]:
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            if isinstance(size, torch.SymInt):
-                return size.node.shape_env.guards
-    return ()
