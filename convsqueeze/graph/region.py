@@ -96,14 +96,6 @@ def result_of(tree: Tree[L]) -> str:
     return tree.name
 
 
-def additions(tree: Tree[L]) -> Iterator[AddOp]:
-    """The operations that add, in every sum of an expression."""
-    for part in children(tree):
-        yield from additions(part)
-    if isinstance(tree, Added):
-        yield tree.add
-
-
 @dataclass(frozen=True)
 class Run(Generic[L]):
     """A value as links behind another: they read that `reads` times, on `rank` axes.
@@ -126,8 +118,7 @@ class Reduction(Generic[L]):
     """The longest run to every value, found one operation after the other.
 
     A layer extends the run to the value that it reads; a sum whose inputs all begin at one value is
-    one link behind that. `uses` counts how often every value is read. `kept_apart` may say why two
-    runs are not joined, `other_sources` is told of a sum whose inputs begin at several values.
+    one link behind that. `uses` counts how often every value is read.
     """
 
     def __init__(self, uses: Mapping[str, int]) -> None:
@@ -165,8 +156,9 @@ class Reduction(Generic[L]):
         source = branches[0].source
         ways = [way for i, branch in enumerate(branches) for way in self._ways(op, i, branch.links)]
         results = tuple(map(result_of, ways))
-        flattened = (add for branch in branches if len(branch.links) == 1 for add in _own(branch))
-        nodes = frozenset({op.node}).union(op.nodes, *(add.nodes for add in flattened))
+        alone = [branch.links[0] for branch in branches if len(branch.links) == 1]
+        flattened = [link.add.nodes for link in alone if isinstance(link, Added)]
+        nodes = frozenset({op.node}).union(op.nodes, *flattened)
         inner = {v for v, b in zip(op.inputs, branches, strict=True) if v != source and b.links}
         link: Tree[L] = Added(tuple(ways), replace(op, inputs=results, nodes=nodes))
         return Run(
@@ -201,9 +193,3 @@ class Reduction(Generic[L]):
                 run.inner | before.inner | {run.source},
             )
         return run
-
-
-def _own(branch: Run[L]) -> Iterator[AddOp]:
-    """The addition of a branch that is a sum itself."""
-    if isinstance(branch.links[0], Added):
-        yield branch.links[0].add

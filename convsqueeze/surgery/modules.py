@@ -7,7 +7,7 @@ from torch import nn
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.graph import Modules, Placement, placement, replaced_modules
+from convsqueeze.graph import Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.trials import NotRunError, Trials
@@ -27,14 +27,10 @@ def placement_in(
             return _enclosing(model, own, tree, merge, trials)
         return tree.layer.name
 
-    def is_skip(leaf: ResolvedLayer) -> bool:
-        return leaf.layer.is_identity
-
-    modules = Modules(unit, is_skip, lambda name: name == merge.into)
-    found = placement(merge.tree, modules)
+    found = placement(merge.tree, unit, lambda name: name == merge.into)
     if found is not None or _is_within(merge):
         return found
-    silent = replaced_modules(merge.tree, modules, passes=True)
+    silent = replaced_modules(merge.tree, unit, passes=True)
     if silent is None or any(f"{merge.into}.".startswith(f"{one.name}.") for one in silent):
         return None
     return Placement("", silent)

@@ -32,20 +32,14 @@ def tied(model: nn.Module) -> dict[str, str]:
     names. Parts of one storage without a number in common share none.
     """
     named = dict(_tensors(model))
-    order = {name: place for place, name in enumerate(named)}
+    first = {name: group[0] for group in ties(named) for name in group}
     objects: dict[int, list[str]] = {}
     for name, tensor in named.items():
         objects.setdefault(id(tensor), []).append(name)
-    first = {name: name for name in named}
-    for group in (
-        *objects.values(),
-        *ties({names[0]: named[names[0]] for names in objects.values()}),
-    ):
-        joined = {first[name] for name in group}
-        known = min(joined, key=order.__getitem__)
-        first = {name: known if now in joined else now for name, now in first.items()}
-    shared = {known for name, known in first.items() if name != known}
-    return {name: known for name, known in first.items() if known in shared}
+    for names in objects.values():
+        if len(names) > 1 and names[0] not in first:  # of no memory that is seen
+            first |= dict.fromkeys(names, names[0])
+    return first
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
