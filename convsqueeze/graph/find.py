@@ -31,7 +31,6 @@ class _Search(Reduction[LayerOp]):
     def __init__(self, graph: Graph, size_reads: Mapping[str, Reason]) -> None:
         super().__init__(graph.uses)
         self.graph = graph
-        self.ends: dict[str, Reason] = {}
         self._refused = dict(unusable(graph))
         self._stays = {**dict(_materialized(graph)), **size_reads}
 
@@ -46,16 +45,10 @@ class _Search(Reduction[LayerOp]):
     def may_cross(self, value: str) -> bool:
         return super().may_cross(value) and value not in self._stays
 
-    def may_join(self, run: Run[LayerOp], before: Run[LayerOp]) -> bool:
-        reason = self._why_apart(run, before)
-        if reason is not None:
-            self.ends.setdefault(run.source, reason)
-        return reason is None
-
     def _why_apart(self, run: Run[LayerOp], before: Run[LayerOp]) -> Reason | None:
         if run.source in self._stays:
             return self._stays[run.source]
-        if not super().may_join(run, before):
+        if super()._why_apart(run, before):
             return Reason("read elsewhere", _also_read(self.graph, run))
         if None not in (run.rank, before.rank) and run.rank != before.rank:
             return Reason("axes", "the layers work on different axes")

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph.op import AddOp, LayerOp
+from convsqueeze.kinds.semantics import Reason
 
 L = TypeVar("L", bound=LayerOp)
 
@@ -118,16 +119,19 @@ class Reduction(Generic[L]):
     """The longest run to every value, found one operation after the other.
 
     A layer extends the run to the value that it reads; a sum whose inputs all begin at one value is
-    one link behind that. `uses` counts how often every value is read.
+    one link behind that. `uses` counts how often every value is read; `ends` say why runs are not
+    joined.
     """
 
     def __init__(self, uses: Mapping[str, int]) -> None:
         self.uses = uses
         self.runs: dict[str, Run[L]] = {}
+        self.ends: dict[str, Reason] = {}
 
-    def may_join(self, run: Run[L], before: Run[L]) -> bool:
-        """Whether a run goes on behind the one to its source."""
-        return self.uses[run.source] == run.reads
+    def _why_apart(self, run: Run[L], before: Run[L]) -> Reason | None:
+        """Why a run does not go on behind the one to its source, if it does not."""
+        is_alone = self.uses[run.source] == run.reads
+        return None if is_alone else Reason("read elsewhere", "other code reads it too")
 
     def may_cross(self, value: str) -> bool:
         """Whether a sum may look behind a value that it reads."""
@@ -184,7 +188,10 @@ class Reduction(Generic[L]):
 
     def _extended(self, run: Run[L]) -> Run[L]:
         """As far back as every value on the way is read by these layers alone."""
-        while (before := self.runs.get(run.source)) is not None and self.may_join(run, before):
+        while (before := self.runs.get(run.source)) is not None:
+            if reason := self._why_apart(run, before):
+                self.ends.setdefault(run.source, reason)
+                break
             run = Run(
                 before.source,
                 (*before.links, *run.links),

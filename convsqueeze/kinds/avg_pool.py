@@ -1,6 +1,6 @@
 """Average pools that count what they pad: `torch.nn.AvgPool1d`, 2d and 3d."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -19,11 +19,7 @@ from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import Padding, PerAxis, growing_pairs, per_axis
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 
-_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {
-    1: F.avg_pool1d,
-    2: F.avg_pool2d,
-    3: F.avg_pool3d,
-}
+_AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class AvgPoolLayer(Layer):
@@ -50,7 +46,7 @@ class AvgPoolLayer(Layer):
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         padded = oracle.padded(x, self.padding)
-        return _AVG_POOL[x.ndim - 2](padded, self.kernel_size, self.stride)
+        return _AVG_POOL[x.ndim - 2](padded, self.kernel_size, self.stride or self.kernel_size)
 
 
 def average_pool(

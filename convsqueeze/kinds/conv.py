@@ -1,6 +1,6 @@
 """Ordinary convolutions: `torch.nn.Conv1d`, `Conv2d` and `Conv3d`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from convsqueeze.kinds.conv_transpose import transposed_call
 from convsqueeze.kinds.identity import IdentityLayer
 from convsqueeze.kinds.kernels import kernel_settings, tensor_names, with_kernel
 from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors
+from convsqueeze.kinds.layer import Layer, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,
     PerAxis,
@@ -51,9 +51,6 @@ class ConvLayer(WithTensors):
             return None
         settings = {"padding": before.padding, "padding_mode": before.padding_mode}
         return ConvLayer.model_validate(self.model_dump(exclude_unset=True) | settings)
-
-    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
-        return shapes["weight"][1] * self.groups if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return convolution(tensors["weight"], tensors.get("bias"), **self.settings)

@@ -146,6 +146,10 @@ class WithTensors(Layer):
             raise ValueError("a name (or a weight) saying which tensors the layer has")
         return self
 
+    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
+        kernel = shapes["weight"]
+        return kernel[1] * getattr(self, "groups", 1) if len(kernel) > 1 else None
+
     def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
         weight, bias = names["weight"], names.get("bias")
         return nodes.convolved(x, weight, bias, geometry.axes, geometry.groups)

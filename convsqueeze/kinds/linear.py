@@ -13,7 +13,7 @@ from convsqueeze.kinds import oracle
 from convsqueeze.kinds.call import Call
 from convsqueeze.kinds.kernels import with_kernel
 from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
+from convsqueeze.kinds.layer import Tensors, WithTensors
 from convsqueeze.kinds.onnx_nodes import OnnxNodes
 from convsqueeze.kinds.operators import as_vector
 from convsqueeze.kinds.semantics import Semantics
@@ -25,9 +25,6 @@ class LinearLayer(WithTensors):
     type: Literal["linear"]
 
     mixes_channels = True
-
-    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
-        return shapes["weight"][1] if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return linear(tensors["weight"], tensors.get("bias"), rank=rank)

@@ -95,20 +95,17 @@ def scale(
 
     Raises GeometryError where they hold another count.
     """
-    spread = []
     for name, values in (("weight", weight), ("bias", bias)):
         if values is not None and (values.numel() not in (1, channels) or not is_vector(values)):
             raise GeometryError(
                 f"{name} of shape {tuple(values.shape)} does not scale {channels} channels"
             )
-        spread.append(None if values is None else values.double().flatten().expand(channels))
-    weights = torch.ones(channels, dtype=torch.float64) if spread[0] is None else spread[0]
-    summands = spread[1]
-    if shift and summands is not None:
-        summands = summands + shift
-    elif shift:
-        summands = torch.full((channels,), shift, dtype=torch.float64)
-    return diagonal(weights * factor, summands, rank=rank)
+    ones = torch.ones(channels, dtype=torch.float64)
+    factors = ones if weight is None else weight.double().flatten().expand(channels)
+    summands = None if bias is None else bias.double().flatten().expand(channels)
+    if shift:
+        summands = shift * ones if summands is None else summands + shift
+    return diagonal(factors * factor, summands, rank=rank)
 
 
 def scaling_by(*, factor: float = 1.0, shift: float = 0.0) -> Linear | Identity | Reason:

@@ -13,10 +13,22 @@ from convsqueeze.graph.region import L
 
 
 class Placing:
-    """The modules of a graph, and which parts of it they do."""
+    """The modules of a graph, and which parts of it they do: by the nodes within every call, and
+    how many layers, beside identities, each of them is.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        layers = [op for op in graph.ops.values() if isinstance(op, LayerOp)]
+        self._layers_of = Counter([op.node for op in layers if not op.layer.is_identity])
+        self._within: dict[str, set[str]] = {}
+        for op in graph.ops.values():
+            for call in op.calls:
+                self._within.setdefault(call.id, set()).add(op.node)
+        self._layers_within = {
+            call: sum([self._layers_of[node] for node in nodes])
+            for call, nodes in self._within.items()
+        }
 
     def of(self, tree: Tree[L]) -> Placement[L] | None:
         """Where a part goes: in the place of the module that does all of it, if there is one, else
@@ -84,27 +96,6 @@ class Placing:
         if any(op.has_tensors for op in ops):
             return True
         return any(op is tree or self.unit(op) for op in ops if op.layer.is_bare)
-
-    @cached_property
-    def _layers_of(self) -> Counter[str]:
-        """How many layers every node is, beside identities."""
-        ops = [op for op in self._graph.ops.values() if isinstance(op, LayerOp)]
-        return Counter([op.node for op in ops if not op.layer.is_identity])
-
-    @cached_property
-    def _within(self) -> dict[str, set[str]]:
-        """The nodes of every call."""
-        found: dict[str, set[str]] = {}
-        for op in self._graph.ops.values():
-            for call in op.calls:
-                found.setdefault(call.id, set()).add(op.node)
-        return found
-
-    @cached_property
-    def _layers_within(self) -> dict[str, int]:
-        """How many layers every call is, beside identities."""
-        layers = self._layers_of
-        return {call: sum([layers[n] for n in nodes]) for call, nodes in self._within.items()}
 
     @cached_property
     def _calls(self) -> Counter[str]:

@@ -25,6 +25,8 @@ from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
 
+CONVERTED = Reason("read elsewhere", "code under autocast reads it")
+
 
 @dataclass(frozen=True, eq=False)
 class Exported:
@@ -44,14 +46,13 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None) -> Exported:
+def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Exported:
     """The model's forward on `inputs` as one graph without mutation, its sizes left open.
 
     Nothing is computed: torch runs the model's own code, in the `sandbox`, on tensors that have no
     values. Sizes of which that code makes numbers are those of the example. Raises TracingError
     where torch.export cannot follow the code, ModelCodeError where the model cannot be copied.
     """
-    sandbox = sandbox or Sandbox(model)
     refusal: Exception | None = None
     for is_open in (True, False):
         module = sandbox.module()
@@ -123,6 +124,8 @@ def _with_what_stays(
 ) -> Exported:
     stored = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
     in_vain, under_autocast = [*_read_in_vain(program)], cast(program)
+    crossing = crossed(program.graph, changes(program.graph, _effects))
+    entering = [node for node in program.graph.nodes if graph_under_autocast(node) is not None]
     kept = {
         **dict.fromkeys(under_autocast, "the model's code reads it under autocast"),
         **dict.fromkeys(
@@ -136,7 +139,11 @@ def _with_what_stays(
     }
     return Exported(
         functional,
-        materialized=(*in_vain, *_changed(program), *_converted(program)),
+        materialized=(
+            *in_vain,
+            *((value, change.reason) for value, change in crossing),
+            *((value, CONVERTED) for node in entering for value in node.all_input_nodes),
+        ),
         size_reads=tuple(
             (node, read)
             for node in program.graph.nodes
@@ -165,20 +172,6 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
             if value.op == "placeholder" or (value in needed and tensors):
                 reason = Reason("read elsewhere", f"{caller_of(node)} reads it too, for nothing")
                 yield value, reason
-
-
-def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
-    """Values that no merge may go across, for what the code changes in place."""
-    for value, change in crossed(program.graph, changes(program.graph, _effects)):
-        yield value, change.reason
-
-
-def _converted(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
-    """Values that enter code under autocast, of which not all is told."""
-    for node in program.graph.nodes:
-        if graph_under_autocast(node) is not None:
-            for value in node.all_input_nodes:
-                yield value, Reason("read elsewhere", "code under autocast reads it")
 
 
 def _effects(node: Node) -> Effects:

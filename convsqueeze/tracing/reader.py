@@ -38,12 +38,8 @@ class Reader:
         return name.removeprefix(self._prefix)
 
     def calls(self, node: Node) -> tuple[ModuleCall, ...]:
-        """The module calls that a node runs in, outermost first, without the wrapper's own."""
-        return tuple(
-            ModuleCall(call.id, self.bare(call.name), call.type)
-            for call in calls_of(node)
-            if f"{call.name}." != self._prefix
-        )
+        """The module calls that a node runs in, outermost first."""
+        return calls_of(node, self._prefix)
 
     def keep(self, keys: Sequence[str], reason: str) -> None:
         """Stored tensors have to stay."""

@@ -10,14 +10,15 @@ from convsqueeze.sharing import ties
 from convsqueeze.tracing.constants import operator_name
 
 
-def calls_of(node: Node) -> tuple[ModuleCall, ...]:
-    """The module calls that a node runs in, outermost first, without the model's own."""
-    stack = node.meta.get("nn_module_stack") or {}
+def calls_of(node: Node, prefix: str = "") -> tuple[ModuleCall, ...]:
+    """The module calls that a node runs in, outermost first, without the model's own and that of a
+    wrapper, whose name and dot are the `prefix`.
+    """
     found = []
-    for key, (name, kind) in stack.items():
-        if name and "nn_module_stack" not in name:
+    for key, (name, kind) in (node.meta.get("nn_module_stack") or {}).items():
+        if name and f"{name}." != prefix and "nn_module_stack" not in name:
             kind = kind if isinstance(kind, str) else kind.__name__
-            found.append(ModuleCall(key, name, kind.rpartition(".")[2]))
+            found.append(ModuleCall(key, name.removeprefix(prefix), kind.rpartition(".")[2]))
     return tuple(found)
 
 

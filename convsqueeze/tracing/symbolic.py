@@ -50,7 +50,7 @@ def symbolically_traced(
     follow it, or what it follows does not compute what the model does.
     """
     try:
-        made = recorded(model, inputs, sandbox)
+        made = recorded(model, inputs, sandbox or Sandbox(model))
     except Exception as error:
         raise TracingError(describe_error(error)) from error
     check_recorded(made, model, inputs)
