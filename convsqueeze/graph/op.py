@@ -72,7 +72,8 @@ class LayerOp(Op):
     @property
     def has_tensors(self) -> bool:
         """Whether the layer names stored tensors."""
-        return any(getattr(self.layer, field, None) for field in ("name", "weight", "bias"))
+        layer = self.layer
+        return bool(layer.name or getattr(layer, "weight", None) or getattr(layer, "bias", None))
 
 
 @dataclass(frozen=True)

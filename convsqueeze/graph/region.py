@@ -37,11 +37,11 @@ class Region(Generic[L]):
     def result(self) -> str:
         return self.ops[-1].name
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The values that come in from outside, in the order in which they are read first."""
         made = {op.name for op in self.ops}
-        read = dict.fromkeys(value for op in self.ops for value in op.inputs)
+        read = dict.fromkeys([value for op in self.ops for value in op.inputs])
         return tuple(value for value in read if value not in made)
 
     @cached_property
@@ -55,7 +55,7 @@ class Region(Generic[L]):
 
         Raises GeometryError for operations that are not in series and in parallel.
         """
-        uses = Counter(value for op in self.ops for value in op.inputs)
+        uses = Counter([value for op in self.ops for value in op.inputs])
         reduction = Reduction[L](uses)
         for op in self.ops:
             reduction.add(op)
@@ -67,23 +67,28 @@ class Region(Generic[L]):
     @classmethod
     def of(cls, tree: Tree[L]) -> "Region[L]":
         """The region of some links of a chain, or of branches of a sum, of an expression."""
-        return cls(tuple(_ops(tree)))
+        region = cls(tuple(_ops(tree)))
+        if isinstance(tree, Added) or not isinstance(tree, Sum):
+            vars(region)["expression"] = tree  # it is what would be derived
+        return region
 
     def with_layers(self, change: Mapping[str, LayerOp]) -> "Region[LayerOp]":
         """The same region with other operations for its layers, by their names."""
-        return Region(tuple(change.get(op.name, op) for op in self.ops))
+        return Region(tuple([change.get(op.name, op) for op in self.ops]))
 
 
-def _ops(tree: Tree[L]) -> Iterator[L | AddOp]:
+def _ops(tree: Tree[L]) -> list[L | AddOp]:
+    made: list[L | AddOp] = []
     for part in children(tree):
-        yield from _ops(part)
+        made += _ops(part)
     if isinstance(tree, Added):
-        yield tree.add
+        made.append(tree.add)
     elif isinstance(tree, Sum):  # some branches of a sum: an addition of their own
-        results = tuple(result_of(branch) for branch in tree.branches)
-        yield AddOp("+".join(results), results)
+        results = tuple(map(result_of, tree.branches))
+        made.append(AddOp("+".join(results), results))
     elif not isinstance(tree, Chain):
-        yield tree
+        made.append(tree)
+    return made
 
 
 def result_of(tree: Tree[L]) -> str:

@@ -12,10 +12,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, are_fixed, on_every_axis
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, are_fixed, on_every_axis
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.operators import Padding, PerAxis, growing_pairs, per_axis
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 

@@ -12,11 +12,9 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call, Stored
+from convsqueeze.kinds.call import Call, Kind, Stored
 from convsqueeze.kinds.fields import Name
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Shape, Tensors
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Linear, Reason, Semantics, not_linear
 
@@ -95,7 +93,7 @@ def batch_norm(
 ) -> Conv:
     """`torch.nn.BatchNorm` in eval mode: `(x - mean) / sqrt(var + eps) * weight + bias`.
 
-    All tensors (channels,), or with axes of size one beside. Derived in float64. Zero variances
+    All tensors (channels,), or with axes of size one beside. Computed in float64. Zero variances
     are carried by eps, and negative ones too as far as the sum is above zero, as in torch. Raises
     GeometryError where a tensor holds another count.
     """

@@ -1,11 +1,11 @@
-"""One call of an operator in neutral words: what goes in, what is constant, what comes out.
+"""One call of an operator in neutral words, and the rules that a kind of layer has for calls.
 
 Every front end says its calls so, whether they are nodes of torch.fx or of an ONNX graph. The rules
 of the kinds read nothing else.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from convsqueeze.kinds.layer import Layer
 from convsqueeze.kinds.semantics import Reason, Semantics, not_linear
 
 Size = int | str | None
@@ -176,6 +177,18 @@ def module_call(operator: str, module: nn.Module, name: str, names: frozenset[st
 
 
 Rule = Callable[[Call], Semantics]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer: its class, and the rules that find it by the name of an operator.
+
+    `modules` are those of torch by their type, each with the operator that it calls.
+    """
+
+    layer: type[Layer]
+    aten: Mapping[str, Rule] = field(default_factory=dict)
+    modules: Mapping[type[nn.Module], str] = field(default_factory=dict)
 
 
 def alike(values: Sequence[Value]) -> bool:

@@ -12,11 +12,10 @@ from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Sum
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, WithIdentity, are_fixed
+from convsqueeze.kinds.call import Call, Kind, WithIdentity, are_fixed
 from convsqueeze.kinds.conv_transpose import transposed_call
 from convsqueeze.kinds.identity import IdentityLayer
 from convsqueeze.kinds.kernels import kernel_settings, tensor_names, with_kernel
-from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Layer, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,

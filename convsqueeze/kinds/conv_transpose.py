@@ -12,9 +12,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.call import Call, Kind
 from convsqueeze.kinds.kernels import kernel_settings, with_kernel
-from convsqueeze.kinds.kind import Kind
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,

@@ -7,10 +7,8 @@ from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.kinds.call import Call
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.pad import pad
 from convsqueeze.kinds.semantics import Identity, Reason
 

@@ -7,22 +7,44 @@ and modules of torch are it. Knows no files, no plan and no graph.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.kinds.fields import Name, Strict
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
 
 Tensors = Mapping[str, Tensor]
 """A layer's tensors by role: `weight`, `bias`, `running_mean`, ..."""
 Shape = tuple[int, ...]
 NAMES = {"type", "name", "weight", "bias"}
 """Fields of a layer that are no settings."""
+
+
+class OnnxNodes(Protocol):
+    """What a layer needs to spell itself as ONNX nodes; who writes a graph provides it. Nodes are
+    added one after the other, values are told by their names.
+    """
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output, whose name is given back."""
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A constant of int64 numbers."""
+
+    def constant(self, values: Tensor) -> str:
+        """A constant in the dtype of the layers."""
+
+    def padded(self, x: str, axes: Sequence[Axis]) -> str:
+        """What the axes add around an image, or take away."""
+
+    def convolved(
+        self, x: str, weight: str, bias: str | None, axes: Sequence[Axis], groups: int
+    ) -> str:
+        """The convolution by the axes; a transposed one where they upsample."""
 
 
 class Layer(Strict):

@@ -10,11 +10,9 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.call import Call, Kind
 from convsqueeze.kinds.kernels import with_kernel
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Tensors, WithTensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.layer import OnnxNodes, Tensors, WithTensors
 from convsqueeze.kinds.operators import as_vector
 from convsqueeze.kinds.semantics import Semantics
 

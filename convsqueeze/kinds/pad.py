@@ -11,10 +11,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, axis_pairs
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, axis_pairs
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.operators import Padding, padding_pairs
 from convsqueeze.kinds.semantics import Identity, Linear, Semantics, not_linear
 

@@ -19,8 +19,7 @@ from convsqueeze.kinds import (
     pad,
     scale,
 )
-from convsqueeze.kinds.call import Call, Rule, alike, module_call
-from convsqueeze.kinds.kind import Kind
+from convsqueeze.kinds.call import Call, Kind, Rule, alike, module_call
 from convsqueeze.kinds.layer import Layer
 from convsqueeze.kinds.semantics import (
     ACTIVATIONS,

@@ -13,10 +13,8 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call, Numbers, Stored, Value
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors, one_of
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, Numbers, Stored, Value
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Shape, Tensors, WithTensors, one_of
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Identity, Linear, Reason, Semantics, not_linear
 

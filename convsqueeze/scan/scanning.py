@@ -19,6 +19,7 @@ from convsqueeze.graph import (
     find_regions,
     unusable,
 )
+from convsqueeze.kinds import KINDS
 from convsqueeze.manifest import (
     Border,
     ChainEntry,
@@ -234,7 +235,7 @@ class _Search:
         return {*self.graph.kept}.union(*[op.reads for op in self.graph.ops.values()])
 
 
-KINDS: Mapping[str, ReasonKind] = {
+REASONS: Mapping[str, ReasonKind] = {
     "geometry": "not one convolution",
     "tensors": "used twice",
     "border": "border",
@@ -249,7 +250,7 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            part, reason = rejected.part, Reason(KINDS[rejected.cause], rejected.reason)
+            part, reason = rejected.part, Reason(REASONS[rejected.cause], rejected.reason)
             if sum(op.has_tensors for op in part.layers) > 1:
                 yield LeftAlone(part.labels, reason)
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
@@ -302,9 +303,7 @@ def _followers(graph: Graph, value: str) -> Iterator[str]:
         now = behind
 
 
-WITH_KERNEL = frozenset(
-    ["linear", *(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))]
-)
+WITH_KERNEL = {name for kind in KINDS if kind.layer.mixes_channels for name in kind.aten}
 """Operators that are layers but for what they are given."""
 
 

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -56,16 +57,12 @@ def tensors_in(inputs: Sequence[Any]) -> list[Tensor]:
 class _Value(Proxy):
     """A proxy that tells `y += x` from `y = y + x`."""
 
-
-def _in_place(function: Callable[..., Any]) -> Callable[[_Value, Any], Any]:
-    def method(self: _Value, other: Any) -> Any:
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
 
 
 for _function in IN_PLACE:
-    setattr(_Value, f"__{_function.__name__}__", _in_place(_function))
+    setattr(_Value, f"__{_function.__name__}__", partialmethod(_Value._in_place, _function))
 
 
 class _Tracer(torch.fx.Tracer):

@@ -49,15 +49,9 @@ def traced(
     """
     sandbox = sandbox or Sandbox(model)
     try:
-        made = exported(model, inputs, sandbox)
-    except TracingError as refusal:
-        return _by_fx(model, inputs, prefix, sandbox, refusal)
-    return _Exported(model, prefix, made).read()
-
-
-def _by_fx(
-    model: nn.Module, inputs: Sequence[Any], prefix: str, sandbox: Sandbox, refusal: TracingError
-) -> Graph:
+        return _Exported(model, prefix, exported(model, inputs, sandbox)).read()
+    except TracingError as error:
+        refusal = error
     try:
         graph = symbolically_traced(model, inputs, prefix, sandbox)
     except TracingError as error:
