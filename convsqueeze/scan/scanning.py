@@ -81,6 +81,7 @@ class Scan:
     entries: tuple[ScannedEntry, ...]
     left: tuple[LeftAlone, ...]
     border: Border
+    minimize: Minimize
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,10 +96,6 @@ class Scan:
     def merged(self) -> tuple[Merged, ...]:
         """Every merge, in the order of the entries."""
         return tuple(merged for one in self.entries for merged in one.merged)
-
-    @property
-    def regions(self) -> tuple[Region[LayerOp], ...]:
-        return tuple(one.region for one in self.scanned)
 
 
 def scan(
@@ -132,6 +129,7 @@ def scan(
         ),
         left=tuple(dict.fromkeys(left)),
         border=border,
+        minimize=minimize,
         notes=tuple(dict.fromkeys(notes)),
     )
 
