@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from convsqueeze.graph.graph import Graph
-from convsqueeze.graph.op import AddOp, LayerOp, Op, OpaqueOp
+from convsqueeze.graph.op import AddOp, LayerOp, ModuleCall, Op, OpaqueOp
 from convsqueeze.graph.region import Reduction, Region, Run
 from convsqueeze.kinds.identity import IdentityLayer
 from convsqueeze.kinds.semantics import Reason
@@ -135,16 +135,11 @@ def _materialized(graph: Graph) -> Iterator[tuple[str, Reason]]:
     enter or leave.
     """
     yield from graph.materialized.items()
-    for value, names in graph.readers.items():
-        made = _calls_around(graph, value)
+    calls = {name: {*op.calls} for name, op in graph.ops.items()} if graph.hooked else {}
+    for value, names in graph.readers.items() if graph.hooked else ():
+        made: set[ModuleCall] = calls.get(value, set())  # in none where it is an input
         for name in names:
-            crossed = made ^ _calls_around(graph, name)
-            if seen := sorted(module for _, module in crossed if module in graph.hooked):
+            crossed = {call.name for call in made ^ calls[name]}
+            if seen := sorted(crossed & graph.hooked):
                 yield value, Reason("hook", f"{seen[0]} calls a hook that sees it")
                 break
-
-
-def _calls_around(graph: Graph, value: str) -> set[tuple[str, str]]:
-    """The calls, with the names of their modules, in which a value is made; none for an input."""
-    calls = graph.ops[value].calls if value in graph.ops else ()
-    return {(call.id, call.name) for call in calls}

@@ -153,8 +153,7 @@ class Reduction(Generic[L]):
 
     def _branch(self, value: str) -> Run[L]:
         known = self.runs.get(value)
-        crossed = known is not None and self.may_cross(value)
-        return known if known is not None and crossed else Run(value, (), 1)
+        return known if known is not None and self.may_cross(value) else Run(value, (), 1)
 
     def _summed(self, op: AddOp) -> Run[L] | None:
         branches = [self._branch(value) for value in op.inputs]
