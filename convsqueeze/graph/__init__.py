@@ -11,8 +11,8 @@ from convsqueeze.graph.op import (
     Shape,
     layer_ops,
 )
-from convsqueeze.graph.placement import Modules, Placement, Replaced, placement, replaced_modules
-from convsqueeze.graph.region import Added, Region, additions, result_of
+from convsqueeze.graph.placement import Placement, Replaced, placement, replaced_modules
+from convsqueeze.graph.region import Added, Region, result_of
 from convsqueeze.kinds.semantics import Reason, ReasonKind
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Graph",
     "LayerOp",
     "ModuleCall",
-    "Modules",
     "Op",
     "OpaqueOp",
     "Placement",
@@ -31,7 +30,6 @@ __all__ = [
     "Replaced",
     "Shape",
     "SizeRead",
-    "additions",
     "find_regions",
     "layer_ops",
     "placement",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from convsqueeze.graph.graph import Graph
-from convsqueeze.graph.op import AddOp, LayerOp, Op, OpaqueOp
+from convsqueeze.graph.op import AddOp, LayerOp, ModuleCall, Op, OpaqueOp
 from convsqueeze.graph.region import Reduction, Region, Run
 from convsqueeze.kinds.identity import IdentityLayer
 from convsqueeze.kinds.semantics import Reason
@@ -31,7 +31,6 @@ class _Search(Reduction[LayerOp]):
     def __init__(self, graph: Graph, size_reads: Mapping[str, Reason]) -> None:
         super().__init__(graph.uses)
         self.graph = graph
-        self.ends: dict[str, Reason] = {}
         self._refused = dict(unusable(graph))
         self._stays = {**dict(_materialized(graph)), **size_reads}
 
@@ -46,16 +45,10 @@ class _Search(Reduction[LayerOp]):
     def may_cross(self, value: str) -> bool:
         return super().may_cross(value) and value not in self._stays
 
-    def may_join(self, run: Run[LayerOp], before: Run[LayerOp]) -> bool:
-        reason = self._why_apart(run, before)
-        if reason is not None:
-            self.ends.setdefault(run.source, reason)
-        return reason is None
-
     def _why_apart(self, run: Run[LayerOp], before: Run[LayerOp]) -> Reason | None:
         if run.source in self._stays:
             return self._stays[run.source]
-        if not super().may_join(run, before):
+        if super()._why_apart(run, before):
             return Reason("read elsewhere", _also_read(self.graph, run))
         if None not in (run.rank, before.rank) and run.rank != before.rank:
             return Reason("axes", "the layers work on different axes")
@@ -142,16 +135,11 @@ def _materialized(graph: Graph) -> Iterator[tuple[str, Reason]]:
     enter or leave.
     """
     yield from graph.materialized.items()
-    for value, names in graph.readers.items():
-        made = _calls_around(graph, value)
+    calls = {name: {*op.calls} for name, op in graph.ops.items()} if graph.hooked else {}
+    for value, names in graph.readers.items() if graph.hooked else ():
+        made: set[ModuleCall] = calls.get(value, set())  # in none where it is an input
         for name in names:
-            crossed = made ^ _calls_around(graph, name)
-            if seen := sorted(module for _, module in crossed if module in graph.hooked):
+            crossed = {call.name for call in made ^ calls[name]}
+            if seen := sorted(crossed & graph.hooked):
                 yield value, Reason("hook", f"{seen[0]} calls a hook that sees it")
                 break
-
-
-def _calls_around(graph: Graph, value: str) -> set[tuple[str, str]]:
-    """The calls, with the names of their modules, in which a value is made; none for an input."""
-    calls = graph.ops[value].calls if value in graph.ops else ()
-    return {(call.id, call.name) for call in calls}

@@ -4,7 +4,9 @@ Each gives the value of its own name from the values that it reads. Knows layers
 words and modules by their names; nothing of stored tensors, files or how code was followed.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.kinds import Layer
@@ -70,7 +72,8 @@ class LayerOp(Op):
     @property
     def has_tensors(self) -> bool:
         """Whether the layer names stored tensors."""
-        return any(getattr(self.layer, field, None) for field in ("name", "weight", "bias"))
+        layer = self.layer
+        return bool(layer.name or getattr(layer, "weight", None) or getattr(layer, "bias", None))
 
 
 @dataclass(frozen=True)
@@ -87,27 +90,26 @@ class OpaqueOp(Op):
     reason: Reason = field(kw_only=True)
 
 
-def layer_ops(tree: Tree[Layer], rank: int | None, whole: Op) -> tuple[LayerOp | AddOp, ...]:
-    """The operations of one node that is several layers: `whole` with its name, inputs and place.
+def layer_ops(
+    tree: Tree[Layer], rank: int | None, name: str, value: str, **place: Any
+) -> list[LayerOp | AddOp]:
+    """The operations of one node that is several layers of a value; `place` are fields of each.
 
-    The last one gives the node's value; those before it are named after it.
+    The last one gives the value `name`; those before it are named after it.
     """
-    made: list[LayerOp | AddOp] = []
-    own = {"name", "inputs", "shape"}
-    places = {f.name: getattr(whole, f.name) for f in fields(Op) if f.name not in own}
-
-    def add(part: Tree[Layer], value: str, name: str) -> str:
-        if isinstance(part, Chain):
-            for index, link in enumerate(part.links):
-                last = index == len(part.links) - 1
-                value = add(link, value, name if last else f"{name}.{index}")
-            return value
-        if isinstance(part, Sum):
-            ways = [add(way, value, f"{name}.{i}") for i, way in enumerate(part.branches)]
-            made.append(AddOp(name, tuple(ways), **places, nodes=frozenset({whole.node})))
-        else:
-            made.append(LayerOp(name, (value,), **places, layer=part, rank=rank))
-        return name
-
-    add(tree, whole.inputs[0], whole.name)
-    return (*made[:-1], replace(made[-1], shape=whole.shape))
+    if isinstance(tree, Chain):
+        made: list[LayerOp | AddOp] = []
+        for index, link in enumerate(tree.links):
+            own = f"{name}.{index}" if index < len(tree.links) - 1 else name
+            made += layer_ops(link, rank, own, value, **place)
+            value = own
+        return made
+    if isinstance(tree, Sum):
+        branches = [
+            layer_ops(branch, rank, f"{name}.{i}", value, **place)
+            for i, branch in enumerate(tree.branches)
+        ]
+        results = tuple(ops[-1].name for ops in branches)
+        add = AddOp(name, results, **place, nodes=frozenset({place["node"]}))
+        return [*chain.from_iterable(branches), add]
+    return [LayerOp(name, (value,), **place, layer=tree, rank=rank)]

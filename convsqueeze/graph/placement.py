@@ -6,13 +6,15 @@ their input on, in a sum the other branches add nothing.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic
 
-from convsqueeze.algebra.tree import Chain, Leaf, Sum, Tree, children, leaves
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
+from convsqueeze.graph.region import L
 
 
 @dataclass(frozen=True)
-class Replaced(Generic[Leaf]):
+class Replaced(Generic[L]):
     """A module that did a part of a merge. Now it passes its input on, or else it gives zeros.
 
     Zeros that are added to the merged layer's output (`beside` it) have that shape. Zeros that are
@@ -21,132 +23,114 @@ class Replaced(Generic[Leaf]):
 
     name: str
     passes: bool
-    tree: Tree[Leaf]
+    tree: Tree[L]
     beside: bool = False
 
 
 @dataclass(frozen=True)
-class Placement(Generic[Leaf]):
+class Placement(Generic[L]):
     """The module that takes the merged layer, and those that fall silent.
 
     `into` is "" where it is none of those that did the merge; else `tree` is what it did.
     """
 
     into: str
-    replaced: tuple[Replaced[Leaf], ...]
-    tree: Tree[Leaf] | None = None
+    replaced: tuple[Replaced[L], ...]
+    tree: Tree[L] | None = None
 
 
-@dataclass(frozen=True)
-class Modules(Generic[Leaf]):
-    """What is known of a model: `unit` gives the module that does a part of a merge and nothing
-    else, `is_identity` says that a leaf is a skip in the model's own code, and `may_take` whether a
-    module may take the merged layer.
-    """
-
-    unit: Callable[[Tree[Leaf]], str | None]
-    is_identity: Callable[[Leaf], bool]
-    may_take: Callable[[str], bool] = lambda name: True
+Unit = Callable[[Tree[L]], str | None]
+"""Gives the module that does a part of a merge and nothing else."""
 
 
-def placement(tree: Tree[Leaf], modules: Modules[Leaf]) -> Placement[Leaf] | None:
+def placement(
+    tree: Tree[L], unit: Unit[L], may_take: Callable[[str], bool] = lambda name: True
+) -> Placement[L] | None:
     """Where a merge goes in a model: the module that does all of it, else its first part that has a
-    place; None where the model's code would go on doing some of it.
+    place, among those that `may_take` it; None where the model's code would go on doing some of it.
     """
-    unit = modules.unit(tree)
-    if unit and modules.may_take(unit):
-        return Placement(unit, (), tree)
-    tree = _in_units(tree, modules)
+    whole = unit(tree)
+    if whole and may_take(whole):
+        return Placement(whole, (), tree)
+    tree = _in_units(tree, unit)
     for index, part in enumerate(children(tree)):
-        inside = placement(part, modules)
-        silent = _others_replaced(tree, index, modules, beside=True) if inside else None
+        inside = placement(part, unit, may_take)
+        silent = _others_replaced(tree, index, unit, beside=True) if inside else None
         if inside is not None and silent is not None:
             return Placement(inside.into, (*inside.replaced, *silent), inside.tree)
     return None
 
 
 def replaced_modules(
-    tree: Tree[Leaf],
-    modules: Modules[Leaf],
-    *,
-    passes: bool,
-    beside: bool = False,
-) -> tuple[Replaced[Leaf], ...] | None:
+    tree: Tree[L], unit: Unit[L], *, passes: bool, beside: bool = False
+) -> tuple[Replaced[L], ...] | None:
     """The modules of a part of a merge that passes its input on, or adds nothing, `beside` the
     merged layer or what passes; None where its code does some of it.
     """
-    if unit := modules.unit(tree):
-        return (Replaced(unit, passes, tree, beside and not passes),)
-    tree = _in_units(tree, modules)
+    if whole := unit(tree):
+        return (Replaced(whole, passes, tree, beside and not passes),)
+    tree = _in_units(tree, unit)
     if isinstance(tree, Chain):
         last = len(tree.links) - 1
         return _together(
-            replaced_modules(link, modules, passes=passes or index < last, beside=beside)
+            replaced_modules(link, unit, passes=passes or index < last, beside=beside)
             for index, link in enumerate(tree.links)
         )
     if isinstance(tree, Sum) and passes:
-        return _one_passes(tree, modules)
+        return _one_passes(tree, unit)
     if isinstance(tree, Sum):
         return _together(
-            replaced_modules(way, modules, passes=False, beside=beside) for way in tree.branches
+            replaced_modules(way, unit, passes=False, beside=beside) for way in tree.branches
         )
-    return () if passes and modules.is_identity(tree) else None
+    return () if passes and tree.layer.is_identity else None
 
 
 def _others_replaced(
-    tree: Tree[Leaf], index: int, modules: Modules[Leaf], *, beside: bool
-) -> tuple[Replaced[Leaf], ...] | None:
+    tree: Tree[L], index: int, unit: Unit[L], *, beside: bool
+) -> tuple[Replaced[L], ...] | None:
     """All parts but one: the other links pass, the other branches add nothing, `beside` the merged
     layer or what passes.
     """
     return _together(
-        replaced_modules(part, modules, passes=isinstance(tree, Chain), beside=beside)
+        replaced_modules(part, unit, passes=isinstance(tree, Chain), beside=beside)
         for number, part in enumerate(children(tree))
         if number != index
     )
 
 
-def _one_passes(tree: Sum[Leaf], modules: Modules[Leaf]) -> tuple[Replaced[Leaf], ...] | None:
+def _one_passes(tree: Sum[L], unit: Unit[L]) -> tuple[Replaced[L], ...] | None:
     """One branch, a skip in the model's code where there is one, passes; the others add nothing."""
-    skips = [i for i, way in enumerate(tree.branches) if _is_skip(way, modules)]
-    for index in (*skips, *range(len(tree.branches))):
-        others = _others_replaced(tree, index, modules, beside=False)
-        one = replaced_modules(tree.branches[index], modules, passes=True)
+    are_skips = [all(op.layer.is_identity for op in leaves(way)) for way in tree.branches]
+    for index in sorted(range(len(are_skips)), key=lambda index: not are_skips[index]):
+        others = _others_replaced(tree, index, unit, beside=False)
+        one = replaced_modules(tree.branches[index], unit, passes=True)
         if one is not None and others is not None:
             return (*one, *others)
     return None
 
 
-def _is_skip(tree: Tree[Leaf], modules: Modules[Leaf]) -> bool:
-    return all(modules.is_identity(leaf) for leaf in leaves(tree))
-
-
-def _together(
-    found: Iterator[tuple[Replaced[Leaf], ...] | None],
-) -> tuple[Replaced[Leaf], ...] | None:
-    every: list[Replaced[Leaf]] = []
+def _together(found: Iterator[tuple[Replaced[L], ...] | None]) -> tuple[Replaced[L], ...] | None:
+    every: list[tuple[Replaced[L], ...]] = []
     for part in found:
         if part is None:
             return None
-        every += part
-    return tuple(every)
+        every.append(part)
+    return tuple(chain.from_iterable(every))
 
 
-def _in_units(tree: Tree[Leaf], modules: Modules[Leaf]) -> Tree[Leaf]:
+def _in_units(tree: Tree[L], unit: Unit[L]) -> Tree[L]:
     """A chain with every run of links that one module does, the longest first, as one link."""
     if not isinstance(tree, Chain):
         return tree
-    links: list[Tree[Leaf]] = []
+    links: list[Tree[L]] = []
     start, count = 0, len(tree.links)
     while start < count:
-        longest = min(count, start + count - 1)
-        ends = (end for end in range(longest, start + 1, -1) if _is_unit(tree, start, end, modules))
-        end = next(ends, start + 1)
-        run = tree.links[start:end]
-        links.append(run[0] if len(run) == 1 else Chain(run))
+        for end in range(count if start else count - 1, start + 1, -1):
+            run: Tree[L] = Chain(tree.links[start:end])
+            if unit(run) is not None:
+                break
+        else:
+            end, run = start + 1, tree.links[start]
+        links.append(run)
         start = end
     return Chain(tuple(links))
-
-
-def _is_unit(chain: Chain[Leaf], start: int, end: int, modules: Modules[Leaf]) -> bool:
-    return end - start > 1 and modules.unit(Chain(chain.links[start:end])) is not None

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph.op import AddOp, LayerOp
+from convsqueeze.kinds.semantics import Reason
 
 L = TypeVar("L", bound=LayerOp)
 
@@ -36,11 +37,11 @@ class Region(Generic[L]):
     def result(self) -> str:
         return self.ops[-1].name
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """The values that come in from outside, in the order in which they are read first."""
         made = {op.name for op in self.ops}
-        read = dict.fromkeys(value for op in self.ops for value in op.inputs)
+        read = dict.fromkeys([value for op in self.ops for value in op.inputs])
         return tuple(value for value in read if value not in made)
 
     @cached_property
@@ -54,7 +55,7 @@ class Region(Generic[L]):
 
         Raises GeometryError for operations that are not in series and in parallel.
         """
-        uses = Counter(value for op in self.ops for value in op.inputs)
+        uses = Counter([value for op in self.ops for value in op.inputs])
         reduction = Reduction[L](uses)
         for op in self.ops:
             reduction.add(op)
@@ -66,23 +67,28 @@ class Region(Generic[L]):
     @classmethod
     def of(cls, tree: Tree[L]) -> "Region[L]":
         """The region of some links of a chain, or of branches of a sum, of an expression."""
-        return cls(tuple(_ops(tree)))
+        region = cls(tuple(_ops(tree)))
+        if isinstance(tree, Added) or not isinstance(tree, Sum):
+            vars(region)["expression"] = tree  # it is what would be derived
+        return region
 
     def with_layers(self, change: Mapping[str, LayerOp]) -> "Region[LayerOp]":
         """The same region with other operations for its layers, by their names."""
-        return Region(tuple(change.get(op.name, op) for op in self.ops))
+        return Region(tuple([change.get(op.name, op) for op in self.ops]))
 
 
-def _ops(tree: Tree[L]) -> Iterator[L | AddOp]:
+def _ops(tree: Tree[L]) -> list[L | AddOp]:
+    made: list[L | AddOp] = []
     for part in children(tree):
-        yield from _ops(part)
+        made += _ops(part)
     if isinstance(tree, Added):
-        yield tree.add
+        made.append(tree.add)
     elif isinstance(tree, Sum):  # some branches of a sum: an addition of their own
-        results = tuple(result_of(branch) for branch in tree.branches)
-        yield AddOp("+".join(results), results)
+        results = tuple(map(result_of, tree.branches))
+        made.append(AddOp("+".join(results), results))
     elif not isinstance(tree, Chain):
-        yield tree
+        made.append(tree)
+    return made
 
 
 def result_of(tree: Tree[L]) -> str:
@@ -94,14 +100,6 @@ def result_of(tree: Tree[L]) -> str:
     if isinstance(tree, Sum):
         return "+".join(map(result_of, tree.branches))
     return tree.name
-
-
-def additions(tree: Tree[L]) -> Iterator[AddOp]:
-    """The operations that add, in every sum of an expression."""
-    for part in children(tree):
-        yield from additions(part)
-    if isinstance(tree, Added):
-        yield tree.add
 
 
 @dataclass(frozen=True)
@@ -126,17 +124,19 @@ class Reduction(Generic[L]):
     """The longest run to every value, found one operation after the other.
 
     A layer extends the run to the value that it reads; a sum whose inputs all begin at one value is
-    one link behind that. `uses` counts how often every value is read. `kept_apart` may say why two
-    runs are not joined, `other_sources` is told of a sum whose inputs begin at several values.
+    one link behind that. `uses` counts how often every value is read; `ends` say why runs are not
+    joined.
     """
 
     def __init__(self, uses: Mapping[str, int]) -> None:
         self.uses = uses
         self.runs: dict[str, Run[L]] = {}
+        self.ends: dict[str, Reason] = {}
 
-    def may_join(self, run: Run[L], before: Run[L]) -> bool:
-        """Whether a run goes on behind the one to its source."""
-        return self.uses[run.source] == run.reads
+    def _why_apart(self, run: Run[L], before: Run[L]) -> Reason | None:
+        """Why a run does not go on behind the one to its source, if it does not."""
+        is_alone = self.uses[run.source] == run.reads
+        return None if is_alone else Reason("read elsewhere", "other code reads it too")
 
     def may_cross(self, value: str) -> bool:
         """Whether a sum may look behind a value that it reads."""
@@ -153,8 +153,7 @@ class Reduction(Generic[L]):
 
     def _branch(self, value: str) -> Run[L]:
         known = self.runs.get(value)
-        crossed = known is not None and self.may_cross(value)
-        return known if known is not None and crossed else Run(value, (), 1)
+        return known if known is not None and self.may_cross(value) else Run(value, (), 1)
 
     def _summed(self, op: AddOp) -> Run[L] | None:
         branches = [self._branch(value) for value in op.inputs]
@@ -165,8 +164,9 @@ class Reduction(Generic[L]):
         source = branches[0].source
         ways = [way for i, branch in enumerate(branches) for way in self._ways(op, i, branch.links)]
         results = tuple(map(result_of, ways))
-        flattened = (add for branch in branches if len(branch.links) == 1 for add in _own(branch))
-        nodes = frozenset({op.node}).union(op.nodes, *(add.nodes for add in flattened))
+        alone = [branch.links[0] for branch in branches if len(branch.links) == 1]
+        flattened = [link.add.nodes for link in alone if isinstance(link, Added)]
+        nodes = frozenset({op.node}).union(op.nodes, *flattened)
         inner = {v for v, b in zip(op.inputs, branches, strict=True) if v != source and b.links}
         link: Tree[L] = Added(tuple(ways), replace(op, inputs=results, nodes=nodes))
         return Run(
@@ -192,7 +192,10 @@ class Reduction(Generic[L]):
 
     def _extended(self, run: Run[L]) -> Run[L]:
         """As far back as every value on the way is read by these layers alone."""
-        while (before := self.runs.get(run.source)) is not None and self.may_join(run, before):
+        while (before := self.runs.get(run.source)) is not None:
+            if reason := self._why_apart(run, before):
+                self.ends.setdefault(run.source, reason)
+                break
             run = Run(
                 before.source,
                 (*before.links, *run.links),
@@ -201,9 +204,3 @@ class Reduction(Generic[L]):
                 run.inner | before.inner | {run.source},
             )
         return run
-
-
-def _own(branch: Run[L]) -> Iterator[AddOp]:
-    """The addition of a branch that is a sum itself."""
-    if isinstance(branch.links[0], Added):
-        yield branch.links[0].add

@@ -1,7 +1,6 @@
 """Average pools that count what they pad: `torch.nn.AvgPool1d`, 2d and 3d."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -13,18 +12,12 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, are_fixed, on_every_axis, per_axis_numbers
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, are_fixed, on_every_axis
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.operators import Padding, PerAxis, growing_pairs, per_axis
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 
-_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {
-    1: F.avg_pool1d,
-    2: F.avg_pool2d,
-    3: F.avg_pool3d,
-}
+_AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 class AvgPoolLayer(Layer):
@@ -51,7 +44,7 @@ class AvgPoolLayer(Layer):
 
     def run(self, x: Tensor, tensors: Tensors) -> Tensor:
         padded = oracle.padded(x, self.padding)
-        return _AVG_POOL[x.ndim - 2](padded, self.kernel_size, self.stride)
+        return _AVG_POOL[x.ndim - 2](padded, self.kernel_size, self.stride or self.kernel_size)
 
 
 def average_pool(
@@ -83,42 +76,28 @@ def average_pool(
     return Conv(weight, None, axes, channels)
 
 
-def _call(rank: int, call: Call) -> Semantics:
+def _call(call: Call) -> Semantics:
     """An average pool that counts what it pads."""
-    kernel, padding = (per_axis_numbers(call[name], rank) for name in ("kernel_size", "padding"))
-    stride = per_axis_numbers(call["stride"], rank) if call["stride"] else kernel
-    if not are_fixed((kernel, stride, padding)):
+    given, padding = call["kernel_size"], on_every_axis(call["padding"])
+    kernel = [*given] if isinstance(given, list | tuple) else [given] * call.rank
+    kernel *= call.rank // len(kernel)
+    stride = on_every_axis(call["stride"] or kernel)
+    if not are_fixed([kernel, stride, padding]):
         return not_linear("a pool whose size depends on that of the input")
     if call["ceil_mode"]:
         return not_linear("a pool that rounds its size up")
-    if any(padding) and call["count_include_pad"] is False:
+    if padding and call["count_include_pad"] is False:
         return not_linear("a pool that does not count what it pads")
     if call["divisor_override"]:
         return not_linear("a pool with a divisor of its own")
-    settings: dict[str, Any] = {"padding": on_every_axis(padding)} if any(padding) else {}
-    if stride != kernel:
-        settings["stride"] = on_every_axis(stride)
-    return Linear(AvgPoolLayer(type="avg_pool", kernel_size=kernel, **settings), rank)
-
-
-def _module(rank: int, module: Any, name: str) -> Semantics:
-    sizes = {
-        field: per_axis_numbers(getattr(module, field), rank)
-        for field in ("kernel_size", "stride", "padding")
-    }
-    if module.ceil_mode or getattr(module, "divisor_override", None):
-        return not_linear("a pool that rounds its size up, or has its own divisor")
-    if any(sizes["padding"]) and not module.count_include_pad:
-        return not_linear("a pool that does not count what it pads")
-    return Linear(AvgPoolLayer(type="avg_pool", **sizes), rank)
+    settings: dict[str, Any] = {"padding": padding} if padding else {}
+    if stride != on_every_axis(kernel):
+        settings["stride"] = stride
+    return Linear(AvgPoolLayer(type="avg_pool", kernel_size=kernel, **settings), call.rank)
 
 
 KIND = Kind(
     AvgPoolLayer,
-    aten={f"avg_pool{rank}d": partial(_call, rank) for rank in (1, 2, 3)},
-    modules={
-        nn.AvgPool1d: partial(_module, 1),
-        nn.AvgPool2d: partial(_module, 2),
-        nn.AvgPool3d: partial(_module, 3),
-    },
+    aten={f"avg_pool{n}d": _call for n in (1, 2, 3)},
+    modules={getattr(nn, f"AvgPool{n}d"): f"avg_pool{n}d" for n in (1, 2, 3)},
 )

@@ -1,7 +1,7 @@
 """Batch norms in eval mode: `torch.nn.BatchNorm1d`, 2d and 3d."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,9 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call, Stored
+from convsqueeze.kinds.call import Call, Kind, Stored
 from convsqueeze.kinds.fields import Name
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Shape, Tensors
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Linear, Reason, Semantics, not_linear
 
@@ -124,7 +122,8 @@ def _call(call: Call) -> Semantics:
     parts = {role: call[role] for role in ("weight", "bias", "running_mean", "running_var")}
     mean = parts["running_mean"]
     if call["training"] or mean is None or parts["running_var"] is None:
-        return _trained(is_training=bool(call["training"]))
+        what = "keeps no running statistics" if mean is None else "is in training mode"
+        return Reason("training", f"a norm that {what}, so it is not linear")
     given = {role: part for role, part in parts.items() if part is not None}
     if not all(isinstance(part, Stored) and part.is_raw for part in given.values()):
         return not_linear("a norm whose tensors are computed")
@@ -133,39 +132,13 @@ def _call(call: Call) -> Semantics:
     if absent or any(part.key != f"{name}.{role}" for role, part in given.items()):
         return not_linear("a norm whose tensors are not named after one layer")
     keys = tuple(key for part in given.values() for key in part.keys)
-    return _named(name, call["eps"], call.ndim - 2, keys)
+    layer = BatchNormLayer(type="batch_norm", name=name, eps=call["eps"])
+    return Linear(layer, call.rank, keys)
 
 
-def _named(name: str, eps: float, rank: int, keys: tuple[str, ...]) -> Linear:
-    return Linear(BatchNormLayer(type="batch_norm", name=name, eps=eps), rank, keys)
-
-
-def _trained(*, is_training: bool) -> Reason:
-    what = "is in training mode" if is_training else "keeps no running statistics"
-    return Reason("training", f"a norm that {what}, so it is not linear")
-
-
-def _by_batch(call: Call) -> Reason:
-    """A norm by the batch's own statistics; the operator without any keeps none."""
-    return _trained(is_training="running_mean" in call.arguments)
-
-
-_RANKS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
-
-
-def _module(module: Any, name: str) -> Semantics:
-    if module.training or module.running_mean is None:
-        return _trained(is_training=module.training)
-    return _named(name, module.eps, _RANKS[type(module)], (name,))
-
-
+_STEM = "_native_batch_norm_legit"
 KIND = Kind(
     BatchNormLayer,
-    aten={
-        **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _call),
-        **dict.fromkeys(
-            ("_native_batch_norm_legit", "_native_batch_norm_legit_functional"), _by_batch
-        ),
-    },
-    modules=dict.fromkeys(_RANKS, _module),
+    aten=dict.fromkeys(("batch_norm", _STEM, f"{_STEM}_no_training", f"{_STEM}_functional"), _call),
+    modules=dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), "batch_norm"),
 )

@@ -1,16 +1,19 @@
-"""One call of an operator in neutral words: what goes in, what is constant, what comes out.
+"""One call of an operator in neutral words, and the rules that a kind of layer has for calls.
 
 Every front end says its calls so, whether they are nodes of torch.fx or of an ONNX graph. The rules
 of the kinds read nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from convsqueeze.kinds.layer import Layer
 from convsqueeze.kinds.semantics import Reason, Semantics, not_linear
 
 Size = int | str | None
@@ -77,7 +80,7 @@ class WithIdentity:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Numbers:
     """Numbers that follow from the code alone."""
 
     value: Tensor
@@ -91,13 +94,13 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Computed:
+class Derived:
     """Something else that is made of stored tensors."""
 
     keys: tuple[str, ...]
 
 
-Constant = Stored | Product | WithIdentity | Known | Computed
+Constant = Stored | Product | WithIdentity | Numbers | Derived
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,10 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments.get(name)
 
-    @property
+    @cached_property
     def values(self) -> tuple[Value, ...]:
         """The values that go in, each as often as it is given."""
-        return tuple(one for one in _flat(self.arguments.values()) if isinstance(one, Value))
+        return tuple([one for one in tree_leaves(self.arguments) if isinstance(one, Value)])
 
     @property
     def value(self) -> Value:
@@ -128,9 +131,10 @@ class Call:
         return self.values[0]
 
     @property
-    def ndim(self) -> int:
-        """Dimensions of what goes in."""
-        return len(self.value.shape or ())
+    def rank(self) -> int:
+        """The axes that the operator's name tells, as `conv2d`, else those behind the channels."""
+        digit = self.operator[-2:-1]
+        return int(digit) if digit.isdecimal() else len(self.value.shape or ()) - 2
 
     def converted(self) -> Reason | None:
         """What becomes of the dtype of what goes in, if anything does."""
@@ -147,13 +151,44 @@ class Call:
 
     def stored_numbers(self) -> Reason | None:
         """Why a stored tensor that goes in is none of a layer, if it holds whole numbers."""
-        for one in _flat(self.arguments.values()):
+        for one in tree_leaves(self.arguments):
             if isinstance(one, Stored) and one.dtype and not one.dtype.is_floating_point:
                 return not_linear(f"{one.key} is stored as {one.dtype}")
         return None
 
 
+def module_call(operator: str, module: nn.Module, name: str, names: frozenset[str]) -> Call:
+    """The call of `operator` that one of torch's own modules is: its settings and tensors are the
+    arguments. Of what goes in, the number of axes is known where the module's type tells it.
+    """
+    digit = type(module).__name__[-2:-1]
+    value = Value((None,) * (2 + int(digit)) if digit.isdecimal() else None)
+    held = {**vars(module), **module._parameters, **module._buffers}
+    arguments: dict[str, Any] = {}
+    for role, setting in held.items():
+        key = f"{name}.{role}"
+        if isinstance(setting, Tensor) and role != "num_batches_tracked":
+            keys = tuple(k for k in (f"{key}_g", f"{key}_v", key) if k in names)  # weight norm's
+            stored = Stored(key, tuple(setting.shape), keys, dtype=setting.dtype)
+            arguments[role] = stored if keys else Derived(())
+        elif not role.startswith("_"):
+            arguments[role] = setting
+    return Call(operator, arguments | {"input": value}, Value(), names)
+
+
 Rule = Callable[[Call], Semantics]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of layer: its class, and the rules that find it by the name of an operator.
+
+    `modules` are those of torch by their type, each with the operator that it calls.
+    """
+
+    layer: type[Layer]
+    aten: Mapping[str, Rule] = field(default_factory=dict)
+    modules: Mapping[type[nn.Module], str] = field(default_factory=dict)
 
 
 def alike(values: Sequence[Value]) -> bool:
@@ -164,21 +199,7 @@ def alike(values: Sequence[Value]) -> bool:
 
 def are_fixed(settings: Any) -> bool:
     """Whether no number in them, or in lists of them, is computed when the model runs."""
-    return not any(isinstance(number, RuntimeNumber) for number in _flat(settings))
-
-
-def _flat(arguments: Any) -> Iterator[Any]:
-    for one in arguments:
-        if isinstance(one, list | tuple):
-            yield from _flat(one)
-        else:
-            yield one
-
-
-def per_axis_numbers(value: Any, rank: int, default: int = 0) -> list[Any]:
-    """One number for each axis; a call gives one for all, or none for the default."""
-    numbers = list(value or [default]) if isinstance(value, list | tuple | None) else [value]
-    return numbers * rank if len(numbers) == 1 else numbers
+    return not any(isinstance(number, RuntimeNumber) for number in tree_leaves(settings))
 
 
 def on_every_axis(numbers: Any) -> Any:

@@ -1,7 +1,6 @@
 """Ordinary convolutions: `torch.nn.Conv1d`, `Conv2d` and `Conv3d`."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -13,12 +12,11 @@ from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.tree import Sum
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, WithIdentity, are_fixed
+from convsqueeze.kinds.call import Call, Kind, WithIdentity, are_fixed
 from convsqueeze.kinds.conv_transpose import transposed_call
 from convsqueeze.kinds.identity import IdentityLayer
-from convsqueeze.kinds.kernels import kernel_settings, tensor_names, weight_rank, with_kernel
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors
+from convsqueeze.kinds.kernels import kernel_settings, tensor_names, with_kernel
+from convsqueeze.kinds.layer import Layer, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,
     PerAxis,
@@ -52,9 +50,6 @@ class ConvLayer(WithTensors):
             return None
         settings = {"padding": before.padding, "padding_mode": before.padding_mode}
         return ConvLayer.model_validate(self.model_dump(exclude_unset=True) | settings)
-
-    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
-        return shapes["weight"][1] * self.groups if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return convolution(tensors["weight"], tensors.get("bias"), **self.settings)
@@ -110,38 +105,27 @@ def _same(kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[
 
 def _call(call: Call) -> Semantics:
     """`conv2d`, or `convolution` of both kinds."""
-    rank = weight_rank(call)
-    if rank is None:
-        rank = len(call.result.shape or ()) - 2
     if call["transposed"]:
-        return transposed_call(call, rank)
-    settings = kernel_settings(call.__getitem__, rank)
-    return _beside_identity(call, rank, settings) or with_kernel(call, rank, ConvLayer, settings)
+        return transposed_call(call)
+    settings = kernel_settings(call, ConvLayer)
+    return _beside_identity(call, settings) or with_kernel(call, call.rank, ConvLayer, settings)
 
 
-def _beside_identity(call: Call, rank: int, settings: dict[str, Any]) -> Linear | None:
+def _beside_identity(call: Call, settings: dict[str, Any]) -> Linear | None:
     """A 1x1 kernel that the code adds the identity to: two branches."""
     weight, padding = call["weight"], settings.get("padding", 0)
     if not isinstance(weight, WithIdentity) or weight.kernel.reshaped or call["bias"] is not None:
         return None
     out, width = weight.kernel.shape[:2]
-    plain = "stride" not in settings and padding in (0, "valid") and are_fixed(settings.values())
+    plain = "stride" not in settings and padding in (0, "valid") and are_fixed(settings)
     if not plain or out != settings.get("groups", 1) * width:
         return None
     kernel = ConvLayer(**tensor_names(weight.kernel, None, call.names), **settings)
-    return Linear(Sum((kernel, IdentityLayer(type="identity"))), rank, weight.keys)
-
-
-def _module(module: Any, name: str) -> Linear:
-    rank = module.weight.ndim - 2
-    settings = kernel_settings(partial(getattr, module), rank)
-    if module.padding_mode != "zeros":
-        settings["padding_mode"] = module.padding_mode
-    return Linear(ConvLayer(name=name, **settings), rank, (name,))
+    return Linear(Sum((kernel, IdentityLayer(type="identity"))), call.rank, weight.keys)
 
 
 KIND = Kind(
     ConvLayer,
     aten=dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _call),
-    modules=dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _module),
+    modules={nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"},
 )

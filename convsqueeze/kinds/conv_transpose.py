@@ -1,8 +1,7 @@
 """Transposed convolutions: `torch.nn.ConvTranspose1d`, 2d and 3d."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -13,9 +12,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, on_every_axis, per_axis_numbers
-from convsqueeze.kinds.kernels import kernel_settings, weight_rank, with_kernel
-from convsqueeze.kinds.kind import Kind
+from convsqueeze.kinds.call import Call, Kind
+from convsqueeze.kinds.kernels import kernel_settings, with_kernel
 from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
 from convsqueeze.kinds.operators import (
     Padding,
@@ -25,7 +23,7 @@ from convsqueeze.kinds.operators import (
     per_axis,
     spatial_rank,
 )
-from convsqueeze.kinds.semantics import Linear, Semantics
+from convsqueeze.kinds.semantics import Semantics
 
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -94,29 +92,14 @@ def transposed(
     return Conv(transposed_layout(weight, groups), as_vector(bias), tuple(axes), groups)
 
 
-def transposed_call(call: Call, rank: int | None = None) -> Semantics:
-    """`conv_transpose2d`; or `convolution`, which tells the rank, where it is transposed."""
-    rank = weight_rank(call) if rank is None else rank
-    settings = _settings(call.__getitem__, rank or 0)
-    return with_kernel(call, rank or 0, ConvTransposeLayer, settings)
-
-
-def _settings(given: Callable[[str], Any], rank: int) -> dict[str, Any]:
-    settings = {"type": "conv_transpose", **kernel_settings(given, rank)}
-    extra = on_every_axis(per_axis_numbers(given("output_padding"), rank))
-    return settings | ({"output_padding": extra} if extra not in (0, []) else {})
-
-
-def _module(module: Any, name: str) -> Linear:
-    rank = module.weight.ndim - 2
-    settings = _settings(partial(getattr, module), rank)
-    return Linear(ConvTransposeLayer(name=name, **settings), rank, (name,))
+def transposed_call(call: Call) -> Semantics:
+    """`conv_transpose2d`; or `convolution` where it is transposed."""
+    settings = {"type": "conv_transpose", **kernel_settings(call, ConvTransposeLayer)}
+    return with_kernel(call, call.rank, ConvTransposeLayer, settings)
 
 
 KIND = Kind(
     ConvTransposeLayer,
-    aten=dict.fromkeys(
-        ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), transposed_call
-    ),
-    modules=dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _module),
+    aten={f"conv_transpose{n}d": transposed_call for n in (1, 2, 3)},
+    modules={getattr(nn, f"ConvTranspose{n}d"): f"conv_transpose{n}d" for n in (1, 2, 3)},
 )

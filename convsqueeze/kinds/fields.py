@@ -7,9 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-_COUNT = {"type": "integer", "minimum": 1}
-_AMOUNT = {"type": "integer"}
-
 
 class Strict(BaseModel):
     """A frozen value with no keys but its own."""
@@ -21,6 +18,10 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _list_of(item: dict[str, Any], least: int = 1, most: int = 3) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": least, "maxItems": most}
+
+
 def _per_axis(lowest: int) -> BeforeValidator:
     def check(value: Any) -> Any:
         numbers = value if isinstance(value, list | tuple) and value else [value]
@@ -29,6 +30,11 @@ def _per_axis(lowest: int) -> BeforeValidator:
         return tuple(numbers) if isinstance(value, list | tuple) else value
 
     return BeforeValidator(check)
+
+
+def _per_axis_schema(lowest: int) -> WithJsonSchema:
+    item = {"type": "integer", "minimum": lowest}
+    return WithJsonSchema({"anyOf": [item, _list_of(item)]})
 
 
 def _check_padding(value: Any) -> Any:
@@ -46,32 +52,15 @@ def _check_padding(value: Any) -> Any:
     )
 
 
-def _or_list(item: dict[str, Any]) -> dict[str, Any]:
-    return {"anyOf": [item, {"type": "array", "items": item, "minItems": 1, "maxItems": 3}]}
+_AMOUNT = {"type": "integer"}
+_PADDING = [_AMOUNT, _list_of(_AMOUNT), _list_of(_list_of(_AMOUNT, 2, 2))]
 
-
-PerAxis = Annotated[Any, _per_axis(1), WithJsonSchema(_or_list(_COUNT))]
-PerAxisFromZero = Annotated[
-    Any, _per_axis(0), WithJsonSchema(_or_list({"type": "integer", "minimum": 0}))
-]
+PerAxis = Annotated[Any, _per_axis(1), _per_axis_schema(1)]
+PerAxisFromZero = Annotated[Any, _per_axis(0), _per_axis_schema(0)]
 Padding = Annotated[
     Any,
     BeforeValidator(_check_padding),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _AMOUNT,
-                {"type": "array", "items": _AMOUNT, "minItems": 1, "maxItems": 3},
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": _AMOUNT, "minItems": 2, "maxItems": 2},
-                    "minItems": 1,
-                    "maxItems": 3,
-                },
-                {"enum": ["same", "valid"]},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [*_PADDING, {"enum": ["same", "valid"]}]}),
 ]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Name = Annotated[str, Field(min_length=1)]

@@ -1,16 +1,14 @@
 """The layer that changes nothing: an identity branch."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
 from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.kinds.call import Call
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.pad import pad
 from convsqueeze.kinds.semantics import Identity, Reason
 
@@ -44,7 +42,9 @@ def identity(channels: int, *, rank: int) -> Conv:
 
 def _passing(call: Call) -> Identity | Reason:
     """What changes nothing in eval mode."""
-    return _dropout(call["p"]) if call["train"] else Identity()
+    if call["p"] and (call["train"] or call["training"]):
+        return Reason("training", "dropout in training mode")
+    return Identity()
 
 
 def _keeping(call: Call) -> Identity | Reason:
@@ -52,23 +52,11 @@ def _keeping(call: Call) -> Identity | Reason:
     return call.changed() or Identity()
 
 
-def _dropout(probability: Any) -> Identity | Reason:
-    return Reason("training", "dropout in training mode") if probability else Identity()
-
-
-def _dropout_module(module: Any, name: str) -> Identity | Reason:
-    return _dropout(module.p) if module.training else Identity()
-
-
-def _identity_module(module: Any, name: str) -> Identity:
-    return Identity()
-
-
 KIND = Kind(
     IdentityLayer,
     aten={**dict.fromkeys(PASSING, _passing), **dict.fromkeys(_KEEPING, _keeping)},
     modules={
-        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _dropout_module),
-        nn.Identity: _identity_module,
+        **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "dropout"),
+        nn.Identity: "alias",
     },
 )

@@ -1,49 +1,29 @@
-"""Calls and modules with a stored kernel: convolutions, transposed ones, linear layers."""
+"""Calls with a stored kernel: convolutions, transposed ones, linear layers."""
 
-from collections.abc import Callable
 from typing import Any
 
 from convsqueeze.algebra.tree import Chain
 from convsqueeze.kinds.call import (
     Call,
-    Known,
+    Numbers,
     Product,
     Stored,
     Value,
-    WithIdentity,
     are_fixed,
     on_every_axis,
-    per_axis_numbers,
 )
-from convsqueeze.kinds.layer import WithTensors
+from convsqueeze.kinds.layer import NAMES, WithTensors
 from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear
 
 BY_SIZE = not_linear("its stride or padding depends on the size of the input")
 
 
-def weight_rank(call: Call) -> int | None:
-    """The axes of the kernel that a call is given, None where it is no stored one."""
-    weight = call["weight"]
-    if isinstance(weight, Product):
-        return max(len(weight.left.shape), len(weight.right.shape)) - 2
-    if isinstance(weight, WithIdentity):
-        weight = weight.kernel
-    return len(weight.shape) - 2 if isinstance(weight, Stored) else None
-
-
-def kernel_settings(given: Callable[[str], Any], rank: int) -> dict[str, Any]:
-    """Stride, dilation, padding and groups of a call or a module, those that are no default."""
-    settings: dict[str, Any] = {}
-    for name, default in (("stride", 1), ("dilation", 1), ("padding", 0)):
-        value = given(name)
-        if not isinstance(value, str):
-            value = on_every_axis(per_axis_numbers(value, rank, default))
-        if value not in (default, []):
-            settings[name] = value
-    if (groups := given("groups")) not in (1, None):
-        settings["groups"] = groups
-    return settings
+def kernel_settings(call: Call, kind: type[WithTensors]) -> dict[str, Any]:
+    """What a kind's words say of a call, beside what is a default."""
+    fields = {name: f for name, f in kind.model_fields.items() if name not in NAMES}
+    settings = {name: on_every_axis(call[name]) for name in fields}
+    return {n: s for n, s in settings.items() if s not in (None, [], fields[n].default)}
 
 
 def with_kernel(
@@ -52,7 +32,7 @@ def with_kernel(
     """A layer with a kernel: by its name or those of its tensors, or as layers in a row for what
     the code does to the kernel first.
     """
-    if not are_fixed(settings.values()):
+    if not are_fixed(settings):
         return BY_SIZE
     weight, bias = call["weight"], call["bias"]
     if bias is not None and not (isinstance(bias, Stored) and bias.is_raw):
@@ -63,7 +43,7 @@ def with_kernel(
     if isinstance(weight, Stored) and weight.is_raw:
         names = tensor_names(weight, bias, call.names)
         return Linear(kind(**names, **settings), rank, (*weight.keys, *bias_keys))
-    if weight is None or isinstance(weight, Known | Value):
+    if weight is None or isinstance(weight, Numbers | Value):
         return not_linear("its weight is not one of the stored tensors")
     scaled = _scaled_kernel(weight, bias, rank, kind, settings)
     return scaled or not_linear("its weight is computed from stored tensors")

@@ -7,20 +7,44 @@ and modules of torch are it. Knows no files, no plan and no graph.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from convsqueeze.algebra.conv import Conv
-from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.kinds.fields import Name, Strict
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
 
 Tensors = Mapping[str, Tensor]
 """A layer's tensors by role: `weight`, `bias`, `running_mean`, ..."""
 Shape = tuple[int, ...]
+NAMES = {"type", "name", "weight", "bias"}
+"""Fields of a layer that are no settings."""
+
+
+class OnnxNodes(Protocol):
+    """What a layer needs to spell itself as ONNX nodes; who writes a graph provides it. Nodes are
+    added one after the other, values are told by their names.
+    """
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """A node with one output, whose name is given back."""
+
+    def integers(self, values: Sequence[int]) -> str:
+        """A constant of int64 numbers."""
+
+    def constant(self, values: Tensor) -> str:
+        """A constant in the dtype of the layers."""
+
+    def padded(self, x: str, axes: Sequence[Axis]) -> str:
+        """What the axes add around an image, or take away."""
+
+    def convolved(
+        self, x: str, weight: str, bias: str | None, axes: Sequence[Axis], groups: int
+    ) -> str:
+        """The convolution by the axes; a transposed one where they upsample."""
 
 
 class Layer(Strict):
@@ -68,8 +92,7 @@ class Layer(Strict):
     @property
     def settings(self) -> dict[str, Any]:
         """What its words say beside its type and the names of tensors."""
-        names = ("type", "name", "weight", "bias")
-        return {f: getattr(self, f) for f in type(self).model_fields if f not in names}
+        return {f: getattr(self, f) for f in type(self).model_fields if f not in NAMES}
 
     # tensors and geometry
 
@@ -144,6 +167,10 @@ class WithTensors(Layer):
         if self.name is None and self.weight is None:
             raise ValueError("a name (or a weight) saying which tensors the layer has")
         return self
+
+    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
+        kernel = shapes["weight"]
+        return kernel[1] * getattr(self, "groups", 1) if len(kernel) > 1 else None
 
     def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:
         weight, bias = names["weight"], names.get("bias")

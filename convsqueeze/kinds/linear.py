@@ -1,7 +1,7 @@
 """Linear layers on the channels: `torch.nn.Linear`."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,13 +10,11 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call
+from convsqueeze.kinds.call import Call, Kind
 from convsqueeze.kinds.kernels import with_kernel
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Shape, Tensors, WithTensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.layer import OnnxNodes, Tensors, WithTensors
 from convsqueeze.kinds.operators import as_vector
-from convsqueeze.kinds.semantics import Linear, Semantics
+from convsqueeze.kinds.semantics import Semantics
 
 
 class LinearLayer(WithTensors):
@@ -25,9 +23,6 @@ class LinearLayer(WithTensors):
     type: Literal["linear"]
 
     mixes_channels = True
-
-    def infer_in_channels(self, shapes: Mapping[str, Shape]) -> int | None:
-        return shapes["weight"][1] if len(shapes["weight"]) > 1 else None
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
         return linear(tensors["weight"], tensors.get("bias"), rank=rank)
@@ -59,8 +54,4 @@ def _call(call: Call) -> Semantics:
     return with_kernel(call, 0, LinearLayer, {"type": "linear"})
 
 
-def _module(module: Any, name: str) -> Linear:
-    return Linear(LinearLayer(type="linear", name=name), 0, (name,))
-
-
-KIND = Kind(LinearLayer, aten={"linear": _call}, modules={nn.Linear: _module})
+KIND = Kind(LinearLayer, aten={"linear": _call}, modules={nn.Linear: "linear"})

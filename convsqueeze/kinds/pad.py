@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,8 @@ from convsqueeze.algebra.conv import Conv
 from convsqueeze.algebra.geometry import Axis, Geometry
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import fields, oracle
-from convsqueeze.kinds.call import Call, axis_pairs
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Tensors
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, axis_pairs
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Tensors
 from convsqueeze.kinds.operators import Padding, padding_pairs
 from convsqueeze.kinds.semantics import Identity, Linear, Semantics, not_linear
 
@@ -69,35 +67,30 @@ def _call(call: Call) -> Semantics:
     mode = call["mode"] or "constant"
     if mode == "constant" and call["value"] not in (None, 0, 0.0):
         return not_linear(f"it pads with {call['value']}")
-    return _call_by("zeros" if mode == "constant" else mode, "pad", call)
+    return _call_by("zeros" if mode == "constant" else mode, call)
 
 
-def _call_by(mode: str, argument: str, call: Call) -> Semantics:
-    """A pad by a mode; the argument holds before and after of the last axis, then of others."""
-    flat = call[argument]
+def _call_by(mode: str, call: Call) -> Semantics:
+    """A pad by a mode: before and after of the last axis, then of others."""
+    flat = call["padding"] if call["pad"] is None else call["pad"]
     if not all(isinstance(number, int) for number in flat):
         return not_linear("how far it pads depends on the size of the input")
     pairs = axis_pairs(flat)
-    return padding_by([(0, 0)] * (call.ndim - 2 - len(pairs)) + pairs, mode)
+    return padding_by([(0, 0)] * (call.rank - len(pairs)) + pairs, mode)
 
 
-def _module_by(mode: str, module: Any, name: str) -> Semantics:
-    return padding_by(axis_pairs(module.padding), mode)
-
-
-_MODULES = {
-    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
-    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d),
-    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d),
+_BY_MODE = {
+    f"{name}_pad{rank}d": partial(_call_by, mode)
+    for mode, name in (("reflect", "reflection"), ("replicate", "replication"))
+    for rank in (1, 2, 3)
 }
 
 KIND = Kind(
     PadLayer,
-    aten={
-        "pad": _call,
-        "constant_pad_nd": _call,
-        **{f"reflection_pad{n}d": partial(_call_by, "reflect", "padding") for n in (1, 2, 3)},
-        **{f"replication_pad{n}d": partial(_call_by, "replicate", "padding") for n in (1, 2, 3)},
+    aten={"pad": _call, "constant_pad_nd": _call, **_BY_MODE},
+    modules={
+        **dict.fromkeys((nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d), "constant_pad_nd"),
+        **{nn.ReflectionPad1d: "reflection_pad1d", nn.ReflectionPad2d: "reflection_pad2d"},
+        **{nn.ReplicationPad1d: "replication_pad1d", nn.ReplicationPad2d: "replication_pad2d"},
     },
-    modules={kind: partial(_module_by, mode) for mode, kinds in _MODULES.items() for kind in kinds},
 )

@@ -5,7 +5,9 @@ said here.
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
+
+from torch import nn
 
 from convsqueeze.kinds import (
     avg_pool,
@@ -17,8 +19,7 @@ from convsqueeze.kinds import (
     pad,
     scale,
 )
-from convsqueeze.kinds.call import Call, Rule, alike
-from convsqueeze.kinds.kind import Kind, ModuleRule
+from convsqueeze.kinds.call import Call, Kind, Rule, alike, module_call
 from convsqueeze.kinds.layer import Layer
 from convsqueeze.kinds.semantics import (
     ACTIVATIONS,
@@ -44,7 +45,7 @@ LAYER_KINDS: Mapping[str, type[Layer]] = {
     get_args(kind.layer.model_fields["type"].annotation)[0]: kind.layer for kind in KINDS
 }
 """By the name that a manifest has for it."""
-MODULES: Mapping[type, ModuleRule] = {t: rule for kind in KINDS for t, rule in kind.modules.items()}
+MODULES: Mapping[type, str] = {t: name for kind in KINDS for t, name in kind.modules.items()}
 COMPARED = frozenset(t for kind in KINDS if kind.layer.roles for t in kind.modules)
 """Modules with tensors whose settings are all known: others are run to see what they do."""
 _RULES: Mapping[str, Rule] = {name: rule for kind in KINDS for name, rule in kind.aten.items()}
@@ -80,10 +81,10 @@ def _of_several(operator: str, call: Call) -> Semantics:
     return Adding(frozenset({1} if operator == "sub" else ()))
 
 
-def semantics_of_module(module: Any, name: str) -> Semantics:
-    """The layer that one of torch's own modules is, told by its type alone."""
-    rule = MODULES.get(type(module))
-    if rule is None:
+def semantics_of_module(module: nn.Module, name: str, names: frozenset[str]) -> Semantics:
+    """The layer that one of torch's own modules is; `names` are those of the state dict."""
+    operator = MODULES.get(type(module))
+    if operator is None:
         kind = type(module).__name__
         return no_layer(kind.lower() if kind.lower() in ACTIVATIONS else kind)
-    return rule(module, name)
+    return semantics_of(module_call(operator, module, name, names))

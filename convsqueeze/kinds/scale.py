@@ -13,10 +13,8 @@ from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.tree import Chain, Tree
 from convsqueeze.errors import GeometryError
 from convsqueeze.kinds import oracle
-from convsqueeze.kinds.call import Call, Known, Stored, Value
-from convsqueeze.kinds.kind import Kind
-from convsqueeze.kinds.layer import Layer, Shape, Tensors, WithTensors, one_of
-from convsqueeze.kinds.onnx_nodes import OnnxNodes
+from convsqueeze.kinds.call import Call, Kind, Numbers, Stored, Value
+from convsqueeze.kinds.layer import Layer, OnnxNodes, Shape, Tensors, WithTensors, one_of
 from convsqueeze.kinds.operators import diagonal, is_vector
 from convsqueeze.kinds.semantics import Identity, Linear, Reason, Semantics, not_linear
 
@@ -95,20 +93,17 @@ def scale(
 
     Raises GeometryError where they hold another count.
     """
-    spread = []
     for name, values in (("weight", weight), ("bias", bias)):
         if values is not None and (values.numel() not in (1, channels) or not is_vector(values)):
             raise GeometryError(
                 f"{name} of shape {tuple(values.shape)} does not scale {channels} channels"
             )
-        spread.append(None if values is None else values.double().flatten().expand(channels))
-    weights = torch.ones(channels, dtype=torch.float64) if spread[0] is None else spread[0]
-    summands = spread[1]
-    if shift and summands is not None:
-        summands = summands + shift
-    elif shift:
-        summands = torch.full((channels,), shift, dtype=torch.float64)
-    return diagonal(weights * factor, summands, rank=rank)
+    ones = torch.ones(channels, dtype=torch.float64)
+    factors = ones if weight is None else weight.double().flatten().expand(channels)
+    summands = None if bias is None else bias.double().flatten().expand(channels)
+    if shift:
+        summands = shift * ones if summands is None else summands + shift
+    return diagonal(factors * factor, summands, rank=rank)
 
 
 def scaling_by(*, factor: float = 1.0, shift: float = 0.0) -> Linear | Identity | Reason:
@@ -125,7 +120,7 @@ def _multiplied(call: Call) -> Semantics:
     constant, _ = _constant(call)
     number = _number(constant)
     if number is not None:
-        return call.changed() or scaling_by(factor=number)
+        return _computed(call, constant, factor=number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
@@ -140,7 +135,7 @@ def _divided(call: Call) -> Semantics:
         return not_linear("it divides by a stored tensor")
     if not number or call["rounding_mode"] is not None:
         return not_linear("it divides by a value")
-    return call.changed() or scaling_by(factor=1 / number)
+    return _computed(call, call["other"], factor=1 / number)
 
 
 def _negated(call: Call) -> Semantics:
@@ -154,29 +149,16 @@ def _combined(call: Call) -> Semantics:
     if not is_number(alpha):
         return not_linear("it adds a multiple that depends on the input")
     constant, is_second = _constant(call)
-    factor, share = shares(call.operator, alpha, is_second=is_second)
+    first, second = (-alpha, 1.0) if call.operator == "rsub" else (1.0, -alpha)
+    second = alpha if call.operator == "add" else second
+    factor, share = (first, second) if is_second else (second, first)
     number = _number(constant)
     if number is not None:
-        return call.changed() or scaling_by(factor=factor, shift=share * number)
+        return _computed(call, constant, factor=factor, shift=share * number)
     rank = _channel_rank(call, constant)
     if isinstance(rank, Reason):
         return rank
-    return _with_stored(constant, factor, share * constant.factor, rank)
-
-
-def shares(operator: str, alpha: float, *, is_second: bool) -> tuple[float, float]:
-    """By what a value and a constant are added up in `add`, `sub` and `rsub`; the constant stands
-    second, or first.
-    """
-    if operator == "rsub":
-        first, second = -alpha, 1.0
-    else:
-        first, second = 1.0, alpha if operator == "add" else -alpha
-    return (first, second) if is_second else (second, first)
-
-
-def _with_stored(constant: Stored, factor: float, share: float, rank: int | None) -> Semantics:
-    """`factor * x + share * stored`."""
+    share *= constant.factor
     if not share or not isfinite(factor / share):
         return not_linear("it adds no share of a stored tensor")
     inner = {"factor": factor / share} if factor != share else {}
@@ -194,9 +176,15 @@ def _constant(call: Call) -> tuple[Any, bool]:
 
 def _number(constant: Any) -> float | None:
     """The one number that a constant is, if it is one."""
-    if isinstance(constant, Known):
+    if isinstance(constant, Numbers):
         return constant.number
     return float(constant) if is_number(constant) else None
+
+
+def _computed(call: Call, constant: Any, **numbers: float) -> Semantics:
+    """By numbers, of which a tensor may change the value's shape."""
+    changed = call.changed() if isinstance(constant, Numbers) else None
+    return changed or scaling_by(**numbers)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -205,7 +193,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def _channel_rank(call: Call, other: Any) -> int | Reason | None:
     """The axes behind the channels that a stored tensor has one number each for."""
-    if isinstance(other, Known):
+    if isinstance(other, Numbers):
         return not_linear("it is combined with numbers that no stored tensor holds")
     if not isinstance(other, Stored) or other.spread or len(other.keys) > 1:
         return not_linear("it is combined with a tensor that is computed")
@@ -214,7 +202,7 @@ def _channel_rank(call: Call, other: Any) -> int | Reason | None:
     long = [axis - len(other.shape) for axis, size in enumerate(other.shape) if size > 1]
     if not long:
         return None
-    if len(long) > 1 or call.ndim + long[0] == 0:
+    if len(long) > 1 or len(call.value.shape or ()) + long[0] == 0:
         return not_linear("it is combined with a tensor that is not one for each channel")
     return -long[0] - 1
 

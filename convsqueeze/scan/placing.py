@@ -6,39 +6,40 @@ Read off the graph: a module does a part if its calls are one, and their nodes a
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
-from typing import TypeVar
 
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
-from convsqueeze.graph import (
-    Added,
-    Graph,
-    LayerOp,
-    ModuleCall,
-    Modules,
-    Placement,
-    Region,
-    additions,
-    placement,
-)
-
-L = TypeVar("L", bound=LayerOp)
+from convsqueeze.algebra.tree import Sum, Tree, leaves
+from convsqueeze.graph import Added, AddOp, Graph, LayerOp, Placement, Region, placement
+from convsqueeze.graph.region import L
 
 
 class Placing:
-    """The modules of a graph, and which parts of it they do."""
+    """The modules of a graph, and which parts of it they do: by the nodes within every call, and
+    how many layers, beside identities, each of them is.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+        layers = [op for op in graph.ops.values() if isinstance(op, LayerOp)]
+        self._layers_of = Counter([op.node for op in layers if not op.layer.is_identity])
+        self._within: dict[str, set[str]] = {}
+        for op in graph.ops.values():
+            for call in op.calls:
+                self._within.setdefault(call.id, set()).add(op.node)
+        self._layers_within = {
+            call: sum([self._layers_of[node] for node in nodes])
+            for call, nodes in self._within.items()
+        }
 
     def of(self, tree: Tree[L]) -> Placement[L] | None:
         """Where a part goes: in the place of the module that does all of it, if there is one, else
-        of its first; None where the model's code would go on doing some of it.
+        of its first, one with tensors if there is one; None where the model's code would go on
+        doing some of it.
         """
         if whole := self.unit(tree):
             return Placement(whole, ())
         bare = {self.unit(op) for op in leaves(tree) if op.layer.is_bare}
-        with_tensors = Modules[L](self.unit, _is_skip, lambda name: name not in bare)
-        return placement(tree, with_tensors) or placement(tree, Modules[L](self.unit, _is_skip))
+        found = placement(tree, self.unit, lambda name: name not in bare) if bare else None
+        return found or placement(tree, self.unit)
 
     def named(self, region: Region[LayerOp]) -> Region[LayerOp]:
         """The region as a manifest has it: a pad or a pool has the name of its module, if one does
@@ -67,83 +68,37 @@ class Placing:
         """The innermost module that does these layers and nothing else."""
         if isinstance(tree, Sum) and not isinstance(tree, Added):
             return None  # some branches of a sum: what adds them adds others too
-        calls = self._calls_around(tree)
-        nodes = self._nodes_of(tree) if calls and self._is_named(tree) else None
-        for call in calls if nodes else ():
-            alone = self._calls[call.name] == 1 and call.name not in self._graph.hooked
-            if alone and self._within[call.id] == nodes and not self._keeps(call.name):
+        every = Region.of(tree).ops
+        ops = [op for op in every if isinstance(op, LayerOp)]
+        count = len(ops) - sum([op.layer.is_identity for op in ops])
+        calls = [  # told without looking at every node, as long chains have many parts
+            call
+            for call in reversed(ops[0].calls)
+            if call in ops[-1].calls and self._layers_within[call.id] == count
+        ]
+        if not calls or not self._is_named(tree, ops):
+            return None
+        layers = Counter([op.node for op in ops if not op.layer.is_identity])
+        if any(found != self._layers_of[node] for node, found in layers.items()):
+            return None  # it holds only some layers of a node
+        nodes = frozenset(layers).union(*[op.nodes for op in every if isinstance(op, AddOp)])
+        for call in calls:
+            is_own = self._calls[call.name] == 1 and call.name not in self._graph.hooked
+            stays = any(key.startswith(f"{call.name}.") for key in self._graph.kept)
+            if is_own and not stays and self._within[call.id] == nodes:
                 return call.name
         return None
 
-    def _calls_around(self, tree: Tree[LayerOp]) -> list[ModuleCall]:
-        """Calls, innermost first, that may be these layers and nothing else, as far as is seen
-        without looking at every node: long chains have many parts.
-        """
-        first, last = next(iter(leaves(tree)), None), _last(tree)
-        if first is None or last is None:
-            return []
-        both = [call for call in reversed(first.calls) if call in last.calls]
-        count = sum(not _is_skip(op) for op in leaves(tree)) if both else 0
-        return [call for call in both if self._layers_within[call.id] == count]
-
-    def _keeps(self, module: str) -> bool:
-        """Whether a module holds tensors that have to stay."""
-        return any(key.startswith(f"{module}.") for key in self._graph.kept)
-
-    def _is_named(self, tree: Tree[LayerOp]) -> bool:
+    def _is_named(self, tree: Tree[LayerOp], ops: list[LayerOp]) -> bool:
         """Whether a manifest says where a part is: by tensors, or the name of a module that does
         one of its layers.
         """
-        if any(op.has_tensors for op in leaves(tree)):
+        if any(op.has_tensors for op in ops):
             return True
-        bare = (op for op in leaves(tree) if op.layer.is_bare)
-        return any(op is tree or self.unit(op) for op in bare)
-
-    def _nodes_of(self, tree: Tree[LayerOp]) -> frozenset[str] | None:
-        """All nodes of a part, unless it holds only some layers of one."""
-        layers = Counter(op.node for op in leaves(tree) if not _is_skip(op))
-        if any(count != self._layers_of[node] for node, count in layers.items()):
-            return None
-        return frozenset(layers).union(*(add.nodes for add in additions(tree)))
-
-    @cached_property
-    def _layers_of(self) -> Counter[str]:
-        """How many layers every node is, beside identities."""
-        ops = self._graph.ops.values()
-        return Counter(op.node for op in ops if isinstance(op, LayerOp) and not _is_skip(op))
-
-    @cached_property
-    def _within(self) -> dict[str, frozenset[str]]:
-        """The nodes of every call."""
-        found: dict[str, set[str]] = {}
-        for op in self._graph.ops.values():
-            for call in op.calls:
-                found.setdefault(call.id, set()).add(op.node)
-        return {call: frozenset(nodes) for call, nodes in found.items()}
-
-    @cached_property
-    def _layers_within(self) -> dict[str, int]:
-        """How many layers every call is, beside identities."""
-        return {
-            call: sum(self._layers_of[node] for node in nodes)
-            for call, nodes in self._within.items()
-        }
+        return any(op is tree or self.unit(op) for op in ops if op.layer.is_bare)
 
     @cached_property
     def _calls(self) -> Counter[str]:
         """How often every module is called."""
         calls = {(call.id, call.name) for op in self._graph.ops.values() for call in op.calls}
-        return Counter(name for _, name in calls)
-
-
-def _is_skip(op: LayerOp) -> bool:
-    return op.layer.is_identity
-
-
-def _last(tree: Tree[LayerOp]) -> LayerOp | None:
-    while isinstance(tree, Chain | Sum):
-        parts = tree.links if isinstance(tree, Chain) else tree.branches
-        if not parts:
-            return None
-        tree = parts[-1]
-    return tree
+        return Counter([name for _, name in calls])

@@ -1,16 +1,17 @@
 """A model's graph -> a manifest of the merges that pay, and why all else is left alone."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
-from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import PlanError
 from convsqueeze.graph import (
     Graph,
     LayerOp,
     OpaqueOp,
+    Placement,
     Reason,
     ReasonKind,
     Region,
@@ -18,6 +19,7 @@ from convsqueeze.graph import (
     find_regions,
     unusable,
 )
+from convsqueeze.kinds import KINDS
 from convsqueeze.manifest import (
     Border,
     ChainEntry,
@@ -27,7 +29,15 @@ from convsqueeze.manifest import (
     contract,
     entry_of,
 )
-from convsqueeze.plan import Growth, Merged, Minimize, Part, Partition, Rejected, best_partition
+from convsqueeze.plan import (
+    Growth,
+    Merged,
+    Minimize,
+    Part,
+    Partition,
+    ResolvedLayer,
+    best_partition,
+)
 from convsqueeze.plan.candidates import dropped_keys
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan.placing import Placing
@@ -87,10 +97,6 @@ class Scan:
         """Every merge, in the order of the entries."""
         return tuple(merged for one in self.entries for merged in one.merged)
 
-    @property
-    def regions(self) -> tuple[Region[LayerOp], ...]:
-        return tuple(one.region for one in self.scanned)
-
 
 def scan(
     graph: Graph,
@@ -109,23 +115,17 @@ def scan(
     regions, ends = find_regions(graph)
     search = _Search(graph, infos, border, growth, minimize, latency)
     scanned = tuple(Scanned(region, search.partition(region)) for region in regions)
-    chosen = [
-        search.placed(merged)
-        for one in scanned
-        if one.partition is not None
-        for merged in one.partition.merged
-    ]
+    partitions = [one.partition for one in scanned if one.partition is not None]
+    chosen = [search.placed(one) for partition in partitions for one in partition.merged]
     chosen.sort(key=lambda pair: _saved(pair[0], minimize), reverse=True)
+    entries = contract([entry for _, entry in chosen], list(infos))
     left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.unsound)
-    notes = [
-        *graph.notes,
-        *(note for one in scanned if one.partition for note in one.partition.notes),
-    ]
+    notes = [*graph.notes, *(note for partition in partitions for note in partition.notes)]
     return Scan(
         scanned=scanned,
         entries=tuple(
             ScannedEntry(one.entry, tuple(chosen[place][0] for place in one.members))
-            for one in contract([entry for _, entry in chosen], list(infos))
+            for one in entries
         ),
         left=tuple(dict.fromkeys(left)),
         border=border,
@@ -144,59 +144,56 @@ def _saved(merged: Merged, minimize: Minimize) -> int:
     return merge.weights_before - merge.weights_after
 
 
+@dataclass
 class _Search:
     """Partitions regions; knows where each part would go."""
 
-    def __init__(
-        self,
-        graph: Graph,
-        infos: Infos,
-        border: Border,
-        growth: Growth,
-        minimize: Minimize,
-        latency: Latency | None,
-    ) -> None:
-        self._graph, self._infos = graph, infos
-        self._policies = {"border": border, "growth": growth, "minimize": minimize}
-        self._latency = latency
-        self._placing = Placing(graph)
-        self.unsound: list[LeftAlone] = []
+    graph: Graph
+    infos: Infos
+    border: Border
+    growth: Growth
+    minimize: Minimize
+    latency: Latency | None
+    unsound: list[LeftAlone] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._placing = Placing(self.graph)
 
     def partition(self, region: Region[LayerOp]) -> Partition | None:
-        if not isinstance(region.expression, Chain | Sum):
-            return None
-        if not any(op.has_tensors for op in region.layers):
+        if len(region.ops) == 1 or not any(op.has_tensors for op in region.layers):
             return None
         region = self._placing.named(region)
-
-        def allowed(part: Part) -> str | None:
-            tree = part.request.region.expression
-            return None if self._placing.of(tree) else self._placing.left_in_code(tree)
-
-        def name(part: Part) -> str | None:
-            found = self._placing.of(part.request.region.expression)
-            return found.into if found else None
-
+        labels = tuple(op.label for op in region.layers)
         try:
             return best_partition(
                 Request(region),
-                self._infos,
-                place=" + ".join(op.label for op in region.layers),
+                self.infos,
+                place=" + ".join(labels),
                 size=self._size(region),
-                allowed=allowed,
-                name=name,
-                latency=self._latency,
-                **self._policies,  # type: ignore[arg-type]
+                border=self.border,
+                growth=self.growth,
+                minimize=self.minimize,
+                latency=self.latency,
+                allowed=self._against,
+                name=lambda part: place.into if (place := self._place(part)) else None,
             )
         except PlanError as error:
-            labels = tuple(op.label for op in region.layers)
             reason = Reason("not one convolution", error.problems[0])
             self.unsound.append(LeftAlone(labels, reason))
             return None
 
+    def _place(self, part: Part) -> Placement[ResolvedLayer] | None:
+        return self._placing.of(part.request.region.expression)
+
+    def _against(self, part: Part) -> str | None:
+        """Why a part may not be merged, if it has no place."""
+        if self._place(part):
+            return None
+        return self._placing.left_in_code(part.request.region.expression)
+
     def _size(self, region: Region[LayerOp]) -> Shape | None:
         """The sizes of the region's input behind the channels."""
-        shape = self._graph.shape(region.sources[0])
+        shape = self.graph.shape(region.sources[0])
         rank = next((op.rank for op in region.layers if op.rank is not None), None)
         if shape is None or rank is None or len(shape) < rank:
             return None
@@ -206,42 +203,37 @@ class _Search:
         """A merge with its place in the model, and as an entry. What else goes with the modules
         that it replaces is dropped with it.
         """
-        request = merged.part.request
-        place = self._placing.of(request.region.expression)
-        if place is None:
-            return merged, entry_of(request)
-        modules = (place.into, *(one.name for one in place.replaced))
+        request, merge = merged.part.request, merged.merge
+        place = self._place(merged.part)
+        modules = (merge.into, *(one.name for one in place.replaced)) if place else ()
         unread = tuple(dict.fromkeys(self._unread(modules)))
-        drop = tuple(dict.fromkeys((*request.drop, *unread)))
-        known = merged.merge.consumed
-        keys = dict.fromkeys(k for name in unread for k in dropped_keys(name, self._infos))
-        more = [key for key in keys if key not in known]
-        weights = sum(prod(self._infos[key].shape) for key in more)
+        keys = dict.fromkeys(key for name in unread for key in dropped_keys(name, self.infos))
+        more = [key for key in keys if key not in merge.consumed]
+        weights = sum(prod(self.infos[key].shape) for key in more)
         merge = replace(
-            merged.merge,
-            into=place.into,
+            merge,
             placement=place,
-            consumed=(*known, *more),
-            weights_before=merged.merge.weights_before + weights,
+            consumed=(*merge.consumed, *more),
+            weights_before=merge.weights_before + weights,
         )
-        entry = entry_of(replace(request, into=place.into, drop=drop))
-        return replace(merged, merge=merge), entry
+        drop = tuple(dict.fromkeys((*request.drop, *unread)))
+        return replace(merged, merge=merge), entry_of(replace(request, drop=drop))
 
     def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
-        read = {*self._graph.kept}.union(*(op.reads for op in self._graph.ops.values()))
         inside = tuple(f"{module}." for module in modules)
-        for key in self._infos:
-            if (
-                key.startswith(inside)
-                and key not in read
-                and not key.endswith(".num_batches_tracked")
-            ):
+        for key in [key for key in self.infos if key.startswith(inside)]:
+            if key not in self._read and not key.endswith(".num_batches_tracked"):
                 owner = key.rpartition(".")[0]
                 yield key if owner in modules else owner
 
+    @cached_property
+    def _read(self) -> set[str]:
+        """The stored tensors that the model's code reads."""
+        return {*self.graph.kept}.union(*[op.reads for op in self.graph.ops.values()])
 
-KINDS: Mapping[str, ReasonKind] = {
+
+REASONS: Mapping[str, ReasonKind] = {
     "geometry": "not one convolution",
     "tensors": "used twice",
     "border": "border",
@@ -256,11 +248,11 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            part = rejected.part
+            part, reason = rejected.part, Reason(REASONS[rejected.cause], rejected.reason)
             if sum(op.has_tensors for op in part.layers) > 1:
-                yield LeftAlone(part.labels, _reason(rejected))
+                yield LeftAlone(part.labels, reason)
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
-                yield LeftAlone(around, _reason(rejected))
+                yield LeftAlone(around, reason)
 
 
 def _around(region: Region[LayerOp], part: Part) -> tuple[str, str] | None:
@@ -273,10 +265,6 @@ def _around(region: Region[LayerOp], part: Part) -> tuple[str, str] | None:
     before = [op.label for op in layers[:place] if op.has_tensors]
     behind = [op.label for op in layers[place + 1 :] if op.has_tensors]
     return (before[-1], behind[0]) if before and behind else None
-
-
-def _reason(rejected: Rejected) -> Reason:
-    return Reason(KINDS[rejected.cause], rejected.reason)
 
 
 def _beyond(
@@ -313,9 +301,7 @@ def _followers(graph: Graph, value: str) -> Iterator[str]:
         now = behind
 
 
-WITH_KERNEL = frozenset(
-    ["linear", *(f"{kind}{n}d" for kind in ("conv", "conv_transpose") for n in (1, 2, 3))]
-)
+WITH_KERNEL = {name for kind in KINDS if kind.layer.mixes_channels for name in kind.aten}
 """Operators that are layers but for what they are given."""
 
 

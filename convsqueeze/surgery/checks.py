@@ -11,7 +11,7 @@ from torch import nn
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.errors import GeometryError
-from convsqueeze.graph import Modules, Placement, placement, replaced_modules
+from convsqueeze.graph import Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds.registry import COMPARED, MODULES
 from convsqueeze.plan import Merge, ResolvedLayer
@@ -28,14 +28,10 @@ def placement_in(merge: Merge, trials: Trials) -> Placement[ResolvedLayer] | Non
             return _enclosing(tree, merge, trials)
         return tree.layer.name
 
-    def is_skip(leaf: ResolvedLayer) -> bool:
-        return leaf.layer.is_identity
-
-    modules = Modules(unit, is_skip, lambda name: name == merge.into)
-    found, inside = placement(merge.tree, modules), f"{merge.into}."
+    found, inside = placement(merge.tree, unit, lambda name: name == merge.into), f"{merge.into}."
     if found is not None or any(key.startswith(inside) for x in merge.layers for key in x.keys):
         return found
-    silent = replaced_modules(merge.tree, modules, passes=True)
+    silent = replaced_modules(merge.tree, unit, passes=True)
     if silent is None or any(inside.startswith(f"{one.name}.") for one in silent):
         return None
     return Placement("", silent)

@@ -13,7 +13,8 @@ from torch.fx import Graph, Node
 from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.stored import caller_of
 
-Named = Callable[[Node], Sequence[Node]]
+Effects = tuple[Sequence[Node], Sequence[Node]]
+"""The arguments that a call writes to, and those whose memory its result may be."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +24,29 @@ class Change:
     node: Node
     values: frozenset[Node]
 
+    @property
+    def reason(self) -> Reason:
+        """Why a value that `crossed` gives must stay."""
+        what = f"{caller_of(self.node)} changes a value in place that it is, or is made of"
+        return Reason("read elsewhere", what)
 
-def changes(graph: Graph, written: Named, alike: Named) -> tuple[Change, ...]:
-    """Every change in a graph. `written` gives the arguments that a call writes to, `alike` those
-    whose memory its result may be.
-    """
+
+def changes(graph: Graph, effects: Callable[[Node], Effects]) -> tuple[Change, ...]:
+    """Every change in a graph."""
     memory: dict[Node, set[Node]] = {}
+    written: list[tuple[Node, Node]] = []
     for node in graph.nodes:
         memory[node] = {node}
-        for other in alike(node):
+        targets, aliases = effects(node)
+        written += [(node, value) for value in targets]
+        for other in aliases:
             if memory[other] is not memory[node]:
                 memory[other] |= memory[node]
                 for one in memory[node]:
                     memory[one] = memory[other]
-    order = {node: place for place, node in enumerate(graph.nodes)}
     return tuple(
-        Change(node, frozenset(v for v in memory[value] if order[v] < order[node]))
-        for node in graph.nodes
-        for value in written(node)
+        Change(node, frozenset(one for one in memory[value] if one < node))
+        for node, value in written
     )
 
 
@@ -48,44 +54,30 @@ def crossed(graph: Graph, found: Sequence[Change]) -> Iterator[tuple[Node, Chang
     """Values that no merge may go across, each with the change: what is changed after it was read,
     and what is made of it before the change, and read after it.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
     for change in found:
-        at = order[change.node]
-        for value in change.values:
-            before = (one for one in value.users if order[one] < at)
-            if any(one not in change.values for one in before):
+        values, at = change.values, change.node
+        for value in values:
+            if any(one < at and one not in values for one in value.users):
                 yield value, change
-        for value in _made_before(graph, change):
-            if any(order[one] > at for one in value.users):
+        made: set[Node] = set()
+        for node in graph.nodes:
+            if node is at:
+                break
+            if any(one in values or one in made for one in node.all_input_nodes):
+                made.add(node)
+        for value in made - values:
+            if any(at < one for one in value.users):
                 yield value, change
 
 
-def _made_before(graph: Graph, change: Change) -> set[Node]:
-    """What is computed of the values before they change."""
-    made: set[Node] = set()
-    for node in graph.nodes:
-        if node is change.node:
-            break
-        if any(one in change.values or one in made for one in node.all_input_nodes):
-            made.add(node)
-    return made - change.values
-
-
-def stale(graph: Graph, found: Sequence[Change]) -> dict[Node, Change]:
+def stale_reads(found: Sequence[Change]) -> dict[Node, Change]:
     """Calls that read a value by a name that is older than its last change, which `changes` names:
     they get what it was changed to.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
     return {
         reader: change
         for change in found
         for value in change.values
         for reader in value.users
-        if order[reader] > order[change.node]
+        if change.node < reader
     }
-
-
-def reason_of(change: Change) -> Reason:
-    """Why a value that `crossed` gives must stay."""
-    what = f"{caller_of(change.node)} changes a value in place that it is, or is made of"
-    return Reason("read elsewhere", what)

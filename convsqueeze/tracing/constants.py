@@ -1,12 +1,13 @@
 """What a graph computes from stored tensors and numbers alone: which of it a manifest can name.
 
 A value that no input reaches is Stored (one tensor, by a factor), Product (of two), WithIdentity
-(a kernel that is stored less the identity), Known (no stored tensor is in it) or Computed. Knows
+(a kernel that is stored less the identity), Numbers (no stored tensor is in it) or Derived. Knows
 ATen's operators on constants, no layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from convsqueeze.kinds.call import Computed, Constant, Known, Product, Stored, WithIdentity
+from convsqueeze.kinds.call import Constant, Derived, Numbers, Product, Stored, WithIdentity
+from convsqueeze.kinds.scale import is_number
 
-LARGEST_KNOWN = 1 << 20
+MOST_NUMBERS = 1 << 20
 """Numbers up to which a constant is computed to be looked at."""
 
-
+NUMBER = int | float | torch.SymInt | torch.SymFloat | torch.SymBool
 Constants = Mapping[Node, Constant]
 
 KEPT = {
@@ -31,12 +33,13 @@ FROM_NOTHING = {"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", 
 """Operators that take nothing but sizes and dtype from the tensor that they are given."""
 
 
-def operator_of(node: Node) -> str:
+@cache
+def operator_name(target: Any) -> str:
     """`conv2d` of `aten.conv2d.padding`; of a Python function its name."""
-    schema = getattr(node.target, "_schema", None)
+    schema = getattr(target, "_schema", None)
     if schema is not None:
         return str(schema.name).partition("::")[2]
-    return getattr(node.target, "__name__", str(node.target))
+    return getattr(target, "__name__", str(target))
 
 
 def bound(node: Node) -> dict[str, Any]:
@@ -51,34 +54,32 @@ def bound(node: Node) -> dict[str, Any]:
 
 def constant_of(node: Node, constants: Constants) -> Constant | None:
     """What a call computes, if no input of the model reaches it."""
-    operator, tensors = operator_of(node), _tensor_inputs(node)
-    if operator in FROM_NOTHING:
-        return _known(node, {}) or Computed(())
-    if any(one not in constants for one in tensors):
-        return None
-    if not tensors and not _makes_tensor(node):
-        return None
-    inputs = [constants[one] for one in tensors]
-    keys = tuple(dict.fromkeys(key for one in inputs for key in one.keys))
-    if not keys:
-        values = {n: c.value for n, c in zip(tensors, inputs, strict=True) if isinstance(c, Known)}
-        return _known(node, values) if len(values) == len(tensors) else Computed(())
-    made = _RULES[operator](node, inputs) if operator in _RULES else None
-    if made is None and operator in KEPT and isinstance(inputs[0], Stored) and _holds(node):
-        made = _kept(node, inputs[0])
-    return made or Computed(keys)
+    operator = operator_name(node.target)
+    tensors = [one for one in node.all_input_nodes if not is_number_node(one)]
+    inputs = [constants[one] for one in tensors if one in constants]
+    if operator not in FROM_NOTHING:
+        if len(inputs) < len(tensors):
+            return None
+        if not tensors and not isinstance(node.meta.get("val"), Tensor):
+            return None
+        if keys := tuple(dict.fromkeys(key for one in inputs for key in one.keys)):
+            made = _RULES[operator](node, inputs) if operator in _RULES else None
+            if made is None and operator in KEPT and isinstance(inputs[0], Stored):
+                made = _kept(node, inputs[0])
+            return made or Derived(keys)
+    return _computed(node, constants) or Derived(())
 
 
-def _tensor_inputs(node: Node) -> list[Node]:
-    return [one for one in node.all_input_nodes if not _is_number(one)]
+def tensors_in(*arguments: Any) -> list[Node]:
+    """The nodes among arguments that are no numbers, each as often as it is given."""
+    found: list[Node] = []
+    torch.fx.map_arg(arguments, found.append)
+    return [node for node in found if not is_number_node(node)]
 
 
-def _is_number(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), int | float | bool | torch.SymInt | torch.SymFloat)
-
-
-def _makes_tensor(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
+def is_number_node(node: Node) -> bool:
+    """Whether a node gives a number, as a size is one."""
+    return isinstance(node.meta.get("val"), NUMBER)
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:
@@ -92,26 +93,24 @@ def shape_of(node: Node) -> tuple[int, ...] | None:
     return None if None in sizes else tuple(map(int, sizes))
 
 
-def is_static(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
-
-
-def _known(node: Node, values: Mapping[Node, Tensor]) -> Known | None:
+def _computed(node: Node, constants: Constants) -> Numbers | None:
     """The node computed, unless that is large or its sizes are open."""
-    shape = shape_of(node)
-    if shape is None or not is_static(node) or prod(shape) > LARGEST_KNOWN:
+    like: Any = node.meta.get("val")
+    operator = operator_name(node.target)
+    if not _is_static(node) or like.numel() > MOST_NUMBERS:
         return None
-    if operator_of(node) in FROM_NOTHING:
-        like = node.meta["val"]
+    if operator in FROM_NOTHING:
         fill = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1}
-        number = fill.get(operator_of(node), bound(node).get("fill_value"))
+        number = fill.get(operator, bound(node).get("fill_value"))
         if not isinstance(number, int | float):
             return None
-        return Known(torch.full(shape, number, dtype=like.dtype))
+        return Numbers(torch.full(like.shape, number, dtype=like.dtype))
 
-    def real(value: Any) -> Any:
-        return values[value] if isinstance(value, Node) else value
+    def real(value: Node) -> Any:
+        constant = constants[value]
+        if not isinstance(constant, Numbers):
+            raise KeyError(value)
+        return constant.value
 
     try:
         args = torch.fx.map_arg(node.args, real)
@@ -119,24 +118,26 @@ def _known(node: Node, values: Mapping[Node, Tensor]) -> Known | None:
         made = node.target(*args, **kwargs)  # type: ignore[operator]
     except (KeyError, RuntimeError, TypeError):
         return None
-    return Known(made) if isinstance(made, Tensor) else None
+    return Numbers(made) if isinstance(made, Tensor) else None
+
+
+def _is_static(node: Node) -> bool:
+    """Whether a node gives a tensor of sizes that are not open."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and all(isinstance(size, int) for size in value.shape)
 
 
 def _kept(node: Node, one: Stored) -> Stored | None:
+    """A stored tensor in another form, where the dtype holds every number of it."""
     shape = shape_of(node)
-    if shape is None:
+    before, after = (n.meta["val"].dtype for n in (node.all_input_nodes[0], node))
+    if shape is None or torch.promote_types(before, after) != after:
         return None
-    if prod(shape) == prod(one.shape) and is_static(node):
+    if prod(shape) == prod(one.shape) and _is_static(node):
         return replace(one, shape=shape, reshaped=one.reshaped or shape != one.shape)
-    if operator_of(node) in ("expand", "repeat") and _spreads(one.shape, shape):
+    if operator_name(node.target) in ("expand", "repeat") and _spreads(one.shape, shape):
         return replace(one, shape=shape, spread=True)
     return None
-
-
-def _holds(node: Node) -> bool:
-    """Whether the result's dtype holds every number of what comes in."""
-    before, after = (one.meta["val"].dtype for one in (node.all_input_nodes[0], node))
-    return torch.promote_types(before, after) == after
 
 
 def _spreads(before: Sequence[int], after: Sequence[int]) -> bool:
@@ -147,9 +148,9 @@ def _spreads(before: Sequence[int], after: Sequence[int]) -> bool:
 
 def _multiplied(node: Node, inputs: list[Constant]) -> Constant | None:
     arguments = bound(node)
-    numbers = [value for value in arguments.values() if _is_plain(value)]
+    numbers = [value for value in arguments.values() if is_number(value)]
     stored = [one for one in inputs if isinstance(one, Stored)]
-    known = [one.number for one in inputs if isinstance(one, Known)]
+    known = [one.number for one in inputs if isinstance(one, Numbers)]
     if len(stored) == 1 and len(inputs) == 1 and numbers:
         return replace(stored[0], factor=stored[0].factor * float(numbers[0]))
     if len(stored) == 1 and known and known[0] is not None and stored[0].shape == shape_of(node):
@@ -159,20 +160,16 @@ def _multiplied(node: Node, inputs: list[Constant]) -> Constant | None:
 
 def _divided(node: Node, inputs: list[Constant]) -> Constant | None:
     other = bound(node).get("other")
-    if isinstance(inputs[0], Stored) and len(inputs) == 1 and _is_plain(other) and other:
+    if isinstance(inputs[0], Stored) and len(inputs) == 1 and is_number(other) and other:
         return replace(inputs[0], factor=inputs[0].factor / float(other))
     return None
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _added(node: Node, inputs: list[Constant]) -> Constant | None:
     if len(inputs) != 2 or bound(node).get("alpha", 1) != 1:
         return None
     kernels = [one for one in inputs if isinstance(one, Stored) and one.factor == 1.0]
-    known = [one.value for one in inputs if isinstance(one, Known)]
+    known = [one.value for one in inputs if isinstance(one, Numbers)]
     if len(kernels) != 1 or len(known) != 1 or kernels[0].shape != shape_of(node):
         return None
     return WithIdentity(kernels[0]) if _is_identity(known[0], kernels[0].shape) else None

@@ -2,7 +2,6 @@
 where it stands.
 """
 
-from collections.abc import Mapping
 from operator import getitem
 from typing import Any
 
@@ -61,29 +60,20 @@ def _put_back(module: GraphModule, call: Node) -> None:
     graph_node = _graph_of(call)
     operands = call.args[call.args.index(graph_node) + 1 :]
     name, inner = str(graph_node.target), _inner(call)
-    entries = [node for node in inner.graph.nodes if node.op == "placeholder"]
-    copies: dict[Node, Any] = dict(zip(entries, operands, strict=True))
+    copies: dict[Node, Any] = dict(
+        zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True)
+    )
     with module.graph.inserting_before(call):
-        for node in inner.graph.nodes:
-            if node.op in ("placeholder", "output"):
-                continue
-            copy = copies[node] = module.graph.node_copy(node, copies.__getitem__)
-            if node.op == "get_attr":
-                copy.target = f"{name}_{node.target}"
-                module.add_module(copy.target, inner.get_submodule(str(node.target)))
-    _read_instead(module, call, inner.graph.output_node().args[0], copies)
-    module.graph.erase_node(call)
-    module.graph.erase_node(graph_node)
-    module.delete_submodule(name)
-
-
-def _read_instead(
-    module: GraphModule, call: Node, results: Any, copies: Mapping[Node, Any]
-) -> None:
-    """What read the call's results reads the copies of them."""
+        results: Any = module.graph.graph_copy(inner.graph, copies)
+    for node, copy in copies.items():
+        if node.op == "get_attr":
+            copy.target = f"{name}_{node.target}"
+            module.add_module(copy.target, inner.get_submodule(str(node.target)))
     for reader in [*call.users]:
         if reader.target is not getitem:
             raise TypeError(f"{reader} reads all results of {call}")
-        result = results[reader.args[1]]
-        reader.replace_all_uses_with(copies[result] if isinstance(result, Node) else result)
+        reader.replace_all_uses_with(results[reader.args[1]])
         module.graph.erase_node(reader)
+    module.graph.erase_node(call)
+    module.graph.erase_node(graph_node)
+    module.delete_submodule(name)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -17,8 +16,8 @@ from convsqueeze.errors import TracingError
 from convsqueeze.graph import SizeRead
 from convsqueeze.kinds.identity import PASSING
 from convsqueeze.kinds.semantics import Reason
-from convsqueeze.tracing.changes import changes, crossed, reason_of
-from convsqueeze.tracing.constants import operator_of
+from convsqueeze.tracing.changes import Effects, changes, crossed
+from convsqueeze.tracing.constants import operator_name, tensors_in
 from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
@@ -26,33 +25,34 @@ from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
 from convsqueeze.tracing.watched import marked
 
+CONVERTED = Reason("read elsewhere", "code under autocast reads it")
+
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """The functional `program`, and the values that must stay, each with the reason: nodes of the
-    graph before, which code reads on which no output depends, or changes in place.
+    """The functional `program`, and what holds for nodes of the graph before it.
 
-    `asked` are nodes for whose sizes code asks. Stored tensors that must stay are `kept`, by name:
-    those that such code reads, or changes; `cast` are those that are read under autocast. `notes`
-    tell what the graph does not hold for.
+    `materialized` are values that must stay, each with the reason: code reads them on which no
+    output depends, or changes them in place. `size_reads` are values for whose sizes code asks.
+    Stored tensors that must stay are `kept`, by name; `cast` are read under autocast. `notes` tell
+    what the graph does not hold for.
     """
 
     program: ExportedProgram
-    sealed: tuple[tuple[Node, Reason], ...]
-    asked: tuple[tuple[Node, SizeRead], ...]
+    materialized: tuple[tuple[Node, Reason], ...]
+    size_reads: tuple[tuple[Node, SizeRead], ...]
     kept: Mapping[str, str]
     cast: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
-def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None) -> Exported:
+def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Exported:
     """The model's forward on `inputs` as one graph without mutation, its sizes left open.
 
     Nothing is computed: torch runs the model's own code, in the `sandbox`, on tensors that have no
     values. Sizes of which that code makes numbers are those of the example. Raises TracingError
     where torch.export cannot follow the code, ModelCodeError where the model cannot be copied.
     """
-    sandbox = sandbox or Sandbox(model)
     refusal: Exception | None = None
     for is_open in (True, False):
         module = sandbox.module()
@@ -110,109 +110,82 @@ def _put_views_back(program: ExportedProgram, functional: ExportedProgram) -> No
 
 
 def _is_view(node: Node) -> bool:
-    views = any(not argument.is_write for _, argument in _aliased(node))
-    return node.op == "call_function" and (views or operator_of(node) == "getitem")
+    arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    views = any(one.alias_info and not one.alias_info.is_write for one in arguments)
+    return node.op == "call_function" and (views or operator_name(node.target) == "getitem")
 
 
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    asked: Collection[SizeRead],
+    size_reads: Collection[SizeRead],
     *,
     is_open: bool,
 ) -> Exported:
-    kept = dict(_kept_in_vain(program))
-    for name in functional.graph_signature.buffers_to_mutate.values():
-        kept.setdefault(name, "the model's code changes it")
-    for name in cast(program):
-        kept.setdefault(name, "the model's code reads it under autocast")
-    sealed = (*_read_in_vain(program), *_changed(program), *_converted(program))
-    notes = tuple(_size_notes(program, is_open=is_open))
-    return Exported(functional, sealed, tuple(_asked(program, asked)), kept, cast(program), notes)
-
-
-def _needed(program: ExportedProgram) -> set[Node]:
-    """Nodes that an output or a mutation depends on."""
-    needed: set[Node] = set()
-    for node in reversed(program.graph.nodes):
-        if node.op == "output" or _mutates(node) or node in needed:
-            needed |= {node, *node.all_input_nodes}
-    return needed
-
-
-def _kept_in_vain(program: ExportedProgram) -> Iterator[tuple[str, str]]:
-    """Stored tensors that code reads on which nothing depends."""
-    needed = _needed(program)
     stored = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
-    for node in program.graph.nodes:
-        target = stored.get(node.name) if node.op == "placeholder" else None
-        if target and any(reader not in needed for reader in node.users):
-            yield target, "the model's code reads it too, for nothing"
+    in_vain, under_autocast = [*_read_in_vain(program)], cast(program)
+    crossing = crossed(program.graph, changes(program.graph, _effects))
+    entering = [node for node in program.graph.nodes if graph_under_autocast(node) is not None]
+    kept = {
+        **dict.fromkeys(under_autocast, "the model's code reads it under autocast"),
+        **dict.fromkeys(
+            functional.graph_signature.buffers_to_mutate.values(), "the model's code changes it"
+        ),
+        **{
+            target: "the model's code reads it too, for nothing"
+            for value, _ in in_vain
+            if (target := stored.get(value.name))
+        },
+    }
+    return Exported(
+        functional,
+        materialized=(
+            *in_vain,
+            *((value, change.reason) for value, change in crossing),
+            *((value, CONVERTED) for node in entering for value in node.all_input_nodes),
+        ),
+        size_reads=tuple(
+            (node, read)
+            for node in program.graph.nodes
+            for call in calls_of(node)[-1:]
+            for read in size_reads
+            if read.made == call.name
+        ),
+        kept=kept,
+        cast=under_autocast,
+        notes=tuple(_size_notes(program, is_open=is_open)),
+    )
 
 
 def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
-    """Values that an output or a mutation depends on, and that code reads on which none does: it
+    """Values, and stored tensors, that code reads on which no output and no mutation depends: it
     will go on calling the module that reads them.
     """
-    needed = _needed(program)
+    needed: set[Node] = set()
+    for node in reversed(program.graph.nodes):
+        is_mutation = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if node.op == "output" or is_mutation or node in needed:
+            needed |= {node, *node.all_input_nodes}
     for node in program.graph.nodes:
-        if node in needed or not isinstance(node.meta.get("val"), Tensor):
-            continue
-        reason = Reason("read elsewhere", f"{caller_of(node)} reads it too, for nothing")
-        for value in node.all_input_nodes:
-            if value in needed and isinstance(value.meta.get("val"), Tensor):
+        for value in node.all_input_nodes if node not in needed else ():
+            tensors = all(isinstance(one.meta.get("val"), Tensor) for one in (node, value))
+            if value.op == "placeholder" or (value in needed and tensors):
+                reason = Reason("read elsewhere", f"{caller_of(node)} reads it too, for nothing")
                 yield value, reason
 
 
-def _asked(
-    program: ExportedProgram, asked: Collection[SizeRead]
-) -> Iterator[tuple[Node, SizeRead]]:
-    """What the modules computed whose values' sizes are asked for."""
-    for node in program.graph.nodes:
-        for call in calls_of(node)[-1:]:
-            yield from ((node, asking) for asking in asked if asking.made == call.name)
-
-
-def _changed(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
-    """Values that no merge may go across, for what the code changes in place."""
-    for value, change in crossed(program.graph, changes(program.graph, _written, _alike)):
-        yield value, reason_of(change)
-
-
-def _converted(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
-    """Values that enter code under autocast, of which not all is told."""
-    for node in program.graph.nodes:
-        if graph_under_autocast(node) is not None:
-            for value in node.all_input_nodes:
-                yield value, Reason("read elsewhere", "code under autocast reads it")
-
-
-def _written(node: Node) -> list[Node]:
+def _effects(node: Node) -> Effects:
+    """What a call writes to, and what its result may be a view of."""
     if (inner := graph_under_autocast(node)) is not None:
-        return node.all_input_nodes if any(map(_written, inner.nodes)) else []
-    return [value for value, argument in _aliased(node) if argument.is_write]
-
-
-def _alike(node: Node) -> list[Node]:
-    """Arguments whose memory the result may be."""
-    if operator_of(node) in {*PASSING, "getitem"} or graph_under_autocast(node) is not None:
-        return node.all_input_nodes
-    return [value for value, _ in _aliased(node)]
-
-
-def _aliased(node: Node) -> Iterator[tuple[Node, Any]]:
-    """Arguments that the result is a view of, or that are written to."""
+        given = node.all_input_nodes
+        return (given if any(_effects(one)[0] for one in inner.nodes) else []), given
+    if operator_name(node.target) in {*PASSING, "getitem"}:
+        return [], node.all_input_nodes
     schema = getattr(node.target, "_schema", None)
-    for argument, value in zip(schema.arguments, node.args, strict=False) if schema else ():
-        if argument.alias_info is not None:
-            nodes: list[Node] = []
-            torch.fx.map_arg(value, nodes.append)
-            yield from ((one, argument.alias_info) for one in nodes)
-
-
-def _mutates(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
+    arguments = zip(schema.arguments, node.args, strict=False) if schema else ()
+    aliased = [(one, value) for one, value in arguments if one.alias_info is not None]
+    written = [value for one, value in aliased if one.alias_info.is_write]
+    return tensors_in(written), tensors_in([value for _, value in aliased])
 
 
 def _open(inputs: tuple[Any, ...]) -> ShapesCollection:
@@ -240,9 +213,9 @@ def _size_notes(program: ExportedProgram, *, is_open: bool) -> Iterator[str]:
         return
     places = list(dict.fromkeys(_places(program)))
     if places:
-        told = ", ".join(places[:MOST_PLACES]) + (", ..." if len(places) > MOST_PLACES else "")
+        lines = ", ".join(places[:MOST_PLACES]) + (", ..." if len(places) > MOST_PLACES else "")
         yield (
-            f"the model's code looks at the size of its input ({told}): what was found holds for "
+            f"the model's code looks at the size of its input ({lines}): what was found holds for "
             "sizes for which it does what it does for the example's"
         )
     if any(_fixed_sizes(program)):
@@ -254,36 +227,23 @@ def _size_notes(program: ExportedProgram, *, is_open: bool) -> Iterator[str]:
 
 def _fixed_sizes(program: ExportedProgram) -> Iterator[int | torch.SymInt]:
     """Sizes of images that were open, and of which the code makes numbers."""
-    entered = {
-        spec.arg.name
-        for spec in program.graph_signature.input_specs
-        if spec.kind == InputKind.USER_INPUT
-    }
+    entered = program.graph_signature.user_inputs
     for node in program.graph.nodes:
         value = node.meta.get("val")
         if node.name in entered and isinstance(value, Tensor) and value.ndim >= IMAGE:
-            yield from filter(_is_fixed, value.shape[2:])
-
-
-def _is_fixed(size: int | torch.SymInt) -> bool:
-    """Whether an open size has become a number; torch opens none that is 0 or 1."""
-    number = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
-    return number is not None and number > 1
+            for size in value.shape[2:]:
+                number = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+                if number is not None and number > 1:  # torch opens none that is 0 or 1
+                    yield size
 
 
 def _places(program: ExportedProgram) -> Iterator[str]:
     """Lines outside torch that asked something of a size that was open."""
-    for guard in _guards(program):
+    shapes = (getattr(node.meta.get("val"), "shape", ()) for node in program.graph.nodes)
+    sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
+    first = next(sizes, None)
+    for guard in first.node.shape_env.guards if first is not None else ():
         frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
         path = getattr(frame, "filename", None)
         if path is not None and is_user_code(Path(path)):
             yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
-
-
-def _guards(program: ExportedProgram) -> Sequence[Any]:
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        for size in value.shape if isinstance(value, Tensor) else ():
-            if isinstance(size, torch.SymInt):
-                return size.node.shape_env.guards
-    return ()

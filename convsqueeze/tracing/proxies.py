@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import partialmethod
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ class Recorded:
     read: frozenset[str]
 
 
-def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox | None = None) -> Recorded:
+def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Recorded:
     """What the model's forward calls. Raises whatever torch.fx, or that code, raises."""
     if "forward" in vars(model):
         raise TypeError("the model has a forward of its own, beside that of its class")
-    made = (sandbox or Sandbox(model)).module()
+    made = sandbox.module()
     reads = _Reads(made)
     with torch.no_grad(), marked(made), reads, exits_caught():
         graph = _Tracer(inputs).trace(made)
@@ -56,16 +57,12 @@ def tensors_in(inputs: Sequence[Any]) -> list[Tensor]:
 class _Value(Proxy):
     """A proxy that tells `y += x` from `y = y + x`."""
 
-
-def _in_place(function: Callable[..., Any]) -> Callable[[_Value, Any], Any]:
-    def method(self: _Value, other: Any) -> Any:
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
 
 
 for _function in IN_PLACE:
-    setattr(_Value, f"__{_function.__name__}__", _in_place(_function))
+    setattr(_Value, f"__{_function.__name__}__", partialmethod(_Value._in_place, _function))
 
 
 class _Tracer(torch.fx.Tracer):
@@ -118,18 +115,8 @@ def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> N
     every = (*tensors, *model.parameters(), *model.buffers())
     if any(one.device.type == "meta" or isinstance(one, FakeTensor) for one in every):
         return
-    try:
-        wanted = _run(model, inputs)
-    except Exception as error:
-        raise TracingError(
-            f"the model does not run on its inputs: {describe_error(error)}"
-        ) from error
-    try:
-        found = _run(made.module, tensors)
-    except Exception as error:
-        raise TracingError(
-            f"the graph that it makes of the code does not run: {describe_error(error)}"
-        ) from error
+    wanted = _run(model, inputs, "the model does not run on its inputs")
+    found = _run(made.module, tensors, "the graph that it makes of the code does not run")
     alike = len(wanted) == len(found) and all(map(_is_alike, wanted, found))
     if not alike:
         raise TracingError(
@@ -138,12 +125,15 @@ def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> N
         )
 
 
-def _run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    """Every tensor of the output of a copy of the model."""
+def _run(model: nn.Module, inputs: Sequence[Any], refusal: str) -> list[Tensor]:
+    """Every tensor of the output of a copy of the model. Raises TracingError."""
     cloned = tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, tuple(inputs))
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        return list(_tensors(copied(model)(*cloned)))
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return list(_tensors(copied(model)(*cloned)))
+    except Exception as error:
+        raise TracingError(f"{refusal}: {describe_error(error)}") from error
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

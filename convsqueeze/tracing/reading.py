@@ -1,35 +1,42 @@
 """An exported program -> the graph of its steps: which value each reads, and what it does with it.
 
-Knows fx nodes and their metadata; what an operator means is asked of `operators`.
+Knows fx nodes and their metadata; what an operator means is asked of the kinds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import TracingError
-from convsqueeze.graph import AddOp, Graph, LayerOp, Op, SizeRead, layer_ops
-from convsqueeze.kinds.call import Computed, Constant, Known, Stored
+from convsqueeze.graph import AddOp, Graph, LayerOp, SizeRead
+from convsqueeze.kinds.call import Derived, Numbers, Stored
 from convsqueeze.kinds.identity import PASSING
 from convsqueeze.kinds.pad import padding_by
-from convsqueeze.kinds.semantics import Adding, Identity, Linear, Reason, Semantics
+from convsqueeze.kinds.semantics import Adding, Linear, Reason, Semantics
 from convsqueeze.tracing.calls import semantics_of_node
-from convsqueeze.tracing.constants import constant_of, operator_of, shape_of
+from convsqueeze.tracing.constants import (
+    constant_of,
+    is_number_node,
+    operator_name,
+    shape_of,
+    tensors_in,
+)
 from convsqueeze.tracing.exported import Exported, exported
-from convsqueeze.tracing.idioms import ringed
-from convsqueeze.tracing.operations import opaque, summed
-from convsqueeze.tracing.prefix import without_prefix
-from convsqueeze.tracing.stored import calls_of, tied
+from convsqueeze.tracing.idioms import bias_padded
+from convsqueeze.tracing.reader import Reader
 from convsqueeze.tracing.symbolic import symbolically_traced
-from convsqueeze.tracing.watched import hooked
 
-Told = TypeVar("Told")
+T = TypeVar("T")
+FIRST_RESULTS = {
+    *("_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional"),
+    *("_native_batch_norm_legit", "native_dropout"),
+}
+"""Operators of whose results the first is what counts."""
 
 
 def traced(
@@ -40,25 +47,13 @@ def traced(
     Followed by torch.export, else by torch.fx, in the `sandbox`. Names leave out `prefix`, as a
     wrapper puts it before all of them. Raises TracingError where neither can follow the code.
     """
-    return without_prefix(_traced(model, inputs, sandbox or Sandbox(model)), prefix)
-
-
-def _traced(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Graph:
+    sandbox = sandbox or Sandbox(model)
     try:
-        made = exported(model, inputs, sandbox)
+        return _Exported(model, prefix, exported(model, inputs, sandbox)).read()
     except TracingError as error:
-        return _by_fx(model, inputs, error, sandbox)
-    reader = _Reader(made, model)
-    for node in made.program.graph.nodes:
-        reader.read(node)
-    return reader.graph(made)
-
-
-def _by_fx(
-    model: nn.Module, inputs: Sequence[Any], refusal: TracingError, sandbox: Sandbox
-) -> Graph:
+        refusal = error
     try:
-        graph = symbolically_traced(model, inputs, sandbox)
+        graph = symbolically_traced(model, inputs, prefix, sandbox)
     except TracingError as error:
         raise TracingError(
             f"{type(model).__name__}: its code cannot be followed to a graph. torch.export says "
@@ -69,208 +64,128 @@ def _by_fx(
     return replace(graph, notes=(note,))
 
 
-class _Reader:
-    """What is known after each node: constants, and by which name a value is called."""
+class _Exported(Reader):
+    """Reads the graph of an exported program."""
 
-    def __init__(self, made: Exported, model: nn.Module) -> None:
-        self.names = frozenset(model.state_dict())
-        self.constants: dict[Node, Constant] = {}
-        self.values: dict[Node, str] = {}
-        self.ops: dict[str, Op] = {}
-        self.inputs: dict[str, tuple[int, ...] | None] = {}
-        self.hooked = frozenset(hooked(model))
-        self.tied = tied(model)
-        program = made.program
-        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-        self._buffers = dict(model.named_buffers())
-        self._constants = program.constants
-        self._cast = made.cast
+    def __init__(self, model: nn.Module, prefix: str, made: Exported) -> None:
+        super().__init__(model, prefix)
+        self._made = made
+        specs = made.program.graph_signature.input_specs
+        self._specs = {spec.arg.name: spec for spec in specs}
+        self._cast = frozenset(map(self.bare, made.cast))
+        self._unstored = dict(model.named_buffers()) | made.program.constants
 
-    def read(self, node: Node) -> None:
-        if node.op == "placeholder":
-            self._enter(node)
-        elif node.op == "get_attr":
-            self.constants[node] = Computed(())  # the graph that a call of higher order is given
-        elif node.op == "call_function" and (constant := constant_of(node, self.constants)):
-            self.constants[node] = constant
-        elif node.op == "call_function" and not _is_number(node):
-            self._call(node)
+    def read(self) -> Graph:
+        """The operations that an output depends on."""
+        for node in self._made.program.graph.nodes:
+            if node.op == "placeholder":
+                self._enter(node)
+            elif node.op == "get_attr":
+                self.constants[node] = Derived(())  # a graph that a higher-order call is given
+            elif node.op == "call_function" and (constant := constant_of(node, self.constants)):
+                self.constants[node] = constant
+            elif node.op == "call_function" and not is_number_node(node):
+                self._call(node)
+        results = tensors_in(self._made.program.graph.output_node().args)
+        self.outputs += [self.values[node] for node in results if node in self.values]
+        for name, reason in self._made.kept.items():
+            self.keep([self.bare(name)], reason)
+        self.keep(self.keys_of(results), "the model gives it as an output")
+        needed = set(self.outputs)
+        for op in reversed(self.ops.values()):
+            if op.name in needed:
+                needed |= set(op.inputs)
+        self.ops = {name: op for name, op in self.ops.items() if name in needed}
+        size_reads: dict[str, dict[SizeRead, None]] = {}
+        for value, read in self._of_calls(self._made.size_reads):
+            own = SizeRead(self.bare(read.made), self.bare(read.by), read.place)
+            size_reads.setdefault(value, {})[own] = None
+        return self.graph(
+            materialized=dict(self._of_calls(self._made.materialized)),
+            size_reads={value: tuple(reads) for value, reads in size_reads.items()},
+            notes=self._made.notes,
+        )
 
     def _enter(self, node: Node) -> None:
         spec = self._specs[node.name]
-        target, shape = spec.target or "", shape_of(node) or ()
+        key = self.bare(spec.target or "")
         if spec.kind == InputKind.USER_INPUT:
             self.values[node] = node.name
             self.inputs[node.name] = shape_of(node)
-        elif target in self.names:
-            self.constants[node] = Stored(target, shape, (target,))
+        elif key in self.names:
+            self.constants[node] = Stored(key, shape_of(node) or (), (key,))
         else:
-            value = self._constants.get(target, self._buffers.get(target))
-            known = isinstance(value, Tensor) and value.device.type != "meta"
-            self.constants[node] = Known(value) if known else Computed(())
+            value = self._unstored.get(spec.target or "")
+            has_values = isinstance(value, Tensor) and value.device.type != "meta"
+            self.constants[node] = Numbers(value) if has_values else Derived(())
 
     def _call(self, node: Node) -> None:
-        inputs = [one for one in _tensors(node.args, node.kwargs) if one not in self.constants]
-        if operator_of(node) == "getitem" and node.args[1] == 0 and _gives_first(inputs[0]):
+        operator, given = operator_name(node.target), tensors_in(node.args, node.kwargs)
+        inputs = [one for one in given if one not in self.constants]
+        is_first = operator == "getitem" and node.args[1] == 0
+        if is_first and operator_name(inputs[0].target) in FIRST_RESULTS:
             name = self.values[node] = self.values[inputs[0]]
             self.ops[name] = replace(self.ops[name], shape=shape_of(node))
-        elif operator_of(node) == "sum" and self._adds_stack(node):
-            self._add(node, _tensors(inputs[0].args), Adding())
-        elif not self._ringed(node):
-            self._add(node, inputs, semantics_of_node(node, self.constants, self.names))
+        elif not self._bias_padded(node):
+            meaning: Semantics
+            if operator == "sum" and self._adds_stack(node):
+                inputs, meaning = tensors_in(inputs[0].args), Adding()
+            else:
+                meaning = semantics_of_node(node, self.constants, self.names)
+            keys = self.keys_of(given)
+            if cast := [key for key in keys if key in self._cast]:
+                text = f"it runs under autocast, which converts {cast[0]}"
+                meaning = Reason("not linear", text) if isinstance(meaning, Reason) else meaning
+            self.add(node, inputs, meaning, operator, keys, shape_of(node))
 
     def _adds_stack(self, node: Node) -> bool:
         """Whether it is `torch.stack(values).sum(0)`."""
         stack = node.args[0]
         return (
             isinstance(stack, Node)
-            and operator_of(stack) == "stack"
+            and operator_name(stack.target) == "stack"
             and list(stack.args[1:]) in ([], [0])
             and list(node.args[1:]) in ([[0]], [[0], False])
-            and not any(one in self.constants for one in _tensors(stack.args))
+            and not any(one in self.constants for one in tensors_in(stack.args))
         )
 
-    def _ringed(self, node: Node) -> bool:
+    def _bias_padded(self, node: Node) -> bool:
         """Adds the operations of a pad with what a layer makes of zero, if the node is the last of
         it: a pad with zeros, then the layer.
         """
-        found = ringed(node, self.constants)
+        found = bias_padded(node, self.constants)
         last = self.ops.get(self.values.get(found.inner, "")) if found else None
         if found is None or not isinstance(last, LayerOp | AddOp) or not last.node:
             return False
         self.values[node] = node.name
         inner = [op for op in self.ops.values() if op.node == last.node]
-        place: dict[str, Any] = {"node": node.name, "calls": calls_of(node)}
+        place: dict[str, Any] = {"node": node.name, "calls": self.calls(node), "shape": None}
         names = {op.name: f"{node.name}.{op.name}" for op in inner} | {last.name: node.name}
         pad = padding_by(found.padding)
         if isinstance(pad, Linear):
             source = inner[0].inputs[0]
             names[source] = f"{node.name}.pad"
-            like = replace(inner[0], name=names[source], **place)
-            made = layer_ops(pad.tree, pad.rank, like)
-            self.ops.update((one.name, one) for one in made)
+            layer: dict[str, Any] = {"layer": pad.tree, "rank": pad.rank}
+            self.ops[names[source]] = replace(inner[0], name=names[source], **place, **layer)
         for op in inner:
             inputs = tuple(names.get(value, value) for value in op.inputs)
-            shape = shape_of(node) if op is last else None
-            own = replace(op, name=names[op.name], inputs=inputs, shape=shape, **place)
-            self.ops[own.name] = own
+            self.ops[names[op.name]] = replace(op, name=names[op.name], inputs=inputs, **place)
+        self.ops[node.name] = replace(self.ops[node.name], shape=shape_of(node))
         return True
 
-    def _add(self, node: Node, inputs: Sequence[Node], meaning: Semantics) -> None:
-        names = tuple(self.values[one] for one in inputs)
-        if isinstance(meaning, Identity):
-            self.values[node] = names[0]
-            return
-        self.values[node] = node.name
-        keys = self._keys_of(node)
-        if isinstance(meaning, Linear):
-            keys = tuple(dict.fromkeys((*meaning.keys, *keys)))
-        op = Op(
-            *(node.name, names, node.name, operator_of(node), calls_of(node), keys, shape_of(node))
-        )
-        made: Sequence[Op]
-        if isinstance(meaning, Linear):
-            made = layer_ops(meaning.tree, meaning.rank, op)
-            made = [self._with_its_padding(made[0]), *made[1:]]
-        elif isinstance(meaning, Adding):
-            made = summed(op, meaning.negated)
-        else:
-            made = [opaque(op, self._under_autocast(keys) or meaning)]
-        self.ops.update((one.name, one) for one in made)
-
-    def _under_autocast(self, keys: Sequence[str]) -> Reason | None:
-        """Why a call reads these stored tensors as it does, if that is autocast."""
-        key = next((key for key in keys if key in self._cast), None)
-        if key is None:
-            return None
-        return Reason("not linear", f"it runs under autocast, which converts {key}")
-
-    def _keys_of(self, node: Node) -> tuple[str, ...]:
-        """The stored tensors behind what a call is given, whatever it makes of them."""
-        given = (self.constants.get(one) for one in _tensors(node.args, node.kwargs))
-        return tuple(dict.fromkeys(key for one in given if one is not None for key in one.keys))
-
-    def _with_its_padding(self, op: Op) -> Op:
-        """A convolution that pads by a mode does so in a node before it: both are one layer."""
-        before = self.ops.get(op.inputs[0])
-        if not isinstance(op, LayerOp) or not isinstance(before, LayerOp):
-            return op
-        one_call = before.calls[-1:] == op.calls[-1:] and op.layer.name == op.place
-        padded = op.layer.padded_by(before.layer) if one_call else None
-        return replace(op, layer=padded, inputs=before.inputs) if padded else op
-
-    def graph(self, made: Exported) -> Graph:
-        """The operations that an output depends on."""
-        results = _tensors(made.program.graph.output_node().args)
-        outputs = tuple(self.values[node] for node in results if node in self.values)
-        needed = set(outputs)
-        for op in reversed(self.ops.values()):
-            if op.name in needed:
-                needed |= set(op.inputs)
-        ops = {name: op for name, op in self.ops.items() if name in needed}
-        kept = dict(made.kept)
-        for constant in (self.constants[node] for node in results if node in self.constants):
-            kept |= dict.fromkeys(constant.keys, "the model gives it as an output")
-        return Graph(
-            *(ops, self.inputs, outputs, self.hooked, self.tied),
-            materialized=dict(_of_calls(ops, made.sealed)),
-            size_reads=_size_reads(ops, made),
-            kept=kept,
-            notes=made.notes,
-        )
-
-
-def _of_calls(
-    ops: Mapping[str, Op], told: Iterable[tuple[Node, Told]]
-) -> Iterator[tuple[str, Told]]:
-    """Values of the module calls that made the nodes of which something is told: which of them,
-    names do not tell from one graph to the other.
-    """
-    for node, what in told:
-        calls = calls_of(_origin(node))
-        for name, op in ops.items():
-            if node.op == "call_function" and op.calls[-1:] == calls[-1:]:
-                yield name, what
-
-
-def _size_reads(ops: Mapping[str, Op], made: Exported) -> dict[str, tuple[SizeRead, ...]]:
-    found: dict[str, dict[SizeRead, None]] = {}
-    for name, read in _of_calls(ops, made.asked):
-        found.setdefault(name, {})[read] = None
-    return {name: tuple(reads) for name, reads in found.items()}
+    def _of_calls(self, told: Iterable[tuple[Node, T]]) -> Iterator[tuple[str, T]]:
+        """Values of the module calls that made the nodes of which something is told: which of them,
+        names do not tell from one graph to the other.
+        """
+        for node, what in told:
+            calls = self.calls(_origin(node))
+            for name, op in self.ops.items():
+                if node.op == "call_function" and op.calls[-1:] == calls[-1:]:
+                    yield name, what
 
 
 def _origin(value: Node) -> Node:
     """What made a value: before operators that give what they take, such as dropout."""
-    while operator_of(value) in PASSING and len(value.all_input_nodes) == 1:
+    while operator_name(value.target) in PASSING and len(value.all_input_nodes) == 1:
         value = value.all_input_nodes[0]
     return value
-
-
-def _is_number(node: Node) -> bool:
-    return isinstance(
-        node.meta.get("val"), int | float | torch.SymInt | torch.SymFloat | torch.SymBool
-    )
-
-
-def _gives_first(node: Node) -> bool:
-    """Whether what counts of a call's results is the first."""
-    return operator_of(node) in (
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit_functional",
-        "_native_batch_norm_legit",
-        "native_dropout",
-    )
-
-
-def _tensors(*arguments: Any) -> list[Node]:
-    """The nodes among arguments that are no numbers, each as often as it is given."""
-    found: list[Node] = []
-
-    def take(node: Node) -> Node:
-        if not _is_number(node):
-            found.append(node)
-        return node
-
-    torch.fx.map_arg(arguments, take)
-    return found

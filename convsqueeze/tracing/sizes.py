@@ -4,8 +4,8 @@ They are no operations of the graph: what the code makes of them are numbers, or
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from traceback import walk_stack
 from typing import Any
@@ -41,7 +41,9 @@ ASKS = {
 
 
 class SizesAsked(TorchFunctionMode):
-    """While it is entered, every call of `model` adds to `found`, and to the modules `called`."""
+    """While `model` runs within it, the sizes that are asked for are `found`, and the names of
+    modules that are `called`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -56,48 +58,44 @@ class SizesAsked(TorchFunctionMode):
         for name, module in self._model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 self.called.add(name)
-            elif name:
-                entering, leaving = self._entering(name), self._leaving()
-                before = module.register_forward_pre_hook(entering, prepend=True)
-                after = module.register_forward_hook(leaving, always_call=True)
-                self._hooks.callback(before.remove)
-                self._hooks.callback(after.remove)
-        super().__enter__()  # type: ignore[no-untyped-call]
+                continue
+            before = module.register_forward_pre_hook(partial(self._enter, name), prepend=True)
+            after = module.register_forward_hook(partial(self._leave, name), always_call=True)
+            self._hooks.callback(before.remove)
+            self._hooks.callback(after.remove)
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        if self._running:  # the code has raised what is no Exception, so no hook has seen it leave
+            super().__exit__(*raised)  # type: ignore[no-untyped-call]
         self._hooks.close()
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any) -> None:
-            if not is_dynamo_compiling():  # it takes branches of control flow apart, and no notes
-                self._running.append(name)
-                self.called.add(name)
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        if is_dynamo_compiling():  # it takes branches of control flow apart, and no notes
+            return
+        if not name:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        self._running.append(name)
+        self.called.add(name)
 
-        return enter
-
-    def _leaving(self) -> Callable[..., None]:
-        def leave(module: nn.Module, args: Any, result: Any) -> None:
-            if is_dynamo_compiling():
-                return
-            name = self._running.pop()
-            for value in tree_leaves(result):
-                if isinstance(value, Tensor):  # held, so that no other gets its identity
-                    self._made.setdefault(id(value), (value, name))
-
-        return leave
+    def _leave(self, name: str, module: nn.Module, args: Any, result: Any) -> None:
+        if is_dynamo_compiling():
+            return
+        self._running.pop()
+        if not name:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            return
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):  # held, so that no other gets its identity
+                self._made.setdefault(id(value), (value, name))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_dynamo_compiling() and func in ASKS:
+        if func in ASKS and not is_dynamo_compiling():
             for value in args:
-                self._ask(value)
+                if id(value) in self._made:
+                    made = self._made[id(value)][1]
+                    self.found[SizeRead(made, self._running[-1], _place())] = None
         return func(*args, **(kwargs or {}))
-
-    def _ask(self, value: Any) -> None:
-        if id(value) in self._made:
-            by = self._running[-1] if self._running else ""
-            self.found[SizeRead(self._made[id(value)][1], by, _place())] = None
 
 
 def _place() -> str:

@@ -7,24 +7,25 @@ from torch.fx import Node
 
 from convsqueeze.graph import ModuleCall
 from convsqueeze.sharing import ties
-from convsqueeze.tracing.constants import operator_of
+from convsqueeze.tracing.constants import operator_name
 
 
-def calls_of(node: Node) -> tuple[ModuleCall, ...]:
-    """The module calls that a node runs in, outermost first, without the model's own."""
-    stack = node.meta.get("nn_module_stack") or {}
+def calls_of(node: Node, prefix: str = "") -> tuple[ModuleCall, ...]:
+    """The module calls that a node runs in, outermost first, without the model's own and that of a
+    wrapper, whose name and dot are the `prefix`.
+    """
     found = []
-    for key, (name, kind) in stack.items():
-        if name and "nn_module_stack" not in name:
+    for key, (name, kind) in (node.meta.get("nn_module_stack") or {}).items():
+        if name and f"{name}." != prefix and "nn_module_stack" not in name:
             kind = kind if isinstance(kind, str) else kind.__name__
-            found.append(ModuleCall(key, name, kind.rpartition(".")[2]))
+            found.append(ModuleCall(key, name.removeprefix(prefix), kind.rpartition(".")[2]))
     return tuple(found)
 
 
 def caller_of(node: Node) -> str:
     """The module in whose code a call stands; in that of the model itself, what is called."""
     calls = calls_of(node)
-    return calls[-1].name if calls else operator_of(node)
+    return calls[-1].name if calls else operator_name(node.target)
 
 
 def tied(model: nn.Module) -> dict[str, str]:
@@ -32,20 +33,14 @@ def tied(model: nn.Module) -> dict[str, str]:
     names. Parts of one storage without a number in common share none.
     """
     named = dict(_tensors(model))
-    order = {name: place for place, name in enumerate(named)}
+    first = {name: group[0] for group in ties(named) for name in group}
     objects: dict[int, list[str]] = {}
     for name, tensor in named.items():
         objects.setdefault(id(tensor), []).append(name)
-    first = {name: name for name in named}
-    for group in (
-        *objects.values(),
-        *ties({names[0]: named[names[0]] for names in objects.values()}),
-    ):
-        joined = {first[name] for name in group}
-        known = min(joined, key=order.__getitem__)
-        first = {name: known if now in joined else now for name, now in first.items()}
-    shared = {known for name, known in first.items() if name != known}
-    return {name: known for name, known in first.items() if known in shared}
+    for names in objects.values():
+        if len(names) > 1 and names[0] not in first:  # of no memory that is seen
+            first |= dict.fromkeys(names, names[0])
+    return first
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -45,12 +45,13 @@ def _mark(module: nn.Module, name: str, marks: ExitStack) -> None:
             return value
         return torch.ops.convsqueeze.seen(value, name)
 
-    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tree_map(passed, args), tree_map(passed, kwargs)
-
-    def after(module: nn.Module, args: Any, result: Any) -> Any:
-        return tree_map(passed, result)
-
-    handle = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    handle = module.register_forward_pre_hook(
+        lambda module, args, kwargs: (tree_map(passed, args), tree_map(passed, kwargs)),
+        prepend=True,
+        with_kwargs=True,
+    )
     marks.callback(handle.remove)
-    marks.callback(module.register_forward_hook(after, prepend=True).remove)
+    after = module.register_forward_hook(
+        lambda module, args, result: tree_map(passed, result), prepend=True
+    )
+    marks.callback(after.remove)

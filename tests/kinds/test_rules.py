@@ -12,8 +12,8 @@ from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.kinds import LAYER_KINDS, Layer
 from convsqueeze.kinds.call import (
     Call,
-    Computed,
-    Known,
+    Derived,
+    Numbers,
     Product,
     RuntimeNumber,
     Stored,
@@ -104,7 +104,7 @@ FOUND: dict[str, tuple[Call, Any, int | None]] = {
         2,
     ),
     "known summand": (
-        call("sub", IMAGE, self=Known(torch.ones(1)), other=IMAGE, alpha=3),
+        call("sub", IMAGE, self=Numbers(torch.ones(1)), other=IMAGE, alpha=3),
         {"type": "scale", "factor": -3.0, "shift": 1.0},
         None,
     ),
@@ -149,7 +149,7 @@ def test_sums_and_what_changes_nothing() -> None:
 OPEN = Value((None, 4, "h", "w"), torch.float32)
 REFUSED: dict[str, tuple[Call, str]] = {
     "a size of the input": (conv(padding=[RuntimeNumber(), 0]), "depends on the size of the input"),
-    "a computed weight": (conv(weight=Computed(("a.weight",))), "computed from stored tensors"),
+    "a computed weight": (conv(weight=Derived(("a.weight",))), "computed from stored tensors"),
     "a weight from the input": (
         call("conv2d", input=stored("a", 1, 4, 5, 5), weight=IMAGE),
         "not one of the stored tensors",
@@ -220,14 +220,15 @@ WORDS: dict[str, dict[str, Any]] = {
     "conv_transpose": {"stride": 2, "output_padding": [1, 0]},
     "linear": {},
     "batch_norm": {"eps": 1e-5},
-    "avg_pool": {"kernel_size": [2, 2, 2], "stride": [2, 2, 2], "padding": [1, 1, 1]},
+    "avg_pool": {"kernel_size": [2, 2, 2], "padding": 1},
     "pad": {"padding": [[3, 4], [1, 2]], "padding_mode": "replicate"},
 }
 
 
 @pytest.mark.parametrize("kind", MODULES)
 def test_a_module_is_a_layer(kind: str) -> None:
-    found = semantics_of_module(MODULES[kind], "m")
+    names = frozenset(f"m.{key}" for key in MODULES[kind].state_dict())
+    found = semantics_of_module(MODULES[kind], "m", names)
     assert isinstance(found, Linear)
     name = {"name": "m"} if LAYER_KINDS[kind].roles else {}
     assert found.tree == layer(kind, **WORDS[kind], **name)

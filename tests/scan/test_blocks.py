@@ -50,7 +50,8 @@ def network(block: Block) -> tuple[nn.Module, list[tuple[Tensor, ...]]]:
 
 
 def long_regions(scan: Scan) -> list[Region[LayerOp]]:
-    return [region for region in scan.regions if sum(one.has_tensors for one in region.layers) > 1]
+    regions = [one.region for one in scan.scanned]
+    return [region for region in regions if sum(one.has_tensors for one in region.layers) > 1]
 
 
 def tensors_of(merge: Merge) -> frozenset[str]:
@@ -162,7 +163,7 @@ def test_an_efficientnet_merges_its_norms_and_across_blocks() -> None:
     assert all(sum("_conv" in label for label in layers) == 1 for layers in found)
     regions = [tuple(one.layer.label for one in region.layers) for region in long_regions(scan)]
     assert any(region[:3] == across for region in regions)
-    eps = {getattr(one.layer, "eps", 1e-3) for region in scan.regions for one in region.layers}
+    eps = {getattr(op.layer, "eps", 1e-3) for one in scan.scanned for op in one.region.layers}
     assert eps == {1e-3}
     fans = [layers for layers, kind, _ in reasons(scan) if kind == "read elsewhere"]
     assert {first for first, _ in fans} == {f"_blocks.{i}._bn2" for i in (1, 3, 5, 8, 11)}

@@ -19,7 +19,7 @@ def scanned(case: Case, network: nn.Module, border: Border = "exact") -> Scan:
 
 def regions(result: Scan) -> tuple[Names, ...]:
     """Those of two layers or more."""
-    named = (_names(region.layers) for region in result.regions)
+    named = (_names(one.region.layers) for one in result.scanned)
     return tuple(names for names in named if len(names) > 1)
 
 

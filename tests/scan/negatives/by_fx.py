@@ -120,7 +120,7 @@ BETWEEN: Sequence[Row] = (
     between(
         "divisor_override",
         lambda m, y: m.e(y),
-        other("its own divisor"),
+        other("divisor of its own"),
         e=lambda: nn.AvgPool2d(2, divisor_override=3),
     ),
     between(
