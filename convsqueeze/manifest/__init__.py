@@ -20,10 +20,11 @@ from convsqueeze.manifest.model import (
     PairEntry,
     SumEntry,
     SumItem,
+    data_of,
     json_schema,
 )
-from convsqueeze.manifest.regions import Request, entry_of, layer_labels, request_of
-from convsqueeze.manifest.write import document_data, manifest_yaml
+from convsqueeze.manifest.regions import Request, entry_of, request_of
+from convsqueeze.manifest.write import manifest_yaml
 
 __all__ = [
     "BORDERS",
@@ -42,11 +43,10 @@ __all__ = [
     "SumEntry",
     "SumItem",
     "contract",
-    "document_data",
+    "data_of",
     "entry_of",
     "expand",
     "json_schema",
-    "layer_labels",
     "load_manifest",
     "manifest_from_data",
     "manifest_yaml",

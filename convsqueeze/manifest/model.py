@@ -25,19 +25,15 @@ def _not_bool(value: Any) -> Any:
 
 def item_tag(value: Any) -> str:
     """Which class an item of a chain or sum is: by its key `chain` or `sum`, else its type."""
-    for key in ("chain", "sum"):
-        if (isinstance(value, dict) and key in value) or hasattr(value, key):
-            return key
-    kind = value.get("type", "conv") if isinstance(value, dict) else getattr(value, "type", "conv")
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    kind = next((key for key in ("chain", "sum") if key in given), given.get("type", "conv"))
     return kind if isinstance(kind, str) else "unknown"
 
 
 def entry_tag(value: Any) -> str:
     """Which class an entry of `pairs` is."""
-    for key in ("chain", "sum"):
-        if (isinstance(value, dict) and key in value) or hasattr(value, key):
-            return key
-    return "pair"
+    tag = item_tag(value)
+    return tag if tag in ("chain", "sum") else "pair"
 
 
 class ChainItem(Strict):
@@ -104,6 +100,11 @@ class Document(Strict):
     version: Annotated[Literal[1], BeforeValidator(_not_bool)]
     border: Border = Field("exact", description="Border policy of entries that name none.")
     pairs: tuple[Entry, ...] = Field(min_length=1)
+
+
+def data_of(value: Strict) -> dict[str, Any]:
+    """An entry or a document as plain data, what nobody set left out."""
+    return value.model_dump(mode="json", exclude_unset=True)
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,19 +1,13 @@
 """A manifest as YAML that `load_manifest` reads again: a layer a line, no defaults."""
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from convsqueeze.manifest.model import Document
-
-
-def document_data(document: Document) -> dict[str, Any]:
-    """The document as plain data, what nobody set left out."""
-    return json.loads(document.model_dump_json(exclude_unset=True))
+from convsqueeze.manifest.model import Document, data_of
 
 
 def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str] = ()) -> str:
@@ -24,7 +18,7 @@ def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str]
     writer = YAML()
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)
-    laid_out = _laid_out(document_data(document))
+    laid_out = _laid_out(data_of(document))
     for index, comment in enumerate(comments):
         laid_out["pairs"].yaml_set_comment_before_after_key(index, before=comment, indent=2)
     if head:

@@ -265,4 +265,4 @@ def scan_plan(found: Scan, checkpoint: Checkpoint, source: str, growth: Growth) 
     if found.document is None:
         return None
     manifest = Manifest(found.document, source)
-    return plan_of(manifest, [one.merge for one in found.merged], checkpoint, growth=growth)
+    return plan_of(manifest, found.merged, checkpoint, growth=growth)

@@ -1,12 +1,11 @@
 """How much memory merging takes, from shapes alone, and how much this machine has."""
 
 import os
-from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 
-from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.tree import Tree, fold
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.sizes import merged
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children
 from convsqueeze.errors import PlanError
 from convsqueeze.plan.model import Merge, Plan
 
@@ -54,20 +53,11 @@ def check_memory(plan: Plan) -> None:
 
 def _largest(tree: Tree[Geometry]) -> int:
     """Weights of the largest operator on the way from the layers to the merged one."""
-    seen: list[int] = []
-
-    def noted(geometry: Geometry) -> Geometry:
-        seen.append(geometry.weights)
-        return geometry
-
-    def chain(links: Sequence[Geometry]) -> Geometry:
-        return reduce(lambda inner, outer: noted(compose(outer, inner)), links)
-
-    def branches(parts: Sequence[Geometry]) -> Geometry:
-        return reduce(lambda left, right: noted(add(left, right)), parts)
-
-    fold(tree, noted, chain, branches)
-    return max(seen)
+    if isinstance(tree, Chain | Sum):
+        parts: tuple[Tree[Geometry], ...] = children(tree)
+        ways = (type(tree)(parts[: end + 1]) for end in range(1, len(parts)))
+        return max([*map(_largest, parts), *(merged(way).weights for way in ways)])
+    return tree.weights
 
 
 def _shown(count: int) -> str:

@@ -6,7 +6,7 @@ from math import prod
 
 from convsqueeze.algebra.tree import Chain, Sum
 from convsqueeze.checkpoint import TensorInfo
-from convsqueeze.errors import PlanError
+from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.graph import (
     Graph,
     LayerOp,
@@ -27,8 +27,16 @@ from convsqueeze.manifest import (
     contract,
     entry_of,
 )
-from convsqueeze.plan import Growth, Merged, Minimize, Part, Partition, Rejected, best_partition
-from convsqueeze.plan.candidates import dropped_keys
+from convsqueeze.plan import (
+    Growth,
+    Merge,
+    Minimize,
+    Partition,
+    Rejected,
+    ResolvedLayer,
+    best_partition,
+)
+from convsqueeze.plan.parameters import dropped_keys
 from convsqueeze.plan.parts import Latency
 from convsqueeze.scan.placing import Placing
 
@@ -56,7 +64,7 @@ class ScannedEntry:
     """An entry of the manifest and the merges that it stands for, in the order of its expansion."""
 
     entry: ChainEntry | SumEntry
-    merged: tuple[Merged, ...]
+    merged: tuple[Merge, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Scan:
         return Document(version=1, pairs=tuple(one.entry for one in self.entries), **given)
 
     @property
-    def merged(self) -> tuple[Merged, ...]:
+    def merged(self) -> tuple[Merge, ...]:
         """Every merge, in the order of the entries."""
         return tuple(merged for one in self.entries for merged in one.merged)
 
@@ -115,7 +123,7 @@ def scan(
         if one.partition is not None
         for merged in one.partition.merged
     ]
-    chosen.sort(key=lambda pair: _saved(pair[0], minimize), reverse=True)
+    chosen.sort(key=lambda merge: _saved(merge, minimize), reverse=True)
     left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.unsound)
     notes = [
         *graph.notes,
@@ -124,8 +132,8 @@ def scan(
     return Scan(
         scanned=scanned,
         entries=tuple(
-            ScannedEntry(one.entry, tuple(chosen[place][0] for place in one.members))
-            for one in contract([entry for _, entry in chosen], list(infos))
+            ScannedEntry(one.entry, tuple(chosen[place] for place in one.members))
+            for one in contract([entry_of(merge.request) for merge in chosen], list(infos))
         ),
         left=tuple(dict.fromkeys(left)),
         border=border,
@@ -134,11 +142,10 @@ def scan(
     )
 
 
-def _saved(merged: Merged, minimize: Minimize) -> int:
+def _saved(merge: Merge, minimize: Minimize) -> int:
     """What a merge saves of what is minimised."""
-    if minimize == "latency" and merged.timing is not None:
-        return merged.timing.before - merged.timing.after
-    merge = merged.merge
+    if minimize == "latency" and merge.timing is not None:
+        return merge.timing.before - merge.timing.after
     if minimize == "macs":
         return merge.macs_before - merge.macs_after
     return merge.weights_before - merge.weights_after
@@ -169,13 +176,11 @@ class _Search:
             return None
         region = self._placing.named(region)
 
-        def allowed(part: Part) -> str | None:
-            tree = part.request.region.expression
-            return None if self._placing.of(tree) else self._placing.left_in_code(tree)
-
-        def name(part: Part) -> str | None:
-            found = self._placing.of(part.request.region.expression)
-            return found.into if found else None
+        def name(part: Request[ResolvedLayer]) -> str:
+            found = self._placing.of(part.region.expression)
+            if found is None:
+                raise GeometryError(self._placing.left_in_code(part.region.expression))
+            return found.into
 
         try:
             return best_partition(
@@ -183,7 +188,6 @@ class _Search:
                 self._infos,
                 place=" + ".join(op.label for op in region.layers),
                 size=self._size(region),
-                allowed=allowed,
                 name=name,
                 latency=self._latency,
                 **self._policies,  # type: ignore[arg-type]
@@ -202,30 +206,28 @@ class _Search:
             return None
         return tuple(shape[len(shape) - rank :])
 
-    def placed(self, merged: Merged) -> tuple[Merged, ChainEntry | SumEntry]:
-        """A merge with its place in the model, and as an entry. What else goes with the modules
-        that it replaces is dropped with it.
+    def placed(self, merge: Merge) -> Merge:
+        """A merge with its place in the model. What else goes with the modules that it replaces is
+        dropped with it.
         """
-        request = merged.part.request
-        place = self._placing.of(request.region.expression)
+        place = self._placing.of(merge.tree)
         if place is None:
-            return merged, entry_of(request)
+            return merge
         modules = (place.into, *(one.name for one in place.replaced))
         unread = tuple(dict.fromkeys(self._unread(modules)))
-        drop = tuple(dict.fromkeys((*request.drop, *unread)))
-        known = merged.merge.consumed
+        drop = tuple(dict.fromkeys((*merge.request.drop, *unread)))
+        known = merge.consumed
         keys = dict.fromkeys(k for name in unread for k in dropped_keys(name, self._infos))
         more = [key for key in keys if key not in known]
         weights = sum(prod(self._infos[key].shape) for key in more)
-        merge = replace(
-            merged.merge,
+        return replace(
+            merge,
             into=place.into,
+            request=replace(merge.request, into=place.into, drop=drop),
             placement=place,
             consumed=(*known, *more),
-            weights_before=merged.merge.weights_before + weights,
+            weights_before=merge.weights_before + weights,
         )
-        entry = entry_of(replace(request, into=place.into, drop=drop))
-        return replace(merged, merge=merge), entry
 
     def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
@@ -256,17 +258,17 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            part = rejected.part
-            if sum(op.has_tensors for op in part.layers) > 1:
+            part = rejected.request
+            if sum(op.has_tensors for op in part.region.layers) > 1:
                 yield LeftAlone(part.labels, _reason(rejected))
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
                 yield LeftAlone(around, _reason(rejected))
 
 
-def _around(region: Region[LayerOp], part: Part) -> tuple[str, str] | None:
+def _around(region: Region[LayerOp], part: Request[ResolvedLayer]) -> tuple[str, str] | None:
     """The nearest layers with tensors on both sides of what in a part has none."""
     layers = region.layers
-    bare = {op.name for op in part.layers if not op.has_tensors}
+    bare = {op.name for op in part.region.layers if not op.has_tensors}
     place = next((place for place, op in enumerate(layers) if op.name in bare), None)
     if place is None:
         return None
