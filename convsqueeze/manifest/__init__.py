@@ -1,8 +1,7 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
-from convsqueeze.kinds import Layer
 from convsqueeze.manifest.contract import Contracted, contract
-from convsqueeze.manifest.expand import Expansion, expand, unbound
+from convsqueeze.manifest.expand import expand, unbound
 from convsqueeze.manifest.load import (
     Manifest,
     load_manifest,
@@ -10,14 +9,12 @@ from convsqueeze.manifest.load import (
     parse_manifest,
 )
 from convsqueeze.manifest.model import (
-    BORDERS,
     Border,
     ChainEntry,
     ChainItem,
     Document,
     Entry,
     Item,
-    PairEntry,
     SumEntry,
     SumItem,
     data_of,
@@ -27,18 +24,14 @@ from convsqueeze.manifest.regions import Request, entry_of, request_of
 from convsqueeze.manifest.write import manifest_yaml
 
 __all__ = [
-    "BORDERS",
     "Border",
     "ChainEntry",
     "ChainItem",
     "Contracted",
     "Document",
     "Entry",
-    "Expansion",
     "Item",
-    "Layer",
     "Manifest",
-    "PairEntry",
     "Request",
     "SumEntry",
     "SumItem",

@@ -60,23 +60,15 @@ def matches(templates: Sequence[str], names: Sequence[str]) -> tuple[list[Bindin
     """
     for template in templates:
         if max(len(_PLACEHOLDER.findall(part)) for part in template.split(".")) > MOST_IN_COMPONENT:
-            raise ManifestError(
-                [
-                    f"{template!r:.80} has more than {MOST_IN_COMPONENT} placeholders between two "
-                    "dots. Write entries of their own"
-                ]
-            )
+            told = f"has more than {MOST_IN_COMPONENT} placeholders between two dots"
+            raise ManifestError([f"{template!r:.80} {told}. Write entries of their own"])
     found = {template: tuple(dict.fromkeys(_bindings(template, names))) for template in templates}
     joined: list[Binding] = [()]
     for bindings in found.values():
         joined = list(islice(_join(joined, bindings), MOST_BINDINGS + 1))
         if len(joined) > MOST_BINDINGS:
-            raise ManifestError(
-                [
-                    f"stands for more than {MOST_BINDINGS:,} merges. Give layers that belong "
-                    "together the same placeholder"
-                ]
-            )
+            advice = "Give layers that belong together the same placeholder"
+            raise ManifestError([f"stands for more than {MOST_BINDINGS:,} merges. {advice}"])
     if not joined:
         raise ManifestError([_why_none(found, names)])
     partial = [

@@ -21,16 +21,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from convsqueeze.errors import ManifestError
 from convsqueeze.kinds import LAYER_KINDS
-from convsqueeze.kinds.fields import Strict
 from convsqueeze.manifest.expand import Binding
 from convsqueeze.manifest.model import (
+    ENTRY_KINDS,
+    ITEM_KINDS,
     MANIFEST_VERSION,
-    ChainEntry,
-    ChainItem,
     Document,
-    PairEntry,
-    SumEntry,
-    SumItem,
     data_of,
     entry_tag,
     item_tag,
@@ -47,6 +43,10 @@ DEEPEST = 100
 MOST_VALUES = 100_000
 LONGEST_NUMBER = 64
 """Bits of a whole number."""
+
+YAML_WANTED = (
+    " A manifest was needed: YAML with the keys version and pairs (see `convsqueeze schema`)."
+)
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,8 @@ def load_manifest(path: Path) -> Manifest:
         hint = nearest(path.name, names, "Check the path.", cutoff=0.3)
         raise ManifestError([f"{path}: there is no such file. {hint}"]) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            [f"{path}: cannot be read as text ({error}).{_yaml_wanted()}"]
-        ) from error
+        told = f"{path}: cannot be read as text ({error}).{YAML_WANTED}"
+        raise ManifestError([told]) from error
     return parse_manifest(text, str(path))
 
 
@@ -95,25 +94,23 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """The manifest in YAML `text`; `source` names it in messages. Raises ManifestError."""
     if len(text) > LONGEST or _deepest_brackets(text) > DEEPEST:
         what = "is nested too deeply" if len(text) <= LONGEST else f"has {len(text):,} characters"
-        raise ManifestError([f"{source}: {what}.{_yaml_wanted()}"])
+        raise ManifestError([f"{source}: {what}.{YAML_WANTED}"])
     reader = YAML(typ="rt")
     try:
         data = reader.load(text)
     except RecursionError as error:
-        raise ManifestError([f"{source}: is nested too deeply.{_yaml_wanted()}"]) from error
+        raise ManifestError([f"{source}: is nested too deeply.{YAML_WANTED}"]) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         column = f", column {mark.column + 1}" if mark else ""
         problem = (error.problem or "syntax error").split("\n")[0]
-        advice = _yaml_advice(text, mark.line if mark else 0)
-        raise ManifestError(
-            [f"{source}{line}: not valid YAML{column}: {problem}.{advice}"]
-        ) from error
+        told = f"{problem}.{_yaml_advice(text, mark.line if mark else 0)}"
+        raise ManifestError([f"{source}{line}: not valid YAML{column}: {told}"]) from error
     except (YAMLError, *UNREADABLE) as error:
         first = str(error).strip().split("\n")[0][:100]
         raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
-    return _checked(data, source)
+    return manifest_from_data(data, source)
 
 
 def _deepest_brackets(text: str) -> int:
@@ -123,11 +120,6 @@ def _deepest_brackets(text: str) -> int:
         depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
         deepest = max(deepest, depth)
     return deepest
-
-
-def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
-    """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
-    return _checked(data, source)
 
 
 def _yaml_advice(text: str, line: int) -> str:
@@ -195,19 +187,17 @@ class _Reading:
         return _where(self.source, self.lines, path)
 
 
-def _checked(data: Any, source: str) -> Manifest:
+def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
+    """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
     reading = _Reading(source)
     try:
         plain = reading.plain(data)
     except RecursionError as error:
-        raise ManifestError(
-            [
-                f"{source}: stands for more than {MOST_VALUES:,} values, by aliases that repeat "
-                "them. Write an entry once, with placeholders in its names."
-            ]
-        ) from error
+        many = f"stands for more than {MOST_VALUES:,} values, by aliases that repeat them"
+        advice = "Write an entry once, with placeholders in its names."
+        raise ManifestError([f"{source}: {many}. {advice}"]) from error
     if not isinstance(data, Mapping):
-        raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+        raise ManifestError([f"{source}: is {_shown(data)}.{YAML_WANTED}"])
     if newer := newer_version(data.get("version"), MANIFEST_VERSION):
         place = reading.where(("version",))
         advice = f"or write the manifest in version {MANIFEST_VERSION}"
@@ -245,15 +235,9 @@ def _without_unsound(
     return Manifest(document, reading.source, reading.lines, tuple(kept))
 
 
-def _yaml_wanted() -> str:
-    return (
-        " A manifest was needed: YAML with the keys version and pairs (see `convsqueeze schema`)."
-    )
-
-
 def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
-    known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in lines), None)
-    line = "" if known is None else f":{lines[known]}"
+    nearest_first = (path[:end] for end in range(len(path), -1, -1))
+    line = next((f":{lines[start]}" for start in nearest_first if start in lines), "")
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in path)
     return f"{source}{line} {dotted.lstrip('.')}".rstrip()
 
@@ -266,8 +250,8 @@ def _told(detail: ErrorDetails, data: Any, where: Callable[[KeyPath], str]) -> s
     if kind == "extra_forbidden":
         return f"{place}: unknown key. {_nearest(path[-1], _keys_at(path[:-1], data))}"
     if kind == "missing":
-        missing = detail["loc"][-1]
-        return f"{place}: {missing} is missing. {_why_needed(str(missing))}"
+        missing = str(detail["loc"][-1])
+        return f"{place}: {missing} is missing. {_WHY_NEEDED.get(missing, 'Add it.')}"
     if kind == "union_tag_invalid":
         tag = context["tag"]
         return f"{place}.type: {_shown(tag)} is no layer type. {_nearest(tag, list(LAYER_KINDS))}"
@@ -308,17 +292,9 @@ def _keys_at(path: KeyPath, data: Any) -> list[str]:
     """The keys that a mapping at `path` may have."""
     for part in path:
         data = data[part]
-    model: type[Strict] = Document
-    if path:
-        is_entry = len(path) == 2 and path[0] == "pairs"
-        entries: dict[str, type[Strict]] = {
-            "pair": PairEntry,
-            "chain": ChainEntry,
-            "sum": SumEntry,
-        }
-        items: dict[str, type[Strict]] = {"chain": ChainItem, "sum": SumItem, **LAYER_KINDS}
-        model = entries[entry_tag(data)] if is_entry else items[item_tag(data)]
-    return list(model.model_fields)
+    is_entry = len(path) == 2 and path[0] == "pairs"
+    model = ENTRY_KINDS[entry_tag(data)] if is_entry else ITEM_KINDS[item_tag(data)]
+    return list((model if path else Document).model_fields)
 
 
 def _nearest(name: Any, known: Sequence[str]) -> str:
@@ -347,15 +323,11 @@ def _needed(detail: ErrorDetails) -> str:
     return _NEEDED.get(detail["type"], detail["msg"])
 
 
-def _why_needed(key: str) -> str:
-    if key == "eps":
-        return (
-            "No checkpoint holds it and a wrong one is silently wrong: "
-            "take it from the model's code (torch's default is 1.0e-5)."
-        )
-    if key == "version":
-        return "Add: version: 1"
-    return "Add it."
+_WHY_NEEDED = {
+    "eps": "No checkpoint holds it and a wrong one is silently wrong: "
+    "take it from the model's code (torch's default is 1.0e-5).",
+    "version": "Add: version: 1",
+}
 
 
 def _shown(value: Any) -> str:

@@ -3,6 +3,7 @@
 Knows what a manifest may say, not what a checkpoint holds or where a line stands in a file.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,6 @@ from convsqueeze.kinds.fields import Name, Strict
 
 Border = Literal["exact", "corrected", "interior"]
 MANIFEST_VERSION = 1
-BORDERS: tuple[Border, ...] = ("exact", "corrected", "interior")
 
 
 def _not_bool(value: Any) -> Any:
@@ -36,6 +36,12 @@ def entry_tag(value: Any) -> str:
     return tag if tag in ("chain", "sum") else "pair"
 
 
+def _one_of(kinds: dict[str, type[Strict]], tag: Callable[[Any], str]) -> Any:
+    """A value of one of these classes, which `tag` tells."""
+    tagged = (Annotated[kind, Tag(name)] for name, kind in kinds.items())
+    return Annotated[reduce(or_, tagged), Discriminator(tag)]
+
+
 class ChainItem(Strict):
     """Layers one after the other, the first taking the input."""
 
@@ -48,14 +54,11 @@ class SumItem(Strict):
     sum: "tuple[Item, ...]" = Field(min_length=1)
 
 
+ITEM_KINDS: dict[str, type[Strict]] = {**LAYER_KINDS, "chain": ChainItem, "sum": SumItem}
 if TYPE_CHECKING:
     Item = Layer | ChainItem | SumItem
 else:
-    _TAGGED = {**LAYER_KINDS, "chain": ChainItem, "sum": SumItem}
-    Item = Annotated[
-        reduce(or_, (Annotated[kind, Tag(tag)] for tag, kind in _TAGGED.items())),
-        Discriminator(item_tag),
-    ]
+    Item = _one_of(ITEM_KINDS, item_tag)
 
 
 class _Entry(Strict):
@@ -86,12 +89,11 @@ class SumEntry(_Entry, SumItem):
     """Parallel branches, summed."""
 
 
-Entry = Annotated[
-    Annotated[PairEntry, Tag("pair")]
-    | Annotated[ChainEntry, Tag("chain")]
-    | Annotated[SumEntry, Tag("sum")],
-    Discriminator(entry_tag),
-]
+ENTRY_KINDS: dict[str, type[Strict]] = {"pair": PairEntry, "chain": ChainEntry, "sum": SumEntry}
+if TYPE_CHECKING:
+    Entry = PairEntry | ChainEntry | SumEntry
+else:
+    Entry = _one_of(ENTRY_KINDS, entry_tag)
 
 
 class Document(Strict):

@@ -22,7 +22,7 @@ from convsqueeze.plan.candidates import size_entering
 from convsqueeze.plan.model import Growth, Merge, geometry_tree
 from convsqueeze.plan.parameters import Infos, dropped_keys
 from convsqueeze.plan.parts import Cost, Latency, Minimize, Name, Partition, Rejected
-from convsqueeze.plan.pricing import Group, Places, Pricing
+from convsqueeze.plan.pricing import Group, Layers, Places, Pricing
 from convsqueeze.plan.resolve import resolve
 
 MOST_BRANCHES = 8
@@ -31,13 +31,13 @@ MOST_BRANCHES = 8
 
 @dataclass(frozen=True)
 class Piece:
-    """Items that were chosen to be one layer, or a single item: with the choice among the branches
-    or links that it has itself, or as it is.
+    """Items that were chosen to be one layer, or a single item: with the choice among the
+    branches or links that it has itself, or as it is.
     """
 
     places: Places
     cost: Cost
-    found: "Merge | Choice | None" = None
+    found: "Merge | Choice | Layers"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,14 @@ class Choice:
     @property
     def in_order(self) -> list[Piece]:
         return sorted(self.pieces, key=lambda piece: piece.places)
+
+    def parts(self) -> "Iterator[Merge | Layers]":
+        """What is one layer and what stays as it is, those within other parts too."""
+        for piece in self.in_order:
+            if isinstance(piece.found, Choice):
+                yield from piece.found.parts()
+            else:
+                yield piece.found
 
 
 def best_partition(
@@ -91,20 +99,24 @@ def best_partition(
     search = _Search(pricing)
     group, everything = pricing.whole, tuple(range(len(pricing.whole.items)))
     best, answer = search.best(group), pricing.answer(group, everything)
-    merges, dropped = list(_merged(best)), pricing.dropped_weights
-    if dropped and not merges:  # then nothing is dropped, which may cost more than all in one
+    dropped = pricing.dropped_weights
+    if dropped and not any(isinstance(part, Merge) for part in best.parts()):
+        # nothing is dropped then, which may cost more than all in one
         best = replace(best, cost=best.cost + Cost(dropped))
         if isinstance(answer, Merge) and search.order(Cost.of(answer)) < search.order(best.cost):
-            merges, cost = [answer], Cost.of(answer)
+            cost = Cost.of(answer)
             best = Choice(cost, (Piece(everything, cost, answer),), group)
-    elif dropped and len(merges[0].layers) < len(whole.region.layers):
+    parts = list(best.parts())
+    merges = [part for part in parts if isinstance(part, Merge)]
+    apart = [leaf.label for part in parts if not isinstance(part, Merge) for leaf in leaves(part)]
+    if dropped and merges and len(merges[0].layers) < len(whole.region.layers):
         merges[0] = _dropping(merges[0], whole.drop, infos, dropped)
     return Partition(
         request=whole,
         minimize=minimize,
         size=given,
         merged=tuple(merges),
-        apart=_apart(best),
+        apart=tuple(apart),
         before=pricing.apart(group, everything) + Cost(dropped),
         after=best.cost,
         given=answer,
@@ -203,7 +215,7 @@ class _Search:
             return Piece(places, Cost.of(found), found) if isinstance(found, Merge) else None
         tree, known = group.items[places[0]], (group, places[0])
         if not isinstance(tree, Chain | Sum):
-            return Piece(places, self._pricing.apart(group, places))
+            return Piece(places, self._pricing.apart(group, places), tree)
         if known not in self._inside:
             self._inside[known] = self.best(Group.of(tree, group.sizes[places[0]]))
         return Piece(places, self._inside[known].cost, self._inside[known])
@@ -226,24 +238,6 @@ class _Search:
             return found
         reason = _costs_more(now, Cost.of(found), self._pricing.minimize)
         return Rejected(found.request, "cost", reason)
-
-
-def _merged(choice: Choice) -> Iterator[Merge]:
-    for piece in choice.in_order:
-        if isinstance(piece.found, Merge):
-            yield piece.found
-        elif isinstance(piece.found, Choice):
-            yield from _merged(piece.found)
-
-
-def _apart(choice: Choice) -> tuple[str, ...]:
-    labels: list[str] = []
-    for piece in choice.in_order:
-        if isinstance(piece.found, Choice):
-            labels += _apart(piece.found)
-        elif piece.found is None:
-            labels += (op.label for op in leaves(choice.group.items[piece.places[0]]))
-    return tuple(labels)
 
 
 def _costs_more(now: Cost, merged: Cost, minimize: Minimize) -> str:

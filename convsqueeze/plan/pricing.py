@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from convsqueeze.algebra.geometry import Geometry, add, compose
+from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import merged
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
 from convsqueeze.errors import GeometryError
@@ -20,6 +20,7 @@ from convsqueeze.plan.model import Growth, Merge, geometry_tree, macs_and_size
 from convsqueeze.plan.parameters import Cause, Infos, Problem, dropped_keys
 from convsqueeze.plan.parts import Cost, Latency, Minimize, Name, Rejected
 from convsqueeze.plan.resolve import ResolvedLayer, infer_in_channels, infer_rank
+from convsqueeze.plan.wording import grows
 
 Size = tuple[int, ...]
 Places = tuple[int, ...]
@@ -64,19 +65,10 @@ class Group:
         """Of a part as one layer, whatever its border; the reason where it is no convolution."""
         if places not in self._geometries:
             try:
-                self._geometries[places] = self._combined(places)
+                self._geometries[places] = merged(geometry_tree(self.part(places)))
             except GeometryError as error:
                 self._geometries[places] = str(error)
         return self._geometries[places]
-
-    def _combined(self, places: Places) -> Geometry | str:
-        before = self.geometry(places[:-1]) if len(places) > 1 else None
-        if isinstance(before, str):
-            return before
-        own = merged(geometry_tree(self.items[places[-1]]))
-        if before is None:
-            return own
-        return compose(own, before) if isinstance(self.tree, Chain) else add(before, own)
 
     def has_effect(self, places: Places) -> bool:
         """Whether there is anything to merge beside identities."""
@@ -169,7 +161,7 @@ class Pricing:
         before = self.apart(group, places).weights
         before += self.dropped_weights if len(layers) == len(self.weights) else 0
         if self.growth != "allow" and geometry.weights > before:
-            return rejected("growth", _grows(before, geometry.weights))
+            return rejected("growth", grows(before, geometry.weights))
         merge = candidate_of(self.place, request, geometry, self.infos, self.border)
         if isinstance(merge, Problem):
             return rejected(merge.cause, merge.reason)
@@ -178,7 +170,7 @@ class Pricing:
             return rejected("tensors", against[0].removeprefix(f"{self.place}: "))
         merge = replace(merge, size=group.sizes[places[0]])
         if self.growth != "allow" and merge.weights_after > merge.weights_before:
-            return rejected("growth", _grows(merge.weights_before, merge.weights_after))
+            return rejected("growth", grows(merge.weights_before, merge.weights_after))
         if self.latency is None or self.minimize != "latency":
             return merge
         timing = self.latency(merge)
@@ -200,7 +192,3 @@ class Pricing:
         if len(region.layers) == len(self.weights):
             return replace(given, region=region, input_size=size)
         return Request(region, None, given.border, size)
-
-
-def _grows(before: int, after: int) -> str:
-    return f"would grow from {before:,} to {after:,} weights ({after / before:.1f} times)"

@@ -4,7 +4,7 @@ Planning builds the operators from shapes alone (tensors on the meta device), sq
 the same functions serve both. Holds no tensor data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -184,13 +184,15 @@ class _Placing:
         whole: Geometry | None = None
         for index, link in enumerate(chain.links):
             geometry = self.place(link, channels)
-            if index == 0:
+            if index == 0 or geometry is None:
                 whole = geometry
-            elif whole is not None and geometry is not None:
-                hint = _order_hint(chain, index, geometry, whole)
-                whole = self._combined(compose, geometry, whole, link, hint)
-            else:
-                whole = None
+            elif whole is not None:
+                try:
+                    whole = compose(geometry, whole)
+                except GeometryError as error:
+                    hint = _order_hint(chain, index, geometry, whole)
+                    self._refuse(next(leaves(link)), f"{error}{hint}")
+                    whole = None
             channels = self._leaving(link)
             if channels is None:
                 channels = infer_in_channels(Chain(chain.links[index + 1 :]))
@@ -210,22 +212,12 @@ class _Placing:
         for branch, geometry in zip(tree.branches[1:], found[1:], strict=True):
             if whole is None or geometry is None:
                 return None
-            whole = self._combined(add, whole, geometry, branch)
+            try:
+                whole = add(whole, geometry)
+            except GeometryError as error:
+                self._refuse(next(leaves(branch)), str(error))
+                return None
         return whole
-
-    def _combined(
-        self,
-        operation: Callable[[Geometry, Geometry], Geometry],
-        left: Geometry,
-        right: Geometry,
-        blamed: Tree[ResolvedLayer],
-        hint: str = "",
-    ) -> Geometry | None:
-        try:
-            return operation(left, right)
-        except GeometryError as error:
-            self._refuse(next(leaves(blamed)), f"{error}{hint}")
-            return None
 
 
 def _order_hint(chain: Chain[ResolvedLayer], index: int, outer: Geometry, inner: Geometry) -> str:

@@ -1,6 +1,7 @@
 """How a plan speaks of layers and borders: sentences for refusals, notes and tables."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from convsqueeze.algebra.border.leaks import Leak
 from convsqueeze.algebra.geometry import Geometry
@@ -50,13 +51,9 @@ def part_name(leaf: ResolvedLayer, prefix: str) -> str:
 
 def common_stem(names: Sequence[str]) -> str:
     """The dotted components that all names begin with, final dot included."""
-    split = [name.split(".") for name in names]
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "".join(f"{part}." for part in shared[: min(map(len, split)) - 1])
+    stems = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*stems, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
 
 
 def border_refusal(merge: Merge) -> str:
@@ -86,6 +83,10 @@ FORMS: dict[FormName, str] = {
     "strips": "corrected: strips at the border",
 }
 """What forms are called."""
+
+
+def grows(before: int, after: int) -> str:
+    return f"would grow from {before:,} to {after:,} weights ({after / before:.1f} times)"
 
 
 def speed_note(merge: Merge) -> str | None:
@@ -118,11 +119,10 @@ def _reason(leak: Leak, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) 
 
 def described(tree: Tree[ResolvedLayer]) -> str:
     """`body.0 (3x3, bias)`."""
-    facts = []
-    for leaf in leaves(tree):
-        bias = ", bias" if leaf.geometry.bias else ""
-        facts.append(f"{leaf.label} ({kernel(leaf.geometry)}{bias})")
-    return " then ".join(facts)
+    return " then ".join(
+        f"{leaf.label} ({kernel(leaf.geometry)}{', bias' if leaf.geometry.bias else ''})"
+        for leaf in leaves(tree)
+    )
 
 
 def names(tree: Tree[ResolvedLayer]) -> str:
