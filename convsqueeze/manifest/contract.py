@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic
 
 from convsqueeze.errors import ManifestError
@@ -63,17 +64,12 @@ class _Search(Generic[EntryT]):
             [number for _, text in texts(data) for number in _NUMBER.findall(text)]
             for data in self.data
         ]
-        self._known: dict[tuple[int, ...], tuple[Contracted[EntryT], ...]] = {}
+        self.fewest = cache(self._fewest)
 
-    def fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
+    def _fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
         """The fewest entries for members that differ only in their numbers: one, or those of the
         groups in which some number is the same.
         """
-        if members not in self._known:
-            self._known[members] = self._fewest(members)
-        return self._known[members]
-
-    def _fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
         own = list(zip(*(self._numbers[place] for place in members), strict=True))
         # places of numbers that the members have alike are one
         columns = [column for column in dict.fromkeys(own) if len(set(column)) > 1]

@@ -32,7 +32,7 @@ def _laid_out(node: Any) -> Any:
     """What holds no layers goes on one line."""
     if isinstance(node, dict):
         mapping = CommentedMap({key: _laid_out(value) for key, value in node.items()})
-        if not _holds_layers(node):
+        if not node.keys() & {"pairs", "chain", "sum", "first"}:
             mapping.fa.set_flow_style()
         return mapping
     if isinstance(node, list):
@@ -41,7 +41,3 @@ def _laid_out(node: Any) -> Any:
             sequence.fa.set_flow_style()
         return sequence
     return node
-
-
-def _holds_layers(node: dict[str, Any]) -> bool:
-    return any(key in node for key in ("pairs", "chain", "sum", "first"))

@@ -31,9 +31,8 @@ def compose(*hooks: PostVerify | None) -> PostVerify:
     """One hook that calls every given one, in order."""
 
     def call(result: Result, files: NewFiles) -> None:
-        for hook in hooks:
-            if hook is not None:
-                hook(result, files)
+        for hook in filter(None, hooks):
+            hook(result, files)
 
     return call
 

@@ -42,10 +42,10 @@ def check_memory(plan: Plan) -> None:
     if limit is None:
         return
     problems = [
-        f"{merge.place}: merging {merge.into} takes about {_shown(bytes_needed(merge))} of memory, "
+        f"{merge.place}: merging {merge.into} takes about {_shown(needed)} of memory, "
         f"this machine has {_shown(limit)}. Leave these layers apart, or use a larger machine."
         for merge in plan.merges
-        if bytes_needed(merge) > limit
+        if (needed := bytes_needed(merge)) > limit
     ]
     if problems:
         raise PlanError(problems)

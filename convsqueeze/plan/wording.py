@@ -101,20 +101,14 @@ def speed_note(merge: Merge) -> str | None:
 
 
 def _reason(leak: Leak, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
-    padding = f"{names(outer)} pads what it reads"
+    padding = f"{' + '.join(leaf.label for leaf in leaves(outer))} pads what it reads"
     if leak.cause == "bias":
         return f"{padding}, but {described(inner)} is not zero outside the image"
     if leak.cause == "window":
         return f"{padding}, but {described(inner)} sees the image from outside it"
-    modes = sorted(
-        {
-            axis.padding_mode
-            for leaf in (*leaves(inner), *leaves(outer))
-            for axis in leaf.geometry.axes
-        }
-        - {"zeros"}
-    )
-    return f"{padding}, but {' and '.join(modes)} padding does not pass {described(inner)}"
+    axes = (axis for leaf in (*leaves(inner), *leaves(outer)) for axis in leaf.geometry.axes)
+    modes = " and ".join(sorted({axis.padding_mode for axis in axes} - {"zeros"}))
+    return f"{padding}, but {modes} padding does not pass {described(inner)}"
 
 
 def described(tree: Tree[ResolvedLayer]) -> str:
@@ -123,10 +117,6 @@ def described(tree: Tree[ResolvedLayer]) -> str:
         f"{leaf.label} ({kernel(leaf.geometry)}{', bias' if leaf.geometry.bias else ''})"
         for leaf in leaves(tree)
     )
-
-
-def names(tree: Tree[ResolvedLayer]) -> str:
-    return " + ".join(leaf.label for leaf in leaves(tree))
 
 
 def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
@@ -142,9 +132,7 @@ def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLaye
 def _size_hint(leaks: Sequence[Leak]) -> str:
     """Sizes past every kernel that are exact on all sides, if there are any."""
     exact = set.intersection(*(set(leak.exact_sizes) for leak in leaks))
-    sizes = leaks[0].sizes
-    large = [size for size in sorted(exact) if size > sizes[len(sizes) // 2]]
-    if not large:
-        return ""
-    shown = ", ".join(map(str, large[:3]))
-    return f" (sizes such as {shown} are exact: give input: if only such a size matters)"
+    middle = leaks[0].sizes[len(leaks[0].sizes) // 2]
+    large = ", ".join(map(str, [size for size in sorted(exact) if size > middle][:3]))
+    hint = f" (sizes such as {large} are exact: give input: if only such a size matters)"
+    return hint if large else ""
