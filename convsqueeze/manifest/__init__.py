@@ -1,6 +1,5 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
-from convsqueeze.manifest.contract import Contracted, contract
 from convsqueeze.manifest.expand import expand, unbound
 from convsqueeze.manifest.load import (
     Manifest,
@@ -27,7 +26,6 @@ __all__ = [
     "Border",
     "ChainEntry",
     "ChainItem",
-    "Contracted",
     "Document",
     "Entry",
     "Item",
@@ -35,7 +33,6 @@ __all__ = [
     "Request",
     "SumEntry",
     "SumItem",
-    "contract",
     "data_of",
     "entry_of",
     "expand",

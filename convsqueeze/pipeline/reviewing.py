@@ -1,6 +1,5 @@
 """A manifest and a checkpoint -> the plan of merging them, and a better one. Writes nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.pipeline.files import MergedFile
 from convsqueeze.pipeline.merging import planned
 from convsqueeze.pipeline.tracking import Track, untracked
-from convsqueeze.plan import Growth, Merge, Minimize, Review, Timing, make_plan, review
+from convsqueeze.plan import Growth, make_plan
+from convsqueeze.plan.parts import Latency, Minimize
+from convsqueeze.plan.review import Review, review
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def review_file(
     border: Border | None = None,
     growth: Growth = "refuse",
     minimize: Minimize = "weights",
-    latency: Callable[[Merge], Timing] | None = None,
+    latency: Latency | None = None,
     track: Track = untracked,
 ) -> ReviewedFile:
     """Plan the merge of the file at `path` by `manifest`, and look for better partitions.

@@ -123,13 +123,14 @@ class Pricing:
 
     def apart(self, group: Group, places: Places) -> Cost:
         """The cost of items as they are."""
-        layers = [op for place in places for op in leaves(group.items[place])]
-        return Cost(
-            sum(self.weights[op.name] for op in layers),
-            sum(group.macs[place] for place in places),
-            sum(not op.layer.is_identity for op in layers),
-            len(layers),
-        )
+        weights = macs = layers = links = 0
+        for place in places:
+            macs += group.macs[place]
+            for op in leaves(group.items[place]):
+                weights += self.weights[op.name]
+                layers += not op.layer.is_identity
+                links += 1
+        return Cost(weights, macs, layers, links)
 
     def answer(self, group: Group, places: Places) -> Merge | Rejected:
         """The part as one layer, or why it is none: asked once, then known."""

@@ -81,9 +81,11 @@ def infer_rank(
     layers: Sequence[ResolvedLayer], input_size: tuple[int, ...] | None = None
 ) -> int | None:
     """The number of spatial axes: a convolution's, or as the manifest tells."""
-    kernels = (op.layer.kernel_rank(op.shapes) for op in layers)
-    given = None if input_size is None else len(input_size)
-    for rank in (*kernels, given, *(op.layer.listed_rank for op in layers)):
+    for op in layers:
+        if (rank := op.layer.kernel_rank(op.shapes)) is not None:
+            return rank
+    given = [] if input_size is None else [len(input_size)]
+    for rank in (*given, *(op.layer.listed_rank for op in layers)):
         if rank is not None:
             return rank
     return 0 if any(op.layer.mixes_channels for op in layers) else None

@@ -17,12 +17,12 @@ from convsqueeze.manifest import (
     Entry,
     Manifest,
     Request,
-    contract,
     entry_of,
     expand,
     request_of,
     unbound,
 )
+from convsqueeze.manifest.contract import contract
 from convsqueeze.manifest.expand import Binding
 from convsqueeze.plan.model import Growth, Merge
 from convsqueeze.plan.partition import best_partition

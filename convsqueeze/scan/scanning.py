@@ -24,20 +24,13 @@ from convsqueeze.manifest import (
     Document,
     Request,
     SumEntry,
-    contract,
     entry_of,
 )
-from convsqueeze.plan import (
-    Growth,
-    Merge,
-    Minimize,
-    Partition,
-    Rejected,
-    ResolvedLayer,
-    best_partition,
-)
+from convsqueeze.manifest.contract import contract
+from convsqueeze.plan import Growth, Merge, ResolvedLayer
 from convsqueeze.plan.parameters import dropped_keys
-from convsqueeze.plan.parts import Latency
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.parts import Latency, Minimize, Partition, Rejected
 from convsqueeze.scan.placing import Placing
 
 Infos = Mapping[str, TensorInfo]

@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convsqueeze.manifest import (
-    Contracted,
     Entry,
-    contract,
     data_of,
     expand,
     manifest_from_data,
 )
-from convsqueeze.manifest.contract import PLACEHOLDERS
+from convsqueeze.manifest.contract import PLACEHOLDERS, Contracted, contract
 
 pytestmark = pytest.mark.quick
 

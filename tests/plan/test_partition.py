@@ -21,13 +21,13 @@ from convsqueeze.graph import LayerOp, Region
 from convsqueeze.manifest import Entry, Request, entry_of, manifest_from_data, request_of
 from convsqueeze.plan import (
     Merge,
-    Partition,
     Timing,
-    best_partition,
     make_plan,
     partition,
     pricing,
 )
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.parts import Partition
 
 from .brute_force import Everything, Numbers
 from .chains import Drawn, Item, Size, Source, written

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from convsqueeze import merge_state_dict
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.manifest import Contracted, Entry, Manifest, expand, parse_manifest
+from convsqueeze.manifest import Entry, Manifest, expand, parse_manifest
+from convsqueeze.manifest.contract import Contracted
 from convsqueeze.plan import Merge, Timing, make_plan
 from convsqueeze.scan import Scan, scanning
 from convsqueeze.scan.writing import scan_yaml
