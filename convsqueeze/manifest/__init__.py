@@ -1,12 +1,7 @@
 """The manifest: what a user says about the layers of a checkpoint."""
 
 from convsqueeze.manifest.expand import expand, unbound
-from convsqueeze.manifest.load import (
-    Manifest,
-    load_manifest,
-    manifest_from_data,
-    parse_manifest,
-)
+from convsqueeze.manifest.load import Manifest, load_manifest, manifest_from_data, parse_manifest
 from convsqueeze.manifest.model import (
     Border,
     ChainEntry,

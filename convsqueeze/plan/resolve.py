@@ -16,14 +16,7 @@ from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import LayerOp
 from convsqueeze.manifest import Request
-from convsqueeze.plan.parameters import (
-    Infos,
-    Load,
-    Parameters,
-    Problem,
-    dropped_keys,
-    find,
-)
+from convsqueeze.plan.parameters import Infos, Load, Parameters, Problem, dropped_keys, find
 
 _NO_GEOMETRY = Geometry(1, 1, ())
 
