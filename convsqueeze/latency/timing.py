@@ -15,7 +15,7 @@ from torch import Tensor
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
 from convsqueeze.export.session import session_of
-from convsqueeze.latency.unmerged import as_onnx, in_torch, kind_of, random_layers
+from convsqueeze.latency.unmerged import as_onnx, in_torch, random_values
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
@@ -41,7 +41,7 @@ def measuring(
     known: dict[Hashable, Timing] = {}
 
     def latency(merge: Merge) -> Timing:
-        kinds = tuple(map(kind_of, merge.layers))
+        kinds = tuple((op.layer.type, str(op.layer.settings), *op.shapes) for op in merge.layers)
         whole = merge.geometry, merge.corrections, merge.dtype, merge.size
         key = (merge.geometry_tree, kinds, whole)  # all that the time depends on
         if key not in known:
@@ -57,13 +57,13 @@ def measure(merge: Merge, runtime: Runtime, threads: int) -> Timing:
     double = merge.dtype == torch.float64 and runtime == "torch"
     dtype = torch.float64 if double else torch.float32
     x = torch.randn((1, merge.geometry.in_channels, *merge.size), dtype=dtype)
-    layers, whole = random_layers(merge, dtype), random_squeezed(merge, dtype)
+    values, whole = random_values(merge, dtype), random_squeezed(merge, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         if runtime == "torch":
-            return judge(*in_rounds(torch_run(in_torch(layers), x), torch_run(whole, x)))
-        apart = onnx_run(as_onnx(layers, merge), x, threads)
+            return judge(*in_rounds(torch_run(in_torch(merge, values), x), torch_run(whole, x)))
+        apart = onnx_run(as_onnx(merge, values), x, threads)
         return judge(*in_rounds(apart, onnx_run(build_model({"merged": whole}), x, threads)))
     finally:
         torch.set_num_threads(before)
