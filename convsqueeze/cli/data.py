@@ -11,7 +11,7 @@ from convsqueeze.manifest import data_of
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
     from convsqueeze.pipeline import MergedFile, ReviewedFile
     from convsqueeze.plan import Merge
-    from convsqueeze.plan.parts import Cost
+    from convsqueeze.plan.pricing import Cost
     from convsqueeze.plan.review import Reviewed
     from convsqueeze.scan import Scan
     from convsqueeze.verify import LayerReport, Report

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.models.onnx import WholeExport
     from convsqueeze.pipeline import MergedFile, ReviewedFile
     from convsqueeze.plan import Merge
-    from convsqueeze.plan.parts import Cost, Partition
+    from convsqueeze.plan.pricing import Cost, Partition
     from convsqueeze.plan.review import Reviewed
     from convsqueeze.plot import Plot
     from convsqueeze.scan import ScannedEntry

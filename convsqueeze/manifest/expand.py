@@ -71,11 +71,11 @@ def matches(templates: Sequence[str], names: Sequence[str]) -> tuple[list[Bindin
             raise ManifestError([f"stands for more than {MOST_BINDINGS:,} merges. {advice}"])
     if not joined:
         raise ManifestError([_why_none(found, names)])
-    partial = [
-        filled(template, binding)
-        for template, bindings in found.items()
-        for binding in _not_among(bindings, joined)
-    ]
+    partial = []
+    for template, bindings in found.items():
+        complete = {filled(template, binding) for binding in joined}
+        own = (filled(template, binding) for binding in bindings)
+        partial += [name for name in own if name not in complete]
     return joined, partial
 
 
@@ -91,27 +91,18 @@ def _why_none(found: dict[str, tuple[Binding, ...]], names: Sequence[str]) -> st
 
 def _join(left: Sequence[Binding], right: Sequence[Binding]) -> Iterator[Binding]:
     """Every pair that agrees on the placeholders both have, made one."""
-    shared = _keys(left) & _keys(right)
-    by_shared: dict[Binding, list[Binding]] = {}
+    shared = [name for name in dict(left[0]) if name in dict(right[0])] if left and right else []
+    alike: dict[tuple[str, ...], list[Binding]] = {}
     for binding in right:
-        by_shared.setdefault(_only(binding, shared), []).append(binding)
+        alike.setdefault(_values(binding, shared), []).append(binding)
     for binding in left:
-        for other in by_shared.get(_only(binding, shared), ()):
+        for other in alike.get(_values(binding, shared), ()):
             yield tuple(sorted({*binding, *other}))
 
 
-def _not_among(bindings: Sequence[Binding], complete: Sequence[Binding]) -> list[Binding]:
-    own = _keys(bindings)
-    taken = {_only(binding, own) for binding in complete}
-    return [binding for binding in bindings if binding not in taken]
-
-
-def _keys(bindings: Sequence[Binding]) -> set[str]:
-    return set(dict(bindings[0])) if bindings else set()
-
-
-def _only(binding: Binding, keys: set[str]) -> Binding:
-    return tuple(pair for pair in binding if pair[0] in keys)
+def _values(binding: Binding, names: Sequence[str]) -> tuple[str, ...]:
+    given = dict(binding)
+    return tuple(given[name] for name in names)
 
 
 def _bindings(template: str, names: Iterable[str]) -> Iterator[Binding]:

@@ -25,7 +25,7 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
 from convsqueeze.plan import Growth, Plan, check_memory, plan_of
-from convsqueeze.plan.parts import Latency, Minimize
+from convsqueeze.plan.pricing import Latency, Minimize
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.scan.writing import left_lines
 from convsqueeze.surgery.apply import with_layers

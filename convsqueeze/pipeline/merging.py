@@ -25,10 +25,6 @@ Keep = Callable[[Tensor], New]
 """Puts a new tensor where it is to wait."""
 
 
-def _in_memory(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 @dataclass(frozen=True, repr=False)
 class MergeReport:
     """What merging did: the plan, what verification saw, and what is good to know. As a string it
@@ -104,7 +100,7 @@ def squeeze_checkpoint(
     growth: Growth = "refuse",
     widen: bool = False,
     settings: Settings | None = None,
-    keep: Keep = _in_memory,
+    keep: Keep = lambda tensor: tensor,
     sha256: Callable[[], str] | None = None,
     track: Track = untracked,
     device: torch.device = CPU,
@@ -114,9 +110,8 @@ def squeeze_checkpoint(
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
     Beside what `keep` keeps, only one merge's tensors are in memory at a time, unless `keep_exact`
-    keeps the float64 values of all. `sha256` gives the
-    hash of the source where it is computed already. The `device` composes and verifies; what is
-    kept is on the CPU.
+    keeps the float64 values of all. `sha256` gives the hash of the source where it is computed
+    already. The `device` composes and verifies; what is kept is on the CPU.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
     values that cannot be merged, DeviceError where the device's memory is full.
     """

@@ -10,7 +10,7 @@ from convsqueeze.pipeline.files import MergedFile
 from convsqueeze.pipeline.merging import planned
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, make_plan
-from convsqueeze.plan.parts import Latency, Minimize
+from convsqueeze.plan.pricing import Latency, Minimize
 from convsqueeze.plan.review import Review, review
 
 

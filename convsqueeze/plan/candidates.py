@@ -53,7 +53,7 @@ def candidate_of(
     else:  # a closer look than that of `leaks`, which may find that nothing is wrong
         merge = replace(merge, exact_by=found, leaks=merge.leaks if found else ())
     if merge.leaks and policy == "exact":
-        blamed = next(leaves(at(merge.tree, merge.leaks[0].link)))
+        blamed = next(iter(leaves(at(merge.tree, merge.leaks[0].link))))
         return Problem(blamed.path, border_refusal(merge), "border")
     return replace(merge, corrected=policy == "corrected" and merge.exact_by is not None)
 
@@ -82,7 +82,7 @@ def size_entering(tree: Tree[Geometry], given: Sequence[int] | None) -> tuple[in
 
     Raises GeometryError for one that the layers do not take, or where they take none.
     """
-    rank = len(next(leaves(tree)).axes)
+    rank = len(next(iter(leaves(tree))).axes)
     if given is not None and len(given) != rank:
         raise GeometryError(f"input has {len(given)} numbers for {rank} axes")
     smallest = [smallest_size(tree, axis) for axis in range(rank)]

@@ -21,8 +21,18 @@ from convsqueeze.manifest import Border, Request
 from convsqueeze.plan.candidates import size_entering
 from convsqueeze.plan.model import Growth, Merge, geometry_tree
 from convsqueeze.plan.parameters import Infos, dropped_keys
-from convsqueeze.plan.parts import Cost, Latency, Minimize, Name, Partition, Rejected
-from convsqueeze.plan.pricing import Group, Layers, Places, Pricing
+from convsqueeze.plan.pricing import (
+    Cost,
+    Group,
+    Latency,
+    Layers,
+    Minimize,
+    Name,
+    Partition,
+    Places,
+    Pricing,
+    Rejected,
+)
 from convsqueeze.plan.resolve import resolve
 
 MOST_BRANCHES = 8
@@ -97,7 +107,8 @@ def best_partition(
     policy = border or request.border or "exact"
     pricing = Pricing(whole, infos, place, policy, growth, minimize, given, name, latency)
     search = _Search(pricing)
-    group, everything = pricing.whole, tuple(range(len(pricing.whole.items)))
+    group = Group.of(whole.region.expression, given)
+    everything = tuple(range(len(group.items)))
     best, answer = search.best(group), pricing.answer(group, everything)
     dropped = pricing.dropped_weights
     if dropped and not any(isinstance(part, Merge) for part in best.parts()):

@@ -5,27 +5,111 @@ Knows names, shapes and geometry. What a part computes, is refused for and costs
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import merged
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Region
-from convsqueeze.manifest import Border, Request
+from convsqueeze.manifest import Border, ChainEntry, Request, SumEntry, entry_of
 from convsqueeze.plan.candidates import candidate_of
 from convsqueeze.plan.checks import conflicts
-from convsqueeze.plan.model import Growth, Merge, geometry_tree, macs_and_size
+from convsqueeze.plan.model import Growth, Merge, Timing, geometry_tree, macs_and_size
 from convsqueeze.plan.parameters import Cause, Infos, Problem, dropped_keys
-from convsqueeze.plan.parts import Cost, Latency, Minimize, Name, Rejected
 from convsqueeze.plan.resolve import ResolvedLayer, infer_in_channels, infer_rank
 from convsqueeze.plan.wording import grows
 
+Minimize = Literal["weights", "macs", "latency"]
+Name = Callable[[Request[ResolvedLayer]], str | None]
+Latency = Callable[[Merge], Timing]
 Size = tuple[int, ...]
 Places = tuple[int, ...]
 """Which items of a group: a run of links, or some branches."""
 Layers = Tree[ResolvedLayer]
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A part of a region that does not become one layer, and why."""
+
+    request: Request[ResolvedLayer]
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What layers cost: numbers stored, multiplications for one image, how many layers they are.
+
+    `nanoseconds` is the time that merging changed, zero for layers apart and where none is
+    measured. Identities are among the `links` but no `layers`.
+    """
+
+    weights: int = 0
+    macs: int = 0
+    layers: int = 0
+    links: int = 0
+    nanoseconds: int = 0
+
+    @classmethod
+    def of(cls, merge: Merge) -> "Cost":
+        """The cost of the one layer that a merge gives."""
+        timing = merge.timing
+        change = 0 if timing is None else timing.after - timing.before
+        return cls(merge.weights_after, merge.macs_after, 1, 1, change)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.weights + other.weights,
+            self.macs + other.macs,
+            self.layers + other.layers,
+            self.links + other.links,
+            self.nanoseconds + other.nanoseconds,
+        )
+
+    def under(self, minimize: Minimize) -> int:
+        """The chosen measure alone."""
+        return self.nanoseconds if minimize == "latency" else getattr(self, minimize)
+
+    def order(self, minimize: Minimize) -> tuple[int, ...]:
+        """What decides between two partitions: the measure, then the others, then fewer layers."""
+        others = (self.macs, self.weights) if minimize == "macs" else (self.weights, self.macs)
+        return (self.under(minimize), *others, self.layers, self.links)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The best way to merge an entry: `merged` are its parts, everything else stays `apart`.
+
+    `request` is what was given, with an input of `size`. `before` and `after` cost all of its
+    layers. `given` is the region as a whole: merged, or why it is not.
+    `kept_apart` has for each boundary that stays the reason why what meets there is not one layer.
+    """
+
+    request: Request[ResolvedLayer]
+    minimize: Minimize
+    size: tuple[int, ...]
+    merged: tuple[Merge, ...]
+    apart: tuple[str, ...]
+    before: Cost
+    after: Cost
+    given: Merge | Rejected
+    kept_apart: tuple[Rejected, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def entries(self) -> tuple[ChainEntry | SumEntry, ...]:
+        """The merged parts as entries of a manifest."""
+        return tuple(entry_of(merge.request) for merge in self.merged)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it merges the entry as a whole."""
+        return self.apart == () and len(self.merged) == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +165,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Pricing:
-    """What `best_partition` was asked, and the cost of each layer as it is.
-
-    `whole` are all layers of the `request`; the image at the source has `size`.
-    """
+    """What `best_partition` was asked, and the cost of each layer as it is."""
 
     request: Request[ResolvedLayer]
     infos: Infos
@@ -95,10 +176,6 @@ class Pricing:
     size: Size
     name: Name
     latency: Latency | None
-
-    @cached_property
-    def whole(self) -> Group:
-        return Group.of(self.request.region.expression, self.size)
 
     @cached_property
     def users(self) -> Counter[str]:

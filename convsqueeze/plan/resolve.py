@@ -186,7 +186,7 @@ class _Placing:
                     whole = compose(geometry, whole)
                 except GeometryError as error:
                     hint = _order_hint(chain, index, geometry, whole)
-                    self._refuse(next(leaves(link)), f"{error}{hint}")
+                    self._refuse(next(iter(leaves(link))), f"{error}{hint}")
                     whole = None
             channels = self._leaving(link)
             if channels is None:
@@ -210,7 +210,7 @@ class _Placing:
             try:
                 whole = add(whole, geometry)
             except GeometryError as error:
-                self._refuse(next(leaves(branch)), str(error))
+                self._refuse(next(iter(leaves(branch))), str(error))
                 return None
         return whole
 

@@ -26,7 +26,7 @@ from convsqueeze.manifest.contract import contract
 from convsqueeze.manifest.expand import Binding
 from convsqueeze.plan.model import Growth, Merge
 from convsqueeze.plan.partition import best_partition
-from convsqueeze.plan.parts import Cost, Latency, Minimize, Partition
+from convsqueeze.plan.pricing import Cost, Latency, Minimize, Partition
 
 NOISE = 0.05
 """Share of the time of the layers apart by which a partition has to be faster than another."""

@@ -30,7 +30,7 @@ from convsqueeze.manifest.contract import contract
 from convsqueeze.plan import Growth, Merge, ResolvedLayer
 from convsqueeze.plan.parameters import dropped_keys
 from convsqueeze.plan.partition import best_partition
-from convsqueeze.plan.parts import Latency, Minimize, Partition, Rejected
+from convsqueeze.plan.pricing import Latency, Minimize, Partition, Rejected
 from convsqueeze.scan.placing import Placing
 
 Infos = Mapping[str, TensorInfo]

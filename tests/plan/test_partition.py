@@ -27,7 +27,7 @@ from convsqueeze.plan import (
     pricing,
 )
 from convsqueeze.plan.partition import best_partition
-from convsqueeze.plan.parts import Partition
+from convsqueeze.plan.pricing import Partition
 
 from .brute_force import Everything, Numbers
 from .chains import Drawn, Item, Size, Source, written
