@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ class _Reading:
         self.source = source
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[str] = []
+        self.where = partial(_where, source, self.lines)
         self._values = 1
 
     def plain(self, node: Any, path: KeyPath = ()) -> Any:
@@ -181,10 +183,6 @@ class _Reading:
 
     def _refuse(self, path: KeyPath, told: str) -> None:
         self.problems.append(f"{self.where(path)}: {told}")
-
-    def where(self, path: KeyPath) -> str:
-        """`pairs.yaml:7 pairs[1].second`, by the line of the nearest key that has one."""
-        return _where(self.source, self.lines, path)
 
 
 def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
@@ -236,6 +234,7 @@ def _without_unsound(
 
 
 def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
+    """`pairs.yaml:7 pairs[1].second`, by the line of the nearest key that has one."""
     nearest_first = (path[:end] for end in range(len(path), -1, -1))
     line = next((f":{lines[start]}" for start in nearest_first if start in lines), "")
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in path)
@@ -266,11 +265,11 @@ def _told(detail: ErrorDetails, data: Any, where: Callable[[KeyPath], str]) -> s
 def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
     """A pydantic location without the tags of its unions, and the value that stands there.
 
-    The part after an entry or an item of a list is the tag of the class it was read as.
+    The part behind an entry or an item is the tag of the class that it was read as.
     """
     path: list[str | int] = []
-    for index, part in enumerate(loc):
-        if _is_tag(loc[:index]):
+    for before, part in zip((None, *loc), loc, strict=False):
+        if isinstance(before, int) or before in ("first", "second"):
             continue
         if isinstance(data, dict) and part in data:
             data = data[str(part)]
@@ -279,13 +278,6 @@ def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
             data = data[part]
             path.append(part)
     return tuple(path), data
-
-
-def _is_tag(before: Sequence[str | int]) -> bool:
-    in_list = len(before) > 1 and isinstance(before[-1], int)
-    return bool(before) and (
-        before[-1] in ("first", "second") or (in_list and before[-2] in ("pairs", "chain", "sum"))
-    )
 
 
 def _keys_at(path: KeyPath, data: Any) -> list[str]:

@@ -56,21 +56,16 @@ def request_of(entry: Entry) -> Request[LayerOp]:
             ways = [add(way, (*path, "sum", i), value) for i, way in enumerate(item.sum)]
             if len(ways) == 1:
                 return ways[0]
-            op: LayerOp | AddOp = AddOp(_name((*path, "sum")), tuple(ways))
+            ops.append(AddOp(".".join(map(str, (*path, "sum"))), tuple(ways)))
         else:
-            op = LayerOp(_name(path), (value,), layer=item, path=path)
-        ops.append(op)
-        return op.name
+            ops.append(LayerOp(".".join(map(str, path)), (value,), layer=item, path=path))
+        return ops[-1].name
 
     if isinstance(entry, PairEntry):
         add(entry.second, ("second",), add(entry.first, ("first",), INPUT))
     else:
         add(entry, (), INPUT)
     return Request(Region(tuple(ops)), entry.into, entry.border, entry.input, entry.drop)
-
-
-def _name(path: KeyPath) -> str:
-    return ".".join(map(str, path))
 
 
 def entry_of(request: Request[LayerOp]) -> ChainEntry | SumEntry:

@@ -53,8 +53,7 @@ class Reviewed:
         if not isinstance(whole, Merge):
             return bool(best.merged) or not self.is_refused
         noise = 0.0 if whole.timing is None else NOISE * whole.timing.before
-        now, given = (cost.under(best.minimize) for cost in (best.after, Cost.of(whole)))
-        return now < given - noise
+        return best.after.under(best.minimize) < Cost.of(whole).under(best.minimize) - noise
 
     @property
     def is_refused(self) -> bool:
