@@ -9,7 +9,8 @@ from convsqueeze.cli.output import picked
 from convsqueeze.manifest import data_of
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
-    from convsqueeze.pipeline import MergedFile, ReviewedFile
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.pipeline.reviewing import ReviewedFile
     from convsqueeze.plan import Merge
     from convsqueeze.plan.pricing import Cost
     from convsqueeze.plan.review import Reviewed

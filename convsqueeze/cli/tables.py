@@ -34,7 +34,8 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.export import ExportResult
     from convsqueeze.models import WholeReport
     from convsqueeze.models.onnx import WholeExport
-    from convsqueeze.pipeline import MergedFile, ReviewedFile
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.pipeline.reviewing import ReviewedFile
     from convsqueeze.plan import Merge
     from convsqueeze.plan.pricing import Cost, Partition
     from convsqueeze.plan.review import Reviewed

@@ -235,8 +235,10 @@ def _without_unsound(
 
 def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
     """`pairs.yaml:7 pairs[1].second`, by the line of the nearest key that has one."""
-    nearest_first = (path[:end] for end in range(len(path), -1, -1))
-    line = next((f":{lines[start]}" for start in nearest_first if start in lines), "")
+    known = path
+    while known and known not in lines:
+        known = known[:-1]
+    line = f":{lines[known]}" if known in lines else ""
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in path)
     return f"{source}{line} {dotted.lstrip('.')}".rstrip()
 

@@ -26,7 +26,9 @@ def _not_bool(value: Any) -> Any:
 def item_tag(value: Any) -> str:
     """Which class an item of a chain or sum is: by its key `chain` or `sum`, else its type."""
     given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
-    kind = next((key for key in ("chain", "sum") if key in given), given.get("type", "conv"))
+    if "chain" in given or "sum" in given:
+        return "chain" if "chain" in given else "sum"
+    kind = given.get("type", "conv")
     return kind if isinstance(kind, str) else "unknown"
 
 

@@ -21,7 +21,7 @@ def plan(
         from convsqueeze.cli.output import consoles, print_json
         from convsqueeze.cli.progress import DelayedProgress
         from convsqueeze.cli.tables import print_review
-        from convsqueeze.pipeline import review_file
+        from convsqueeze.pipeline.reviewing import review_file
 
         latency = None
         if minimize == "latency":
