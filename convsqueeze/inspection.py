@@ -39,18 +39,13 @@ def found_layers(checkpoint: Checkpoint) -> list[FoundLayer]:
     """Every layer of the checkpoint in file order."""
     grouped: dict[str, dict[str, TensorInfo]] = {}
     for key, info in checkpoint.tensors.items():
-        name, role = _split(key)
+        name, inside, role = key.partition(".parametrizations.")
+        if inside:  # a parametrization belongs to its layer
+            role = f"parametrizations.{role}"
+        else:
+            name, _, role = key.rpartition(".")
         grouped.setdefault(name, {})[role] = info
     return [FoundLayer(name, *_kind(tensors), tensors) for name, tensors in grouped.items()]
-
-
-def _split(key: str) -> tuple[str, str]:
-    """A layer's name and the tensor's role in it; a parametrization belongs to its layer."""
-    name, inside, rest = key.partition(".parametrizations.")
-    if inside:
-        return name, f"parametrizations.{rest}"
-    name, _, role = key.rpartition(".")
-    return name, role
 
 
 def _kind(tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:

@@ -38,7 +38,9 @@ def listed(names: Collection[str], most: int = 5) -> str:
     return first if len(names) <= most else f"{first} and {len(names) - most} more"
 
 
-def nearest(name: str, candidates: Iterable[str], otherwise: str) -> str:
+def nearest(
+    name: str, candidates: Iterable[str], otherwise: str, *, most: int = 3, cutoff: float = 0.6
+) -> str:
     """`Did you mean a or b?`, or the advice `otherwise` where nothing comes near."""
-    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(candidates), n=most, cutoff=cutoff)
     return f"Did you mean {' or '.join(map(shown, close))}?" if close else otherwise

@@ -7,10 +7,10 @@ that is imported when something is drawn; pyplot, with its state, never.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import groupby, product
+from itertools import product
 from math import ceil, sqrt
 from pathlib import Path
-from textwrap import shorten, wrap
+from textwrap import fill, shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,11 +120,10 @@ def panels(report: Report) -> list[DifferenceMap]:
     the largest share.
     """
     failed = _problems(report)
-
-    def rank(one: DifferenceMap) -> tuple[bool, float]:
-        return one.name in failed, float(one.share.max())
-
-    first = {id(one) for one in sorted(report.maps, key=rank, reverse=True)[:MOST_PANELS]}
+    ranked = sorted(
+        report.maps, key=lambda one: (one.name in failed, float(one.share.max())), reverse=True
+    )
+    first = {id(one) for one in ranked[:MOST_PANELS]}
     return [one for one in report.maps if id(one) in first]
 
 
@@ -155,7 +154,7 @@ def figure_of(report: Report) -> "Figure":
     rows = ceil(len(maps) / columns)
     headings = [_heading(one, problems.get(one.name)) for one in maps]
     most = max(heading.count("\n") for heading in headings)
-    legend = _wrapped(_legend(report, maps), (LINE + 8) * columns)
+    legend = fill(_legend(report, maps), (LINE + 8) * columns)
     lines = rows * (most + 1) + legend.count("\n") + 1
     size = (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1] + lines * LINE_INCHES)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
@@ -206,11 +205,7 @@ def _heading(one: DifferenceMap, problem: str | None) -> str:
         worst = 100 * float(one.share.max())
         rows = rows_told(one.mismatches, len(one.size)) or "no row"
         lines.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
-    return "\n".join(_wrapped(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in lines)
-
-
-def _wrapped(text: str, width: int) -> str:
-    return "\n".join(wrap(text, width))
+    return "\n".join(fill(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in lines)
 
 
 def _clear_slices(one: DifferenceMap) -> list[int]:
@@ -260,8 +255,7 @@ def _draw(figure: "SubFigure", one: DifferenceMap) -> None:
     rows, columns = (frozenset[int](), frozenset[int](), *one.predicted)[-2:]
     height, width = share.shape
     for down, across in product(_runs(height, rows), _runs(width, columns)):
-        corner = (across[0] - 0.5, down[0] - 0.5)
-        spans = (across[1] - across[0] + 1, down[1] - down[0] + 1)
+        corner, spans = (across[0] - 0.5, down[0] - 0.5), (np.ptp(across), np.ptp(down))
         axes.add_patch(Rectangle(corner, *spans, fill=False, ec=FRAME, lw=0.9, ls="--"))
     axes.tick_params(labelsize=7)
     for axis in (axes.xaxis, axes.yaxis):
@@ -274,9 +268,7 @@ def _draw(figure: "SubFigure", one: DifferenceMap) -> None:
         bar.set_label(PERCENT, fontsize=7)
 
 
-def _runs(count: int, spoiled: frozenset[int]) -> list[tuple[int, int]]:
-    """First and last of each run of indices below `count` that are not spoiled."""
-    clear = [index for index in range(count) if index not in spoiled]
-    grouped = groupby(enumerate(clear), key=lambda pair: pair[1] - pair[0])
-    runs = [[index for _, index in run] for _, run in grouped]
-    return [(run[0], run[-1]) for run in runs]
+def _runs(count: int, spoiled: frozenset[int]) -> np.ndarray:
+    """Where each run of unspoiled indices below `count` begins, and the end behind it."""
+    clear = [False, *(index not in spoiled for index in range(count)), False]
+    return np.flatnonzero(np.diff(clear)).reshape(-1, 2)

@@ -78,7 +78,7 @@ class RecipeLayer(_Value):
             kind=kind,
             kernel_size=geometry.kernel_size,
             stride=tuple(a.upsample for a in axes) if kind == "conv_transpose" else steps,
-            padding=tuple(_padding(axis, kind) for axis in axes),
+            padding=tuple(_padding(kind, a.extent - 1, a.before, a.after) for a in axes),
             padding_mode=modes.pop() if len(modes) == 1 else tuple(a.padding_mode for a in axes),
             dilation=tuple(axis.dilation for axis in axes),
             groups=geometry.groups,
@@ -106,22 +106,18 @@ class RecipeLayer(_Value):
         if isinstance(self.padding_mode, tuple):
             modes = self.padding_mode
         axes = []
-        for k, s, d, (low, high), step, mode in zip(
+        for k, s, d, pads, step, mode in zip(
             self.kernel_size, self.stride, self.dilation, self.padding, steps, modes, strict=True
         ):
-            reach = d * (k - 1)
-            if transposed:
-                axes.append(Axis(k, step, d, reach - low, reach - high, s, mode))
-            else:
-                axes.append(Axis(k, s, d, low, high, 1, mode))
+            strides = (step, s) if transposed else (s, 1)
+            before, after = _padding(self.kind, d * (k - 1), *pads)
+            axes.append(Axis(k, strides[0], d, before, after, strides[1], mode))
         return tuple(axes)
 
 
-def _padding(axis: Axis, kind: Kind) -> tuple[int, int]:
-    if kind != "conv_transpose":
-        return axis.before, axis.after
-    reach = axis.extent - 1
-    return reach - axis.before, reach - axis.after
+def _padding(kind: Kind, reach: int, low: int, high: int) -> tuple[int, int]:
+    """From samples added to the input of a kernel to what torch says of the layer, and back."""
+    return (reach - low, reach - high) if kind == "conv_transpose" else (low, high)
 
 
 RECIPE_VERSION = 1

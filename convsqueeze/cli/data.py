@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.cli.output import picked
-from convsqueeze.manifest import document_data
+from convsqueeze.manifest import data_of
 
 if TYPE_CHECKING:  # each takes a moment to import, and no command needs them all
-    from convsqueeze.pipeline import MergedFile, ReviewedFile
-    from convsqueeze.plan import Cost, Merge, Merged, Reviewed
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.pipeline.reviewing import ReviewedFile
+    from convsqueeze.plan import Merge
+    from convsqueeze.plan.pricing import Cost
+    from convsqueeze.plan.review import Reviewed
     from convsqueeze.scan import Scan
     from convsqueeze.verify import LayerReport, Report
 
@@ -83,7 +86,7 @@ def review_data(found: "ReviewedFile") -> dict[str, Any]:
         "problems": [] if found.refused is None else found.refused.problems,
         "minimize": found.review.minimize,
         "entries": [_reviewed(one) for one in found.review.entries],
-        "better": None if better is None else document_data(better),
+        "better": None if better is None else data_of(better),
         "better_problems": found.problems,
     }
 
@@ -99,7 +102,7 @@ def _reviewed(one: "Reviewed") -> dict[str, Any]:
         "after": _cost(best.after),
         "merged": [_part(merged) for merged in best.merged],
         "kept_apart": [
-            {"layers": rejected.part.labels, **picked(rejected, "cause reason")}
+            {"layers": rejected.request.labels, **picked(rejected, "cause reason")}
             for rejected in best.kept_apart
         ],
     }
@@ -109,13 +112,13 @@ def _cost(cost: "Cost") -> dict[str, Any]:
     return {name: value for name, value in asdict(cost).items() if name != "links"}
 
 
-def _part(merged: "Merged") -> dict[str, Any]:
+def _part(merge: "Merge") -> dict[str, Any]:
     """A part of an entry that becomes one layer."""
     return {
-        "into": merged.merge.into,
-        "layers": merged.part.labels,
-        **_costs(merged.merge),
-        "timing": None if merged.timing is None else asdict(merged.timing),
+        "into": merge.into,
+        "layers": merge.request.labels,
+        **_costs(merge),
+        "timing": None if merge.timing is None else asdict(merge.timing),
     }
 
 
@@ -124,7 +127,7 @@ def scan_data(found: "Scan", place: str, notes: Sequence[str]) -> dict[str, Any]
     return {
         "model": place,
         **picked(found, "border minimize"),
-        "manifest": None if found.document is None else document_data(found.document),
+        "manifest": None if found.document is None else data_of(found.document),
         "merges": [
             {"entry": index, **_part(merged)}
             for index, one in enumerate(found.entries)

@@ -19,7 +19,7 @@ from convsqueeze.formatting import (
     format_ratio,
     format_size,
 )
-from convsqueeze.manifest import layer_labels, manifest_yaml
+from convsqueeze.manifest import manifest_yaml, request_of
 from convsqueeze.names import shown
 from convsqueeze.plan.wording import kernel
 from convsqueeze.summary import forms_table, layers_are, merge_table, totals, verdict
@@ -28,8 +28,11 @@ if TYPE_CHECKING:  # each takes a moment to import, and no command needs them al
     from convsqueeze.export import ExportResult
     from convsqueeze.models import WholeReport
     from convsqueeze.models.onnx import WholeExport
-    from convsqueeze.pipeline import MergedFile, ReviewedFile
-    from convsqueeze.plan import Cost, Merged, Partition, Reviewed
+    from convsqueeze.pipeline import MergedFile
+    from convsqueeze.pipeline.reviewing import ReviewedFile
+    from convsqueeze.plan import Merge
+    from convsqueeze.plan.pricing import Cost, Partition
+    from convsqueeze.plan.review import Reviewed
     from convsqueeze.plot import Plot
     from convsqueeze.scan import ScannedEntry
     from convsqueeze.verify import Report
@@ -150,7 +153,7 @@ def print_review(console: Console, found: "ReviewedFile") -> None:
             _print_reviewed(console, one)
     measure = MEASURES[found.review.minimize]
     if found.review.better is None:
-        if found.planned is not None and not found.review.improved:
+        if found.planned is not None and not any(one.is_better for one in found.review.entries):
             less = "takes less" if found.review.minimize == "latency" else "has fewer"
             console.print(f"No other partition {less} {measure}.")
         return
@@ -177,7 +180,7 @@ def _print_reviewed(console: Console, one: "Reviewed") -> None:
         if best.apart:
             print_line(console, f"  apart: {escape(', '.join(best.apart))}")
     for rejected in best.kept_apart:
-        line = f"  {', '.join(rejected.part.labels)}: {rejected.reason}"
+        line = f"  {', '.join(rejected.request.labels)}: {rejected.reason}"
         print_line(console, escape(line), style="dim")
     print_notes(console, best.notes)
 
@@ -189,10 +192,10 @@ def _measured(best: "Partition", cost: "Cost") -> str:
     return f"{format_count(count)} {MEASURES[best.minimize]}"
 
 
-def _part_line(one: "Merged") -> str:
-    merge, timing = one.merge, one.timing
+def _part_line(merge: "Merge") -> str:
+    timing = merge.timing
     line = (
-        f"{', '.join(one.part.labels)} into {merge.into}, "
+        f"{', '.join(merge.request.labels)} into {merge.into}, "
         f"{merge.weights_before:,} -> {merge.weights_after:,} weights, "
         f"{format_count(merge.macs_before)} -> {format_count(merge.macs_after)} MACs"
     )
@@ -205,11 +208,12 @@ def print_entries(console: Console, title: str, entries: "Sequence[ScannedEntry]
     """The table of a scan: for each entry what all of its merges do together."""
     rows = []
     for one in entries:
-        merges = [merged.merge for merged in one.merged]
+        merges = one.merged
         before, after, macs_before, macs_after = totals(merges)
         times = [f"{len(merges)} times"] if len(merges) > 1 else []
+        labels = request_of(one.entry).labels
         cells = (
-            "\n".join([one.entry.into or merges[0].into, *times, *layer_labels(one.entry)]),
+            "\n".join([one.entry.into or merges[0].into, *times, *labels]),
             "\n".join(dict.fromkeys(kernel(merge.geometry) for merge in merges)),
             format_change(before, after),
             format_change(macs_before, macs_after),

@@ -15,7 +15,7 @@ from torch import Tensor
 from convsqueeze.algebra.apply import transposed_layout
 from convsqueeze.export import build_model
 from convsqueeze.export.session import session_of
-from convsqueeze.latency.unmerged import as_onnx, in_torch, kind_of, random_layers
+from convsqueeze.latency.unmerged import as_onnx, in_torch, random_values
 from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.plan import Merge, Timing
 from convsqueeze.squeezing import recipe_layer
@@ -41,7 +41,9 @@ def measuring(
     known: dict[Hashable, Timing] = {}
 
     def latency(merge: Merge) -> Timing:
-        key = _alike(merge)
+        kinds = tuple((op.layer.type, str(op.layer.settings), *op.shapes) for op in merge.layers)
+        whole = merge.geometry, merge.corrections, merge.dtype, merge.size
+        key = (merge.geometry_tree, kinds, whole)  # all that the time depends on
         if key not in known:
             known[key] = measure(merge, runtime, count)
         return known[key]
@@ -49,28 +51,20 @@ def measuring(
     return latency
 
 
-def _alike(merge: Merge) -> Hashable:
-    """Everything of a merge that its time depends on."""
-    kinds = tuple(map(kind_of, merge.layers))
-    return merge.geometry_tree, kinds, merge.geometry, merge.corrections, merge.dtype, merge.size
-
-
 def measure(merge: Merge, runtime: Runtime, threads: int) -> Timing:
     """Time a merge and its layers now."""
-    dtype = _dtype(merge, runtime)
+    # onnxruntime has no convolution in float64 for every rank
+    double = merge.dtype == torch.float64 and runtime == "torch"
+    dtype = torch.float64 if double else torch.float32
     x = torch.randn((1, merge.geometry.in_channels, *merge.size), dtype=dtype)
-    layers, whole = random_layers(merge, dtype), random_squeezed(merge, dtype)
+    values, whole = random_values(merge, dtype), random_squeezed(merge, dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         if runtime == "torch":
-            runs = torch_run(in_torch(layers), x), torch_run(whole, x)
-        else:
-            runs = (
-                onnx_run(as_onnx(layers, merge), x, threads),
-                onnx_run(build_model({"merged": whole}), x, threads),
-            )
-        return judge(*in_rounds(*runs))
+            return judge(*in_rounds(torch_run(in_torch(merge, values), x), torch_run(whole, x)))
+        apart = onnx_run(as_onnx(merge, values), x, threads)
+        return judge(*in_rounds(apart, onnx_run(build_model({"merged": whole}), x, threads)))
     finally:
         torch.set_num_threads(before)
 
@@ -96,8 +90,7 @@ def in_rounds(
         run()
     begin = clock()
     while len(taken[0]) < ROUNDS or clock() - begin < LEAST_NS:
-        order = (0, 1) if len(taken[0]) % 2 == 0 else (1, 0)
-        for index in order:
+        for index in (0, 1) if len(taken[0]) % 2 == 0 else (1, 0):
             start = clock()
             runs[index]()
             taken[index].append(clock() - start)
@@ -120,20 +113,9 @@ def judge(before: Sequence[int], after: Sequence[int]) -> Timing:
     return Timing(*times, faster)
 
 
-def _dtype(merge: Merge, runtime: Runtime) -> torch.dtype:
-    """onnxruntime has no convolution in float64 for every rank."""
-    double = merge.dtype == torch.float64 and runtime == "torch"
-    return torch.float64 if double else torch.float32
-
-
 def torch_run(run: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], object]:
     """Runs a module in torch, without gradients; gives what it gives."""
-
-    def timed() -> Tensor:
-        with torch.inference_mode():
-            return run(x)
-
-    return timed
+    return torch.inference_mode()(lambda: run(x))
 
 
 def onnx_run(model: ModelProto, x: Tensor, threads: int) -> Callable[[], object]:

@@ -4,59 +4,55 @@ Norms, scales and pools are the operators that a network has for them, not convo
 runtime may fuse them as it would there.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, reduce
+from typing import TypeVar
 
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves, mapped
+from convsqueeze.algebra.geometry import Axis
+from convsqueeze.algebra.tree import Chain, Sum, Tree
 from convsqueeze.export.nodes import Nodes, Operator, operator, padded
 from convsqueeze.export.session import model_of
-from convsqueeze.kinds import Layer
 from convsqueeze.plan import Merge, ResolvedLayer
-from convsqueeze.verify.reference import Run, run_of_tree
+
+Values = Mapping[str, Mapping[str, Tensor]]
+"""By the name of a layer's operation, its tensors by role, in the shapes in which they are stored.
+"""
+Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, eq=False)
-class RandomLayer:
-    """A layer with random values: its tensors by role, in the shapes in which they are stored."""
-
-    name: str
-    layer: Layer
-    geometry: Geometry
-    tensors: Mapping[str, Tensor]
-
-
-def random_layers(merge: Merge, dtype: torch.dtype) -> Tree[RandomLayer]:
-    """The layers of a merge with random values."""
-    numbers = count()
-
-    def with_values(leaf: ResolvedLayer) -> RandomLayer:
-        tensors = {role: _random(shape, dtype) for role, shape in leaf.shapes.items()}
-        return RandomLayer(f"layer_{next(numbers)}", leaf.layer, leaf.geometry, tensors)
-
-    return mapped(merge.tree, with_values)
+def random_values(merge: Merge, dtype: torch.dtype) -> Values:
+    """Values above zero, as variances are, and so small that what layers give does not grow."""
+    return {
+        op.name: {
+            role: (torch.rand(shape, dtype=dtype) + 0.5) / torch.Size(shape[1:]).numel()
+            for role, shape in op.shapes.items()
+        }
+        for op in merge.layers
+    }
 
 
-def _random(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Above zero, as variances are, and so small that what layers give does not grow."""
-    values = torch.rand(tuple(shape), dtype=dtype) + 0.5
-    return values / torch.Size(shape[1:]).numel()
+def _through(
+    layer: Callable[[ResolvedLayer, Value], Value],
+    add: Callable[[Value, Value], Value],
+    tree: Tree[ResolvedLayer],
+    x: Value,
+) -> Value:
+    """What layers make of `x`, where `layer` is what one does and `add` sums two branches."""
+    through = partial(_through, layer, add)
+    if isinstance(tree, Chain):
+        return reduce(lambda value, link: through(link, value), tree.links, x)
+    if isinstance(tree, Sum):
+        return reduce(add, [through(branch, x) for branch in tree.branches])
+    return layer(tree, x)
 
 
-def kind_of(leaf: ResolvedLayer) -> str:
-    """All that the time of a layer depends on beside its geometry."""
-    return f"{leaf.layer.type} {leaf.layer.settings} {' '.join(leaf.parameters)}"
-
-
-def in_torch(tree: Tree[RandomLayer]) -> Run:
+def in_torch(merge: Merge, values: Values) -> Callable[[Tensor], Tensor]:
     """The layers as one function of (batch, channels, *size)."""
-    return run_of_tree(tree, lambda own, x: own.layer.run(x, own.tensors))
+    return partial(_through, lambda op, x: op.layer.run(x, values[op.name]), torch.add, merge.tree)
 
 
 class _LayerNodes(Nodes):
@@ -74,31 +70,26 @@ class _LayerNodes(Nodes):
         return operator(self, x, Operator(weight, bias, tuple(axes), groups, weight))
 
 
-def as_onnx(tree: Tree[RandomLayer], merge: Merge) -> ModelProto:
+def as_onnx(merge: Merge, values: Values) -> ModelProto:
     """The layers, whose values are float32, as a model with the input `x` and the output `y`."""
     nodes = _LayerNodes("apart")
-    nodes.made.append(helper.make_node("Identity", [_add_nodes(nodes, "x", tree)], ["y"]))
+
+    def layer(op: ResolvedLayer, x: str) -> str:
+        names = {role: f"{op.name}.{role}" for role in values[op.name]}
+        return op.layer.onnx(nodes, x, names, op.geometry)
+
+    result = _through(layer, lambda one, other: nodes.add("Add", one, other), merge.tree, "x")
+    nodes.made.append(helper.make_node("Identity", [result], ["y"]))
     channels = {"x": merge.geometry.in_channels, "y": merge.geometry.out_channels}
     free = [None] * len(merge.size)
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, number, *free])
         for name, number in channels.items()
     ]
-    values = [
-        numpy_helper.from_array(tensor.numpy(), f"{own.name}.{role}")
-        for own in leaves(tree)
-        for role, tensor in own.tensors.items()
+    stored = [
+        numpy_helper.from_array(tensor.numpy(), f"{name}.{role}")
+        for name, tensors in values.items()
+        for role, tensor in tensors.items()
     ]
-    graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], values)
+    graph = helper.make_graph(nodes.made, "layers apart", ends[:1], ends[1:], stored)
     return model_of(graph)
-
-
-def _add_nodes(nodes: _LayerNodes, x: str, tree: Tree[RandomLayer]) -> str:
-    """The nodes of a tree on `x`; gives the name of its output."""
-    if isinstance(tree, Chain):
-        return reduce(lambda value, link: _add_nodes(nodes, value, link), tree.links, x)
-    if isinstance(tree, Sum):
-        outputs = [_add_nodes(nodes, x, branch) for branch in tree.branches]
-        return reduce(lambda one, other: nodes.add("Add", one, other), outputs)
-    names = {role: f"{tree.name}.{role}" for role in tree.tensors}
-    return tree.layer.onnx(nodes, x, names, tree.geometry)

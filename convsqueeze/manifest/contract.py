@@ -8,13 +8,21 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import cache
+from typing import Generic
 
 from convsqueeze.errors import ManifestError
-from convsqueeze.manifest.expand import expand, renamed, templates_of
-from convsqueeze.manifest.model import ChainEntry, Entry, PairEntry, SumEntry
-
-EntryT = TypeVar("EntryT", bound=PairEntry | ChainEntry | SumEntry)
+from convsqueeze.manifest.expand import (
+    Data,
+    EntryT,
+    entry_from,
+    filled,
+    matches,
+    renamed,
+    templates_of,
+    texts,
+)
+from convsqueeze.manifest.model import data_of
 
 PLACEHOLDERS = "ijk"
 """What the numbers are called, from left to right; entries that differ in more are not one."""
@@ -37,11 +45,11 @@ def contract(entries: Sequence[EntryT], names: Sequence[str]) -> tuple[Contracte
     Entries become one if `expand` gives them back, with nothing beside them and no name that
     matches in part; the others stay as they are.
     """
-    alike: dict[str, list[int]] = {}
-    for place, entry in enumerate(entries):
-        shape = renamed(entry, lambda text: _NUMBER.sub("\0", text))
-        alike.setdefault(_key(shape), []).append(place)
     search = _Search(entries, names)
+    alike: dict[str, list[int]] = {}
+    for place, data in enumerate(search.data):
+        shape = renamed(data, lambda text: _NUMBER.sub("\0", text))
+        alike.setdefault(_key(shape), []).append(place)
     found = [one for places in alike.values() for one in search.fewest(tuple(places))]
     return tuple(sorted(found, key=lambda one: min(one.members)))
 
@@ -51,22 +59,23 @@ class _Search(Generic[EntryT]):
 
     def __init__(self, entries: Sequence[EntryT], names: Sequence[str]) -> None:
         self._entries, self._names = entries, names
-        self._numbers = [_numbers(entry) for entry in entries]
-        self._known: dict[tuple[int, ...], tuple[Contracted[EntryT], ...]] = {}
+        self.data = [data_of(entry) for entry in entries]
+        self._numbers = [
+            [number for _, text in texts(data) for number in _NUMBER.findall(text)]
+            for data in self.data
+        ]
+        self.fewest = cache(self._fewest)
 
-    def fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
+    def _fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
         """The fewest entries for members that differ only in their numbers: one, or those of the
         groups in which some number is the same.
         """
-        if members not in self._known:
-            self._known[members] = self._fewest(members)
-        return self._known[members]
-
-    def _fewest(self, members: tuple[int, ...]) -> tuple[Contracted[EntryT], ...]:
-        columns = self._varying(members)
+        own = list(zip(*(self._numbers[place] for place in members), strict=True))
+        # places of numbers that the members have alike are one
+        columns = [column for column in dict.fromkeys(own) if len(set(column)) > 1]
         if not columns:
             return tuple(Contracted(self._entries[place], (place,)) for place in members)
-        if whole := self._whole(members, columns):
+        if len(columns) <= len(PLACEHOLDERS) and (whole := self._whole(members, own, columns)):
             return (whole,)
         ways: list[tuple[Contracted[EntryT], ...]] = []
         for column in columns:
@@ -77,51 +86,32 @@ class _Search(Generic[EntryT]):
             ways.append(tuple(one for found in parts for one in found))
         return min(ways, key=len)
 
-    def _varying(self, members: tuple[int, ...]) -> list[tuple[str, ...]]:
-        """What the members have at each place of a number that is not the same in all of them;
-        places where they have the same are one.
-        """
-        columns = zip(*(self._numbers[place] for place in members), strict=True)
-        return [column for column in dict.fromkeys(columns) if len(set(column)) > 1]
-
     def _whole(
-        self, members: tuple[int, ...], columns: list[tuple[str, ...]]
+        self,
+        members: tuple[int, ...],
+        own: Sequence[tuple[str, ...]],
+        columns: Sequence[tuple[str, ...]],
     ) -> Contracted[EntryT] | None:
         """The one entry that stands for all members and nothing else, if there is one."""
-        if len(columns) > len(PLACEHOLDERS):
-            return None
         marks = {column: f"{{{PLACEHOLDERS[n]}}}" for n, column in enumerate(columns)}
-        own = zip(*(self._numbers[place] for place in members), strict=True)
         written = iter([marks.get(column, column[0]) for column in own])
-        template = renamed(
-            self._entries[members[0]], lambda text: _NUMBER.sub(lambda _: next(written), text)
-        )
-        if not any(all(m in text for m in marks.values()) for text in templates_of(template)):
+        first = self.data[members[0]]
+        template = renamed(first, lambda text: _NUMBER.sub(lambda _: next(written), text))
+        templates = templates_of(template)
+        if not any(all(m in text for m in marks.values()) for text in templates):
             return None  # numbers that meet in no name go with one another in every combination
         try:
-            expansion = expand(template, self._names)
+            bindings, partial = matches(templates, self._names)
         except ManifestError:
             return None
-        places = {_key(self._entries[place]): place for place in members}
-        stands_for = [places.get(_key(entry)) for _, entry in expansion.entries]
-        order = tuple(place for place in stands_for if place is not None)
-        if expansion.partial or order != tuple(stands_for) or sorted(order) != sorted(members):
+        places = {_key(self.data[place]): place for place in members}
+        order = [places.get(_key(filled(template, binding))) for binding in bindings]
+        found = tuple(place for place in order if place is not None)
+        if partial or len(found) < len(order) or sorted(found) != sorted(members):
             return None
-        return Contracted(template, order)
+        return Contracted(entry_from(type(self._entries[members[0]]), template), found)
 
 
-def _key(entry: Entry) -> str:
+def _key(data: Data) -> str:
     """The same for entries that say the same."""
-    return json.dumps(entry.model_dump(mode="json", exclude_unset=True), sort_keys=True)
-
-
-def _numbers(entry: Entry) -> tuple[str, ...]:
-    """The numbers in all texts of an entry."""
-    found: list[str] = []
-
-    def noted(text: str) -> str:
-        found.extend(_NUMBER.findall(text))
-        return text
-
-    renamed(entry, noted)
-    return tuple(found)
+    return json.dumps(data, sort_keys=True)

@@ -7,10 +7,9 @@ Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5`
 import datetime
 import json
 import re
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,17 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from convsqueeze.errors import ManifestError
 from convsqueeze.kinds import LAYER_KINDS
-from convsqueeze.kinds.fields import Strict
+from convsqueeze.manifest.expand import Binding
 from convsqueeze.manifest.model import (
+    ENTRY_KINDS,
+    ITEM_KINDS,
     MANIFEST_VERSION,
-    ChainEntry,
-    ChainItem,
     Document,
-    PairEntry,
-    SumEntry,
-    SumItem,
+    data_of,
     entry_tag,
     item_tag,
 )
-from convsqueeze.names import KeyPath, shown
+from convsqueeze.names import KeyPath, nearest, shown
 from convsqueeze.version import newer_version
 
 UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
@@ -47,6 +44,10 @@ DEEPEST = 100
 MOST_VALUES = 100_000
 LONGEST_NUMBER = 64
 """Bits of a whole number."""
+
+YAML_WANTED = (
+    " A manifest was needed: YAML with the keys version and pairs (see `convsqueeze schema`)."
+)
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,18 @@ class Manifest:
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
     indices: tuple[int, ...] | None = None
 
-    def where(self, index: int, path: KeyPath = ()) -> str:
-        """The place of a key in an entry: `pairs.yaml:7 pairs[1].second`."""
+    def where(self, index: int, path: KeyPath = (), binding: Binding = ()) -> str:
+        """The place of a key in an entry, and what its placeholders stand for:
+        `pairs.yaml:7 pairs[1].second (i=0)`.
+        """
         written = index if self.indices is None else self.indices[index]
-        return _where(self.source, self.lines, ("pairs", written, *path))
+        place = _where(self.source, self.lines, ("pairs", written, *path))
+        bound = ", ".join(f"{name}={value}" for name, value in binding)
+        return f"{place} ({bound})" if bound else place
 
     def to_data(self) -> dict[str, Any]:
         """The manifest as plain data, defaults left out: what the recipe keeps."""
-        return json.loads(self.document.model_dump_json(exclude_unset=True))
+        return data_of(self.document)
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -77,11 +82,12 @@ def load_manifest(path: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ManifestError([f"{path}: there is no such file. {_nearby(path)}"]) from error
+        names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, names, "Check the path.", cutoff=0.3)
+        raise ManifestError([f"{path}: there is no such file. {hint}"]) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            [f"{path}: cannot be read as text ({error}).{_yaml_wanted()}"]
-        ) from error
+        told = f"{path}: cannot be read as text ({error}).{YAML_WANTED}"
+        raise ManifestError([told]) from error
     return parse_manifest(text, str(path))
 
 
@@ -89,33 +95,23 @@ def parse_manifest(text: str, source: str) -> Manifest:
     """The manifest in YAML `text`; `source` names it in messages. Raises ManifestError."""
     if len(text) > LONGEST or _deepest_brackets(text) > DEEPEST:
         what = "is nested too deeply" if len(text) <= LONGEST else f"has {len(text):,} characters"
-        raise ManifestError([f"{source}: {what}.{_yaml_wanted()}"])
+        raise ManifestError([f"{source}: {what}.{YAML_WANTED}"])
     reader = YAML(typ="rt")
     try:
         data = reader.load(text)
     except RecursionError as error:
-        raise ManifestError([f"{source}: is nested too deeply.{_yaml_wanted()}"]) from error
+        raise ManifestError([f"{source}: is nested too deeply.{YAML_WANTED}"]) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         column = f", column {mark.column + 1}" if mark else ""
         problem = (error.problem or "syntax error").split("\n")[0]
-        advice = _yaml_advice(text, mark.line if mark else 0)
-        raise ManifestError(
-            [f"{source}{line}: not valid YAML{column}: {problem}.{advice}"]
-        ) from error
+        told = f"{problem}.{_yaml_advice(text, mark.line if mark else 0)}"
+        raise ManifestError([f"{source}{line}: not valid YAML{column}: {told}"]) from error
     except (YAMLError, *UNREADABLE) as error:
         first = str(error).strip().split("\n")[0][:100]
         raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
-    lines: dict[KeyPath, int] = {}
-    if not _collect_lines(data, (), lines):
-        raise ManifestError(
-            [
-                f"{source}: stands for more than {MOST_VALUES:,} values, by aliases that repeat "
-                "them. Write an entry once, with placeholders in its names."
-            ]
-        )
-    return _checked(data, source, lines)
+    return manifest_from_data(data, source)
 
 
 def _deepest_brackets(text: str) -> int:
@@ -125,11 +121,6 @@ def _deepest_brackets(text: str) -> int:
         depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
         deepest = max(deepest, depth)
     return deepest
-
-
-def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
-    """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
-    return _checked(data, source, {})
 
 
 def _yaml_advice(text: str, line: int) -> str:
@@ -142,45 +133,81 @@ def _yaml_advice(text: str, line: int) -> str:
     return ""
 
 
-def _collect_lines(data: Any, start: KeyPath, lines: dict[KeyPath, int]) -> bool:
-    """The line of every key, breadth first; False where aliases make more values than are read."""
-    waiting = deque([(start, data)])
-    count = 1
-    while waiting:
-        path, node = waiting.popleft()
+class _Reading:
+    """Data as what JSON can hold, with the line of every key and what JSON cannot hold."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.lines: dict[KeyPath, int] = {}
+        self.problems: list[str] = []
+        self.where = partial(_where, source, self.lines)
+        self._values = 1
+
+    def plain(self, node: Any, path: KeyPath = ()) -> Any:
+        """The node as plain data. A date is text, as in YAML 1.2.
+
+        Raises RecursionError for what holds itself, and where aliases make too many values.
+        """
         if isinstance(node, CommentedMap | CommentedSeq):
-            lines.setdefault(path, node.lc.line + 1)
-            count += len(node)
-            if count > MOST_VALUES:
-                return False
-        if isinstance(node, CommentedMap):
-            for key, value in node.items():
-                if node.lc.data and key in node.lc.data:
-                    lines[(*path, key)] = node.lc.key(key)[0] + 1
-                waiting.append(((*path, key), value))
-        elif isinstance(node, CommentedSeq):
-            for index, value in enumerate(node):
-                lines[(*path, index)] = node.lc.item(index)[0] + 1
-                waiting.append(((*path, index), value))
-    return True
+            self._note_lines(node, path)
+        if isinstance(node, Mapping):
+            if odd := [key for key in node if not isinstance(key, str)]:
+                told = f"has the key {shown(str(odd[0]))}, a name was needed."
+                return self._refuse(path, f"{told} See `convsqueeze schema`.")
+            return {key: self.plain(value, (*path, key)) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [self.plain(value, (*path, index)) for index, value in enumerate(node)]
+        if isinstance(node, datetime.date):
+            return node.isoformat()
+        if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
+            told = f"is a number of {node.bit_length()} bits, no layer has such."
+            return self._refuse(path, f"{told} Write a smaller one.")
+        if isinstance(node, float) and not isfinite(node):
+            return self._refuse(path, f"is {node}, a finite number was needed.")
+        if node is None or isinstance(node, bool | int | float | str):
+            return node
+        told = f"is a {type(node).__name__}, plain text, a number or a list was needed."
+        return self._refuse(path, f"{told} Write it plainly.")
+
+    def _note_lines(self, node: CommentedMap | CommentedSeq, path: KeyPath) -> None:
+        self._values += len(node)
+        if self._values > MOST_VALUES:
+            raise RecursionError
+        self.lines.setdefault(path, node.lc.line + 1)
+        places = node if isinstance(node, CommentedMap) else range(len(node))
+        for key in places:
+            if isinstance(node, CommentedSeq):
+                self.lines[(*path, key)] = node.lc.item(key)[0] + 1
+            elif node.lc.data and key in node.lc.data:
+                self.lines[(*path, key)] = node.lc.key(key)[0] + 1
+
+    def _refuse(self, path: KeyPath, told: str) -> None:
+        self.problems.append(f"{self.where(path)}: {told}")
 
 
-def _checked(data: Any, source: str, lines: Mapping[KeyPath, int]) -> Manifest:
+def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
+    """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
+    reading = _Reading(source)
+    try:
+        plain = reading.plain(data)
+    except RecursionError as error:
+        many = f"stands for more than {MOST_VALUES:,} values, by aliases that repeat them"
+        advice = "Write an entry once, with placeholders in its names."
+        raise ManifestError([f"{source}: {many}. {advice}"]) from error
     if not isinstance(data, Mapping):
-        raise ManifestError([f"{source}: is {_shown(data)}.{_yaml_wanted()}"])
+        raise ManifestError([f"{source}: is {_shown(data)}.{YAML_WANTED}"])
     if newer := newer_version(data.get("version"), MANIFEST_VERSION):
-        place = _where(source, lines, ("version",))
+        place = reading.where(("version",))
         advice = f"or write the manifest in version {MANIFEST_VERSION}"
         raise ManifestError([f"{place}: is {newer}, {advice}."])  # its keys mean nothing here
-    plain, problems = _plain(data, (), source, lines)
-    if problems:
-        raise ManifestError(problems)
+    if reading.problems:
+        raise ManifestError(reading.problems)
     try:
-        return Manifest(_document(plain), source, lines)
+        return Manifest(_document(plain), source, reading.lines)
     except ValidationError as error:
         details = error.errors()
-        told = [_told(detail, plain, source, lines) for detail in details]
-        sound = _without_unsound(details, plain, source, lines)
+        told = [_told(detail, plain, reading.where) for detail in details]
+        sound = _without_unsound(details, plain, reading)
         raise ManifestError(list(dict.fromkeys(filter(None, told))), sound) from error
 
 
@@ -188,47 +215,12 @@ def _document(plain: Any) -> Document:
     return Document.model_validate_json(json.dumps(plain), strict=True)
 
 
-def _plain(
-    node: Any, path: KeyPath, source: str, lines: Mapping[KeyPath, int]
-) -> tuple[Any, list[str]]:
-    """The node as what JSON can hold, and what it cannot. A date is text, as in YAML 1.2."""
-    if isinstance(node, Mapping):
-        odd = [key for key in node if not isinstance(key, str)]
-        if odd:
-            told = f"has the key {shown(str(odd[0]))}, a name was needed. See `convsqueeze schema`."
-            return None, [f"{_where(source, lines, path)}: {told}"]
-        found = {k: _plain(v, (*path, k), source, lines) for k, v in node.items()}
-        whole: Any = {key: value for key, (value, _) in found.items()}
-        return whole, [problem for _, problems in found.values() for problem in problems]
-    if isinstance(node, list | tuple):
-        items = [_plain(value, (*path, i), source, lines) for i, value in enumerate(node)]
-        return [value for value, _ in items], [p for _, problems in items for p in problems]
-    if isinstance(node, datetime.date):
-        return node.isoformat(), []
-    if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
-        told = f"is a number of {node.bit_length()} bits, no layer has such. Write a smaller one."
-        return None, [f"{_where(source, lines, path)}: {told}"]
-    if node is None or isinstance(node, bool | int | str):
-        return node, []
-    if isinstance(node, float) and isfinite(node):
-        return node, []
-    if isinstance(node, float):
-        return None, [f"{_where(source, lines, path)}: is {node}, a finite number was needed."]
-    told = (
-        f"is a {type(node).__name__}, plain text, a number or a list was needed. Write it plainly."
-    )
-    return None, [f"{_where(source, lines, path)}: {told}"]
-
-
 def _without_unsound(
-    details: Sequence[ErrorDetails], plain: Any, source: str, lines: Mapping[KeyPath, int]
+    details: Sequence[ErrorDetails], plain: Any, reading: _Reading
 ) -> Manifest | None:
     """The manifest with its unsound entries left out, where that leaves a sound one."""
-    unsound = {
-        detail["loc"][1]
-        for detail in details
-        if detail["loc"][:1] == ("pairs",) and len(detail["loc"]) > 1
-    }
+    places = (detail["loc"] for detail in details)
+    unsound = {place[1] for place in places if place[:1] == ("pairs",) and len(place) > 1}
     entries = plain.get("pairs")
     if not unsound or not isinstance(entries, list):
         return None
@@ -238,43 +230,32 @@ def _without_unsound(
         document = _document({**known, "pairs": [entries[index] for index in kept]})
     except ValidationError:
         return None
-    return Manifest(document, source, lines, tuple(kept))
-
-
-def _yaml_wanted() -> str:
-    return (
-        " A manifest was needed: YAML with the keys version and pairs (see `convsqueeze schema`)."
-    )
-
-
-def _nearby(path: Path) -> str:
-    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    close = get_close_matches(path.name, names, n=3, cutoff=0.3)
-    return f"Did you mean {' or '.join(close)}?" if close else "Check the path."
+    return Manifest(document, reading.source, reading.lines, tuple(kept))
 
 
 def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
-    known = next((path[:end] for end in range(len(path), -1, -1) if path[:end] in lines), None)
-    line = "" if known is None else f":{lines[known]}"
+    """`pairs.yaml:7 pairs[1].second`, by the line of the nearest key that has one."""
+    known = path
+    while known and known not in lines:
+        known = known[:-1]
+    line = f":{lines[known]}" if known in lines else ""
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in path)
     return f"{source}{line} {dotted.lstrip('.')}".rstrip()
 
 
-def _told(detail: ErrorDetails, data: Any, source: str, lines: Mapping[KeyPath, int]) -> str | None:
+def _told(detail: ErrorDetails, data: Any, where: Callable[[KeyPath], str]) -> str | None:
     """One pydantic error in the house form; None where a nearer one says it already."""
     path, value = _data_path(detail["loc"], data)
-    place = _where(source, lines, path)
+    place = where(path)
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{place}: unknown key. {_nearest(str(path[-1]), _keys_at(path[:-1], data))}"
+        return f"{place}: unknown key. {_nearest(path[-1], _keys_at(path[:-1], data))}"
     if kind == "missing":
-        missing = detail["loc"][-1]
-        return f"{place}: {missing} is missing. {_why_needed(str(missing))}"
+        missing = str(detail["loc"][-1])
+        return f"{place}: {missing} is missing. {_WHY_NEEDED.get(missing, 'Add it.')}"
     if kind == "union_tag_invalid":
-        kinds = list(LAYER_KINDS)
-        return f"{place}.type: {_shown(context['tag'])} is no layer type. " + _nearest(
-            str(context["tag"]), kinds
-        )
+        tag = context["tag"]
+        return f"{place}.type: {_shown(tag)} is no layer type. {_nearest(tag, list(LAYER_KINDS))}"
     if kind == "too_short":
         return None if value else f"{place}: is empty, at least one entry was needed. Add one."
     needed = str(context["error"]) if kind == "value_error" else _needed(detail)
@@ -286,11 +267,11 @@ def _told(detail: ErrorDetails, data: Any, source: str, lines: Mapping[KeyPath, 
 def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
     """A pydantic location without the tags of its unions, and the value that stands there.
 
-    The part after an entry or an item of a list is the tag of the class it was read as.
+    The part behind an entry or an item is the tag of the class that it was read as.
     """
     path: list[str | int] = []
-    for index, part in enumerate(loc):
-        if _is_tag(loc[:index]):
+    for before, part in zip((None, *loc), loc, strict=False):
+        if isinstance(before, int) or before in ("first", "second"):
             continue
         if isinstance(data, dict) and part in data:
             data = data[str(part)]
@@ -301,33 +282,17 @@ def _data_path(loc: Sequence[str | int], data: Any) -> tuple[KeyPath, Any]:
     return tuple(path), data
 
 
-def _is_tag(before: Sequence[str | int]) -> bool:
-    in_list = len(before) > 1 and isinstance(before[-1], int)
-    return bool(before) and (
-        before[-1] in ("first", "second") or (in_list and before[-2] in ("pairs", "chain", "sum"))
-    )
-
-
 def _keys_at(path: KeyPath, data: Any) -> list[str]:
     """The keys that a mapping at `path` may have."""
     for part in path:
         data = data[part]
-    model: type[Strict] = Document
-    if path:
-        is_entry = len(path) == 2 and path[0] == "pairs"
-        entries: dict[str, type[Strict]] = {
-            "pair": PairEntry,
-            "chain": ChainEntry,
-            "sum": SumEntry,
-        }
-        items: dict[str, type[Strict]] = {"chain": ChainItem, "sum": SumItem, **LAYER_KINDS}
-        model = entries[entry_tag(data)] if is_entry else items[item_tag(data)]
-    return list(model.model_fields)
+    is_entry = len(path) == 2 and path[0] == "pairs"
+    model = ENTRY_KINDS[entry_tag(data)] if is_entry else ITEM_KINDS[item_tag(data)]
+    return list((model if path else Document).model_fields)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = get_close_matches(name, known, n=2, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known here: {', '.join(known)}."
+def _nearest(name: Any, known: Sequence[str]) -> str:
+    return nearest(str(name), known, f"Known here: {', '.join(known)}.", most=2, cutoff=0.5)
 
 
 _NEEDED = {
@@ -352,15 +317,11 @@ def _needed(detail: ErrorDetails) -> str:
     return _NEEDED.get(detail["type"], detail["msg"])
 
 
-def _why_needed(key: str) -> str:
-    if key == "eps":
-        return (
-            "No checkpoint holds it and a wrong one is silently wrong: "
-            "take it from the model's code (torch's default is 1.0e-5)."
-        )
-    if key == "version":
-        return "Add: version: 1"
-    return "Add it."
+_WHY_NEEDED = {
+    "eps": "No checkpoint holds it and a wrong one is silently wrong: "
+    "take it from the model's code (torch's default is 1.0e-5).",
+    "version": "Add: version: 1",
+}
 
 
 def _shown(value: Any) -> str:

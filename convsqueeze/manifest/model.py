@@ -3,6 +3,7 @@
 Knows what a manifest may say, not what a checkpoint holds or where a line stands in a file.
 """
 
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +15,6 @@ from convsqueeze.kinds.fields import Name, Strict
 
 Border = Literal["exact", "corrected", "interior"]
 MANIFEST_VERSION = 1
-BORDERS: tuple[Border, ...] = ("exact", "corrected", "interior")
 
 
 def _not_bool(value: Any) -> Any:
@@ -25,19 +25,23 @@ def _not_bool(value: Any) -> Any:
 
 def item_tag(value: Any) -> str:
     """Which class an item of a chain or sum is: by its key `chain` or `sum`, else its type."""
-    for key in ("chain", "sum"):
-        if (isinstance(value, dict) and key in value) or hasattr(value, key):
-            return key
-    kind = value.get("type", "conv") if isinstance(value, dict) else getattr(value, "type", "conv")
+    given = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    if "chain" in given or "sum" in given:
+        return "chain" if "chain" in given else "sum"
+    kind = given.get("type", "conv")
     return kind if isinstance(kind, str) else "unknown"
 
 
 def entry_tag(value: Any) -> str:
     """Which class an entry of `pairs` is."""
-    for key in ("chain", "sum"):
-        if (isinstance(value, dict) and key in value) or hasattr(value, key):
-            return key
-    return "pair"
+    tag = item_tag(value)
+    return tag if tag in ("chain", "sum") else "pair"
+
+
+def _one_of(kinds: dict[str, type[Strict]], tag: Callable[[Any], str]) -> Any:
+    """A value of one of these classes, which `tag` tells."""
+    tagged = (Annotated[kind, Tag(name)] for name, kind in kinds.items())
+    return Annotated[reduce(or_, tagged), Discriminator(tag)]
 
 
 class ChainItem(Strict):
@@ -52,14 +56,11 @@ class SumItem(Strict):
     sum: "tuple[Item, ...]" = Field(min_length=1)
 
 
+ITEM_KINDS: dict[str, type[Strict]] = {**LAYER_KINDS, "chain": ChainItem, "sum": SumItem}
 if TYPE_CHECKING:
     Item = Layer | ChainItem | SumItem
 else:
-    _TAGGED = {**LAYER_KINDS, "chain": ChainItem, "sum": SumItem}
-    Item = Annotated[
-        reduce(or_, (Annotated[kind, Tag(tag)] for tag, kind in _TAGGED.items())),
-        Discriminator(item_tag),
-    ]
+    Item = _one_of(ITEM_KINDS, item_tag)
 
 
 class _Entry(Strict):
@@ -90,12 +91,11 @@ class SumEntry(_Entry, SumItem):
     """Parallel branches, summed."""
 
 
-Entry = Annotated[
-    Annotated[PairEntry, Tag("pair")]
-    | Annotated[ChainEntry, Tag("chain")]
-    | Annotated[SumEntry, Tag("sum")],
-    Discriminator(entry_tag),
-]
+ENTRY_KINDS: dict[str, type[Strict]] = {"pair": PairEntry, "chain": ChainEntry, "sum": SumEntry}
+if TYPE_CHECKING:
+    Entry = PairEntry | ChainEntry | SumEntry
+else:
+    Entry = _one_of(ENTRY_KINDS, entry_tag)
 
 
 class Document(Strict):
@@ -104,6 +104,11 @@ class Document(Strict):
     version: Annotated[Literal[1], BeforeValidator(_not_bool)]
     border: Border = Field("exact", description="Border policy of entries that name none.")
     pairs: tuple[Entry, ...] = Field(min_length=1)
+
+
+def data_of(value: Strict) -> dict[str, Any]:
+    """An entry or a document as plain data, what nobody set left out."""
+    return value.model_dump(mode="json", exclude_unset=True)
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Entries of a manifest as regions of operations, and regions as entries."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -37,44 +36,36 @@ class Request(Generic[L]):
     input_size: tuple[int, ...] | None = None
     drop: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What messages call the layers, in execution order."""
+        return tuple(op.label for op in self.region.layers)
+
 
 def request_of(entry: Entry) -> Request[LayerOp]:
     """What an entry asks for. Operations are named after their keys: `chain.1`, `sum.0`."""
+    ops: list[LayerOp | AddOp] = []
+
+    def add(item: Item, path: KeyPath, value: str) -> str:
+        """Adds an item's operations on a value; gives the name of their result."""
+        if isinstance(item, ChainItem):
+            for index, link in enumerate(item.chain):
+                value = add(link, (*path, "chain", index), value)
+            return value
+        if isinstance(item, SumItem):
+            ways = [add(way, (*path, "sum", i), value) for i, way in enumerate(item.sum)]
+            if len(ways) == 1:
+                return ways[0]
+            ops.append(AddOp(".".join(map(str, (*path, "sum"))), tuple(ways)))
+        else:
+            ops.append(LayerOp(".".join(map(str, path)), (value,), layer=item, path=path))
+        return ops[-1].name
+
     if isinstance(entry, PairEntry):
-        ops, _ = _in_series((("first",), entry.first), (("second",), entry.second), value=INPUT)
+        add(entry.second, ("second",), add(entry.first, ("first",), INPUT))
     else:
-        ops, _ = _ops(entry, (), INPUT)
+        add(entry, (), INPUT)
     return Request(Region(tuple(ops)), entry.into, entry.border, entry.input, entry.drop)
-
-
-Ops = list[LayerOp | AddOp]
-
-
-def _ops(item: Item, path: KeyPath, value: str) -> tuple[Ops, str]:
-    """An item's operations on a value, and the value that they give."""
-    if isinstance(item, ChainItem):
-        links = (((*path, "chain", i), link) for i, link in enumerate(item.chain))
-        return _in_series(*links, value=value)
-    if isinstance(item, SumItem) and len(item.sum) == 1:
-        return _ops(item.sum[0], (*path, "sum", 0), value)
-    if isinstance(item, SumItem):
-        ways = [_ops(way, (*path, "sum", i), value) for i, way in enumerate(item.sum)]
-        add = AddOp(_name((*path, "sum")), tuple(result for _, result in ways))
-        return [*(op for ops, _ in ways for op in ops), add], add.name
-    op = LayerOp(_name(path), (value,), layer=item, path=path)
-    return [op], op.name
-
-
-def _in_series(*links: tuple[KeyPath, Item], value: str) -> tuple[Ops, str]:
-    ops: Ops = []
-    for path, link in links:
-        more, value = _ops(link, path, value)
-        ops += more
-    return ops, value
-
-
-def _name(path: KeyPath) -> str:
-    return ".".join(map(str, path))
 
 
 def entry_of(request: Request[LayerOp]) -> ChainEntry | SumEntry:
@@ -85,24 +76,13 @@ def entry_of(request: Request[LayerOp]) -> ChainEntry | SumEntry:
         lambda links: ChainItem(chain=tuple(links)),
         lambda branches: SumItem(sum=tuple(branches)),
     )
-    terms = dict(_terms(request))
+    terms: dict[str, Any] = {
+        "into": request.into,
+        "border": request.border,
+        "input": request.input_size,
+        "drop": request.drop or None,
+    }
+    given = {key: value for key, value in terms.items() if value is not None}
     if isinstance(whole, SumItem):
-        return SumEntry(sum=whole.sum, **terms)
-    return ChainEntry(chain=whole.chain if isinstance(whole, ChainItem) else (whole,), **terms)
-
-
-def _terms(request: Request[LayerOp]) -> Iterator[tuple[str, Any]]:
-    """The keys beside the layers that an entry needs."""
-    for key, value in (
-        ("into", request.into),
-        ("border", request.border),
-        ("input", request.input_size),
-        ("drop", request.drop or None),
-    ):
-        if value is not None:
-            yield key, value
-
-
-def layer_labels(entry: Entry) -> tuple[str, ...]:
-    """What messages call an entry's layers, in execution order."""
-    return tuple(op.label for op in request_of(entry).region.layers)
+        return SumEntry(sum=whole.sum, **given)
+    return ChainEntry(chain=whole.chain if isinstance(whole, ChainItem) else (whole,), **given)

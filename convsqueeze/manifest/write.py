@@ -1,19 +1,13 @@
 """A manifest as YAML that `load_manifest` reads again: a layer a line, no defaults."""
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from convsqueeze.manifest.model import Document
-
-
-def document_data(document: Document) -> dict[str, Any]:
-    """The document as plain data, what nobody set left out."""
-    return json.loads(document.model_dump_json(exclude_unset=True))
+from convsqueeze.manifest.model import Document, data_of
 
 
 def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str] = ()) -> str:
@@ -24,7 +18,7 @@ def manifest_yaml(document: Document, *, head: str = "", comments: Sequence[str]
     writer = YAML()
     writer.width = 4096
     writer.indent(mapping=2, sequence=4, offset=2)
-    laid_out = _laid_out(document_data(document))
+    laid_out = _laid_out(data_of(document))
     for index, comment in enumerate(comments):
         laid_out["pairs"].yaml_set_comment_before_after_key(index, before=comment, indent=2)
     if head:
@@ -38,7 +32,7 @@ def _laid_out(node: Any) -> Any:
     """What holds no layers goes on one line."""
     if isinstance(node, dict):
         mapping = CommentedMap({key: _laid_out(value) for key, value in node.items()})
-        if not _holds_layers(node):
+        if not node.keys() & {"pairs", "chain", "sum", "first"}:
             mapping.fa.set_flow_style()
         return mapping
     if isinstance(node, list):
@@ -47,7 +41,3 @@ def _laid_out(node: Any) -> Any:
             sequence.fa.set_flow_style()
         return sequence
     return node
-
-
-def _holds_layers(node: dict[str, Any]) -> bool:
-    return any(key in node for key in ("pairs", "chain", "sum", "first"))

@@ -27,8 +27,8 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.merging import MergeReport, Result, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track
-from convsqueeze.plan import Growth, Minimize, Plan, check_memory, plan_of
-from convsqueeze.plan.parts import Latency
+from convsqueeze.plan import Growth, Plan, check_memory, plan_of
+from convsqueeze.plan.pricing import Latency, Minimize
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.scan.writing import left_lines
 from convsqueeze.surgery.apply import applied, with_layers
@@ -141,7 +141,7 @@ def squeeze(
             if found.document is None:
                 return copied(model), SqueezeReport(found, notes=tuple(notes))
             own = from_state_dict(model.state_dict())
-            merges = [one.merge for one in found.merged]
+            merges = found.merged
             plan = plan_of(Manifest(found.document, "scan"), merges, own, growth=growth)
             for name, tensor in model.state_dict().items():
                 if isinstance(tensor, Tensor) and tensor.is_meta:
@@ -207,7 +207,7 @@ def plan_from_code(
     if found.document is None:
         why = f"`convsqueeze scan {place}` says why"
         raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
-    merges = [one.merge for one in found.merged]
+    merges = found.merged
     return plan_of(Manifest(found.document, place), merges, checkpoint, growth=growth)
 
 

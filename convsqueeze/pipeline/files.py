@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from convsqueeze.checkpoint import (
     ScratchFile,
@@ -31,9 +33,8 @@ def compose(*hooks: PostVerify | None) -> PostVerify:
     """One hook that calls every given one, in order."""
 
     def call(result: Result, files: NewFiles) -> None:
-        for hook in hooks:
-            if hook is not None:
-                hook(result, files)
+        for hook in filter(None, hooks):
+            hook(result, files)
 
     return call
 
@@ -94,17 +95,10 @@ def merge_file(
     if not dry_run:
         check_destination(checkpoint, output, overwrite, largest_shard)
     plan = planned(manifest, checkpoint, border, growth)
+    where: dict[str, Any] = {"wrapper": checkpoint.wrapper, "device": str(place)}
+    report = MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, **where)
     if dry_run:
-        return MergedFile(
-            plan,
-            None,
-            plan.notes,
-            path,
-            None,
-            checkpoint.nbytes,
-            wrapper=checkpoint.wrapper,
-            device=str(place),
-        )
+        return report
     hash_progress = byte_progress(f"hashing {path.name}", checkpoint.nbytes, track)
     with NewFiles(overwrite=overwrite) as files:
         result = squeeze_checkpoint(
@@ -135,19 +129,13 @@ def merge_file(
             progress=byte_progress(f"writing {output.name}", total, track),
         )
     track(f"reporting on {output.name}, which is complete", 0, 0)
-    written = open_like(checkpoint, output).nbytes
-    notes = (*plan.notes, *result.notes, *notes)
-    return MergedFile(
-        plan,
-        result.verification,
-        notes,
-        path,
-        output,
-        checkpoint.nbytes,
-        written,
-        wrapper=checkpoint.wrapper,
+    return replace(
+        report,
+        verification=result.verification,
+        notes=(*plan.notes, *result.notes, *notes),
+        output=output,
+        bytes_after=open_like(checkpoint, output).nbytes,
         widened=result.widened,
-        device=str(place),
     )
 
 
@@ -172,13 +160,7 @@ def verify_files(
     before = open_checkpoint(original, key=key)
     after = open_like(before, squeezed)
     recipe = read_recipe(after.recipe, str(squeezed))
-    done = 0
-
-    def next_layer(name: str) -> None:
-        nonlocal done
-        track(f"verifying {name}", done, len(recipe.layers))
-        done += 1
-
+    done = count()
     kept = sum(info.nbytes for name, info in before.tensors.items() if name in after.tensors)
     hash_progress = byte_progress(f"hashing {original.name}", before.nbytes, track)
     report = verify_checkpoints(
@@ -188,7 +170,7 @@ def verify_files(
         settings or Settings(),
         manifest=manifest,
         sha256=lambda: before.sha256(hash_progress),
-        track=next_layer,
+        track=lambda name: track(f"verifying {name}", next(done), len(recipe.layers)),
         advance=byte_progress(f"comparing {squeezed.name}", kept, track),
         device=place,
     )

@@ -16,17 +16,13 @@ from convsqueeze.module import SqueezedConv, module_of
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Growth, Plan, check_memory, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
-from convsqueeze.squeezing import Squeezed, edit_of, recipe_layer, recipe_of, squeeze_one
+from convsqueeze.squeezing import edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.summary import summary
 from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
 
 Keep = Callable[[Tensor], New]
 """Puts a new tensor where it is to wait."""
-
-
-def _in_memory(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -96,7 +92,7 @@ def squeeze_checkpoint(
     growth: Growth = "refuse",
     widen: bool = False,
     settings: Settings | None = None,
-    keep: Keep = _in_memory,
+    keep: Keep = lambda tensor: tensor,
     sha256: Callable[[], str] | None = None,
     track: Track = untracked,
     device: torch.device = CPU,
@@ -106,9 +102,8 @@ def squeeze_checkpoint(
 
     With `widen` a tensor whose values its layers' dtype does not hold is stored in a wider one.
     Beside what `keep` keeps, only one merge's tensors are in memory at a time, unless `keep_exact`
-    keeps the float64 values of all. `sha256` gives the
-    hash of the source where it is computed already. The `device` composes and verifies; what is
-    kept is on the CPU.
+    keeps the float64 values of all. `sha256` gives the hash of the source where it is computed
+    already. The `device` composes and verifies; what is kept is on the CPU.
     Raises VerificationError where a squeezed layer is not what it should be, TensorDataError for
     values that cannot be merged, DeviceError where the device's memory is full.
     """
@@ -123,10 +118,15 @@ def squeeze_checkpoint(
         track(f"merging {merge.into}", done, len(plan.merges))
         with computing_on(device):
             squeezed = squeeze_one(merge, checkpoint.load, widen=widen, device=device)
-        layers.append(recipe_layer(merge, squeezed.widened))
+        layer = recipe_layer(merge, squeezed.widened)
+        layers.append(layer)
         if settings is not None:
             track(f"verifying {merge.into}", done, len(plan.merges))
-            reports.append(_verified(squeezed, layers[-1], checkpoint, settings, device))
+            reports.append(
+                verify_merge(
+                    merge, layer, checkpoint, squeezed.tensors(), squeezed.exact, settings, device
+                )
+            )
         edits.append(edit_of(squeezed, names, keep))
         notes += squeezed.notes
         if squeezed.widened:
@@ -157,17 +157,6 @@ def squeeze_checkpoint(
     )
 
 
-def _verified(
-    squeezed: Squeezed,
-    layer: RecipeLayer,
-    checkpoint: Checkpoint,
-    settings: Settings,
-    device: torch.device,
-) -> LayerReport:
-    stored, exact = squeezed.tensors(), squeezed.exact
-    return verify_merge(squeezed.merge, layer, checkpoint, stored, exact, settings, device)
-
-
 Planner = Callable[[Checkpoint], Plan]
 """Gives the plan for a checkpoint, as a scan of the model's code does."""
 
@@ -181,13 +170,12 @@ def planned(
     """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
     entries are told together.
     """
-    if not isinstance(manifest, Manifest | Path):
-        plan = manifest(checkpoint)
-        check_memory(plan)
-        return plan
     try:
-        read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
-        plan = make_plan(read, checkpoint, border=border, growth=growth)
+        read = load_manifest(manifest) if isinstance(manifest, Path) else manifest
+        if isinstance(read, Manifest):
+            plan = make_plan(read, checkpoint, border=border, growth=growth)
+        else:
+            plan = read(checkpoint)
         check_memory(plan)
         return plan
     except ManifestError as error:

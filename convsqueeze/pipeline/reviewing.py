@@ -1,6 +1,5 @@
 """A manifest and a checkpoint -> the plan of merging them, and a better one. Writes nothing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +9,9 @@ from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.pipeline.files import MergedFile
 from convsqueeze.pipeline.merging import planned
 from convsqueeze.pipeline.tracking import Track, untracked
-from convsqueeze.plan import (
-    Growth,
-    Merge,
-    Minimize,
-    Review,
-    Timing,
-    make_plan,
-    review,
-)
+from convsqueeze.plan import Growth, make_plan
+from convsqueeze.plan.pricing import Latency, Minimize
+from convsqueeze.plan.review import Review, review
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,6 @@ class ReviewedFile:
     review of each entry under the given policies. `problems` stand against the better manifest.
     """
 
-    source: Path
     planned: MergedFile | None
     refused: PlanError | None
     review: Review
@@ -44,7 +36,7 @@ def review_file(
     border: Border | None = None,
     growth: Growth = "refuse",
     minimize: Minimize = "weights",
-    latency: Callable[[Merge], Timing] | None = None,
+    latency: Latency | None = None,
     track: Track = untracked,
 ) -> ReviewedFile:
     """Plan the merge of the file at `path` by `manifest`, and look for better partitions.
@@ -56,31 +48,21 @@ def review_file(
     read = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
     done: MergedFile | None = None
     refused: PlanError | None = None
+    size, wrapper = checkpoint.nbytes, checkpoint.wrapper
     try:
         plan = planned(read, checkpoint, border, growth)
-        done = MergedFile(
-            plan, None, plan.notes, path, None, checkpoint.nbytes, wrapper=checkpoint.wrapper
-        )
+        done = MergedFile(plan, None, plan.notes, path, None, size, wrapper=wrapper)
     except PlanError as error:
         refused = error
     track(f"looking for better partitions of {path.name}", 0, 0)
     found = review(
-        read,
-        checkpoint,
-        border=border,
-        growth=growth,
-        minimize=minimize,
-        latency=latency,
+        read, checkpoint, border=border, growth=growth, minimize=minimize, latency=latency
     )
     problems: tuple[str, ...] = ()
     if found.better is not None:
+        better = Manifest(found.better, "the better manifest")
         try:
-            make_plan(
-                Manifest(found.better, "the better manifest"),
-                checkpoint,
-                border=border,
-                growth=growth,
-            )
+            make_plan(better, checkpoint, border=border, growth=growth)
         except PlanError as error:
             problems = error.problems
-    return ReviewedFile(path, done, refused, found, problems, border, growth)
+    return ReviewedFile(done, refused, found, problems, border, growth)

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convsqueeze.checkpoint import (
-    edited_state_dict,
-    from_state_dict,
-)
+from convsqueeze.checkpoint import edited_state_dict, from_state_dict
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest, manifest_from_data
 from convsqueeze.pipeline.merging import MergeReport, planned, squeeze_checkpoint
@@ -53,8 +50,5 @@ def merge_state_dict(
         device=place,
     )
     merged = edited_state_dict(checkpoint, result.edits, result.recipe.to_json())
-    notes = (*plan.notes, *result.notes)
-    report = MergeReport(
-        plan, result.verification, notes, widened=result.widened, device=str(place)
-    )
-    return merged, report
+    notes, widened = (*plan.notes, *result.notes), result.widened
+    return merged, MergeReport(plan, result.verification, notes, widened=widened, device=str(place))

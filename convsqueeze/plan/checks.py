@@ -6,30 +6,24 @@ from convsqueeze.algebra.sizes import smallest_size
 from convsqueeze.algebra.tree import Chain
 from convsqueeze.plan.model import Growth, Merge
 from convsqueeze.plan.parameters import Infos
+from convsqueeze.plan.wording import grows
 
 
 def conflicts(merges: Sequence[Merge], infos: Infos) -> list[str]:
     """Entries listed twice, tensors that two layers use, and results that would overwrite something
     that stays.
     """
-    once, repeated = _listed_once(merges)
-    return [*repeated, *_used_twice(once), *_overwritten(once, infos), *_same_into(once)]
-
-
-def _listed_once(merges: Sequence[Merge]) -> tuple[list[Merge], list[str]]:
-    """The merges without those that repeat another, and what is said of these."""
-    known: dict[tuple[str, ...], Merge] = {}
+    once: dict[tuple[str, ...], Merge] = {}
     repeated = []
     for merge in merges:
-        first = known.setdefault(
-            (merge.into, *(key for x in merge.layers for key in x.keys)), merge
-        )
-        if first is not merge:
+        same = (merge.into, *(key for leaf in merge.layers for key in leaf.keys))
+        if (first := once.setdefault(same, merge)) is not merge:
             repeated.append(
                 f"{merge.place}: merges {_labels(merge)} into {merge.into}, as {first.place} "
                 "does, one entry for it was needed. Remove one of the two."
             )
-    return list(known.values()), repeated
+    kept = list(once.values())
+    return [*repeated, *_used_twice(kept), *_overwritten(kept, infos), *_same_into(kept)]
 
 
 def _labels(*merges: Merge) -> str:
@@ -47,21 +41,19 @@ def _used_twice(merges: Sequence[Merge]) -> Iterator[str]:
             by = " and ".join(dict.fromkeys(merge.place for merge in merges_of))
             yield (
                 f"{merges_of[-1].place}: {key} is used {len(merges_of)} times (by {by}). "
-                f"{_once(merges_of, key)}"
+                f"Use it once{_as_one_chain(merges_of, key)}."
             )
 
 
-def _once(users: Sequence[Merge], key: str) -> str:
-    """What to do about a tensor of several entries: those that follow each other are one chain."""
+def _as_one_chain(users: Sequence[Merge], key: str) -> str:
+    """What to do about a tensor of two entries whose layers follow each other."""
     apart = list({id(merge): merge for merge in users}.values())
     for first, second in (apart, apart[::-1]) if len(apart) == 2 else ():
         trees = isinstance(first.tree, Chain) and isinstance(second.tree, Chain)
         if trees and key in first.layers[-1].keys and key in second.layers[0].keys:
-            return (
-                "Use it once: layers that follow each other are one entry, "
-                f"chain: [{_labels(first, second)}]."
-            )
-    return "Use it once."
+            chain = f"chain: [{_labels(first, second)}]"
+            return f": layers that follow each other are one entry, {chain}"
+    return ""
 
 
 def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:
@@ -97,42 +89,33 @@ def sorted_by_growth(
         if merge.weights_after <= merge.weights_before or growth == "allow":
             kept.append(merge)
             continue
-        times = merge.weights_after / merge.weights_before
-        grows = (
-            f"{merge.place}: {merge.into} would grow from {merge.weights_before:,} to "
-            f"{merge.weights_after:,} weights ({times:.1f} times)"
-        )
+        told = f"{merge.place}: {merge.into} {grows(merge.weights_before, merge.weights_after)}"
         if growth == "skip":
-            skipped.append(f"{grows} and is left as it is")
+            skipped.append(f"{told} and is left as it is")
         else:
             refused.append(
-                f"{grows}, a merge must not grow the checkpoint. "
+                f"{told}, a merge must not grow the checkpoint. "
                 "Remove the entry, or use --growth skip or --growth allow."
             )
     return kept, refused, skipped
 
 
-def tie_notes(merges: Sequence[Merge], ties: Sequence[Sequence[str]]) -> list[str]:
+def tie_notes(merges: Sequence[Merge], ties: Sequence[Sequence[str]]) -> Iterator[str]:
     consumed = {key for merge in merges for key in merge.consumed}
-    notes = []
     for group in ties:
-        gone = [key for key in group if key in consumed]
-        stays = [key for key in group if key not in consumed]
+        gone = ", ".join(key for key in group if key in consumed)
+        stays = ", ".join(key for key in group if key not in consumed)
         if gone and stays:
-            notes.append(
-                f"{', '.join(gone)} shares its memory with {', '.join(stays)}, which stays"
-            )
-    return notes
+            yield f"{gone} shares its memory with {stays}, which stays"
 
 
 def small_input_notes(merges: Sequence[Merge]) -> Iterator[str]:
     """Merges whose padding is wider than images that the layers apart take, as circular adds up."""
     for merge in merges:
-        for number, axis in enumerate(merge.geometry.axes):
-            smallest = smallest_size(merge.geometry_tree, number)
-            if not axis.accepts(smallest):
-                yield (
-                    f"{merge.into} pads by {max(axis.before, axis.after)} ({axis.padding_mode}): "
-                    "torch's own layer refuses smaller images, SqueezedConv and ONNX take them"
-                )
-                break
+        axes = enumerate(merge.geometry.axes)
+        wide = (a for n, a in axes if not a.accepts(smallest_size(merge.geometry_tree, n)))
+        if axis := next(wide, None):
+            yield (
+                f"{merge.into} pads by {max(axis.before, axis.after)} ({axis.padding_mode}): "
+                "torch's own layer refuses smaller images, SqueezedConv and ONNX take them"
+            )

@@ -1,25 +1,19 @@
 """How much memory merging takes, from shapes alone, and how much this machine has."""
 
 import os
-from collections.abc import Sequence
-from functools import reduce
 from pathlib import Path
 
-from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.tree import Tree, fold
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.sizes import merged
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children
 from convsqueeze.errors import PlanError
-from convsqueeze.plan.model import Merge, Plan
+from convsqueeze.plan.model import Plan
 
 COPIES = 7
 """Of the largest weight, in float64, at once: the sum that it grows in and a product, or the
 rounded one with what rounding it takes, or those that verification compares.
 """
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def bytes_needed(merge: Merge) -> int:
-    """An estimate of the bytes that a merge takes at its peak, those in between counted."""
-    return 8 * COPIES * max(_largest(merge.geometry_tree), merge.weights_after)
 
 
 def bytes_here() -> int | None:
@@ -38,36 +32,31 @@ def bytes_here() -> int | None:
 
 
 def check_memory(plan: Plan) -> None:
-    """Raises PlanError for every merge that this machine has not the memory for."""
+    """Raises PlanError for every merge that takes more memory at its peak than this machine has, as
+    far as can be told from shapes.
+    """
     limit = bytes_here()
     if limit is None:
         return
-    problems = [
-        f"{merge.place}: merging {merge.into} takes about {_shown(bytes_needed(merge))} of memory, "
-        f"this machine has {_shown(limit)}. Leave these layers apart, or use a larger machine."
-        for merge in plan.merges
-        if bytes_needed(merge) > limit
-    ]
+    problems = []
+    for merge in plan.merges:
+        needed = 8 * COPIES * max(_largest(merge.geometry_tree), merge.weights_after)
+        if needed > limit:
+            problems.append(
+                f"{merge.place}: merging {merge.into} takes about {_shown(needed)} of memory, this "
+                f"machine has {_shown(limit)}. Leave these layers apart, or use a larger machine."
+            )
     if problems:
         raise PlanError(problems)
 
 
 def _largest(tree: Tree[Geometry]) -> int:
     """Weights of the largest operator on the way from the layers to the merged one."""
-    seen: list[int] = []
-
-    def noted(geometry: Geometry) -> Geometry:
-        seen.append(geometry.weights)
-        return geometry
-
-    def chain(links: Sequence[Geometry]) -> Geometry:
-        return reduce(lambda inner, outer: noted(compose(outer, inner)), links)
-
-    def branches(parts: Sequence[Geometry]) -> Geometry:
-        return reduce(lambda left, right: noted(add(left, right)), parts)
-
-    fold(tree, noted, chain, branches)
-    return max(seen)
+    if isinstance(tree, Chain | Sum):
+        parts: tuple[Tree[Geometry], ...] = children(tree)
+        ways = (type(tree)(parts[: end + 1]) for end in range(1, len(parts)))
+        return max([*map(_largest, parts), *(merged(way).weights for way in ways)])
+    return tree.weights
 
 
 def _shown(count: int) -> str:

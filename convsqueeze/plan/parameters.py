@@ -3,9 +3,9 @@
 Knows names, shapes and dtypes; nothing of geometry.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +14,17 @@ from convsqueeze.algebra.precision import STORAGE_DTYPES
 from convsqueeze.checkpoint import TensorInfo
 from convsqueeze.errors import TensorDataError
 from convsqueeze.kinds import Layer
-from convsqueeze.names import KeyPath
+from convsqueeze.names import KeyPath, nearest
 
 Infos = Mapping[str, TensorInfo]
 Load = Callable[[str], Tensor]
+
+
+Cause = Literal["geometry", "tensors", "border", "growth", "time", "veto", "cost"]
+"""Why layers are not merged. `geometry`: not one convolution. `tensors`: a tensor that something
+else uses. `border`: the policy. `growth`: more weights, or `time`: no less time than apart. `veto`:
+the caller's. `cost`: it could be one layer, but what was chosen is better.
+"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Problem:
 
     path: KeyPath
     reason: str
+    cause: Cause = "geometry"
 
 
 @dataclass(frozen=True)
@@ -47,33 +55,27 @@ class Parameter:
         """The parameter; a weight-norm weight in float64. Raises TensorDataError unless finite."""
         stored = [load(key) for key in self.keys]
         for key, tensor in zip(self.keys, stored, strict=True):
-            _check_finite(key, tensor)
+            bad = (~tensor.isfinite()).nonzero()
+            if len(bad):
+                place = tuple(bad[0].tolist())
+                raise TensorDataError(
+                    f"{key}: holds {tensor[place].item()} at {list(place)} ({len(bad)} such "
+                    "values), finite numbers were needed. Repair the checkpoint, or leave this "
+                    "layer out."
+                )
         if not self.is_weight_norm:
             return stored[0]
         length, direction = (tensor.double() for tensor in stored)
         summed = [d for d in range(direction.ndim) if length.ndim == 0 or length.shape[d] == 1]
         norm = direction.square().sum(summed, keepdim=True).sqrt()
-        _check_direction(self.keys[1], norm)
+        zero = (norm == 0).nonzero()
+        if len(zero):
+            raise TensorDataError(
+                f"{self.keys[1]}: has length 0 at {zero[0].tolist()}, which weight norm divides "
+                "by, a length above zero was needed. Repair the checkpoint, or leave this layer "
+                "out."
+            )
         return direction * (length / norm)
-
-
-def _check_finite(key: str, tensor: Tensor) -> None:
-    bad = (~tensor.isfinite()).nonzero()
-    if len(bad):
-        place = tuple(bad[0].tolist())
-        raise TensorDataError(
-            f"{key}: holds {tensor[place].item()} at {list(place)} ({len(bad)} such values), "
-            "finite numbers were needed. Repair the checkpoint, or leave this layer out."
-        )
-
-
-def _check_direction(key: str, norm: Tensor) -> None:
-    zero = (norm == 0).nonzero()
-    if len(zero):
-        raise TensorDataError(
-            f"{key}: has length 0 at {zero[0].tolist()}, which weight norm divides by, a length "
-            "above zero was needed. Repair the checkpoint, or leave this layer out."
-        )
 
 
 Parameters = Mapping[str, Parameter]
@@ -111,16 +113,11 @@ def _parameter(layer: Layer, role: str, infos: Infos) -> Parameter | str | None:
         return Parameter((key,), infos[key].shape)
     stem, _, leaf = key.rpartition(".")
     prefix = f"{stem}." if stem else ""
-    for g, v in (
-        (f"{key}_g", f"{key}_v"),
-        (
-            f"{prefix}parametrizations.{leaf}.original0",
-            f"{prefix}parametrizations.{leaf}.original1",
-        ),
-    ):
+    inside = f"{prefix}parametrizations.{leaf}.original"
+    for g, v in ((f"{key}_g", f"{key}_v"), (f"{inside}0", f"{inside}1")):
         if g in infos and v in infos:
             return _weight_norm(g, v, infos)
-    if f"{key}_orig" in infos or f"{prefix}parametrizations.{leaf}.original" in infos:
+    if f"{key}_orig" in infos or inside in infos:
         return (
             f"{key} is stored under another parametrization (spectral norm or pruning), a plain or "
             "weight-normed tensor was needed. Remove the parametrization in torch and save again"
@@ -150,22 +147,23 @@ def _missing(layer: Layer, role: str, infos: Infos) -> str:
         roles = ", ".join(name.rpartition(".")[2] for name in own)
         return f"{key} is not in the checkpoint, {layer.name} has {roles}. Check the layer's type"
     known = list(infos) if given else sorted({name.rpartition(".")[0] for name in infos} - {""})
-    close = get_close_matches(given or layer.name or "", known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "See `convsqueeze inspect`."
+    hint = nearest(given or layer.name or "", known, "See `convsqueeze inspect`.", cutoff=0.5)
     return f"{key} is not in the checkpoint. {hint}"
 
 
-def _bad_dtypes(parameters: Mapping[str, Parameter], infos: Infos) -> list[str]:
-    keys = [key for parameter in parameters.values() for key in parameter.keys]
-    problems = []
-    for key in keys:
+def _bad_dtypes(parameters: Parameters, infos: Infos) -> Iterator[str]:
+    for key in (key for parameter in parameters.values() for key in parameter.keys):
         dtype, layout = infos[key].dtype, infos[key].layout
         if dtype in STORAGE_DTYPES and layout == torch.strided:
             continue
         kind = str(dtype if layout == torch.strided else layout).removeprefix("torch.")
         advice = "Dequantize" if "int" in kind or "float8" in kind else "Convert"
-        problems.append(
+        yield (
             f"{key} is stored as {kind}, dense float64, float32, float16 or bfloat16 was needed. "
             f"{advice} it first, or leave the layer out"
         )
-    return problems
+
+
+def dropped_keys(name: str, infos: Infos) -> list[str]:
+    """The tensors that an entry's `drop` means by a name: that of a tensor, or of a layer."""
+    return [key for key in infos if key == name or key.startswith(f"{name}.")]

@@ -15,31 +15,25 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from convsqueeze.algebra.tree import Chain, Sum, leaves
+from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.graph import LayerOp
 from convsqueeze.manifest import Border, Request
-from convsqueeze.plan.candidates import dropped_keys
-from convsqueeze.plan.model import Growth
-from convsqueeze.plan.parameters import Infos
-from convsqueeze.plan.parts import (
-    Allowed,
+from convsqueeze.plan.candidates import size_entering
+from convsqueeze.plan.model import Growth, Merge, geometry_tree
+from convsqueeze.plan.parameters import Infos, dropped_keys
+from convsqueeze.plan.pricing import (
     Cost,
+    Group,
     Latency,
-    Merged,
+    Layers,
     Minimize,
     Name,
-    Part,
     Partition,
-    Rejected,
-)
-from convsqueeze.plan.pricing import (
-    Group,
     Places,
     Pricing,
-    cost_merged,
-    has_effect,
-    input_size,
-    resolved,
+    Rejected,
 )
+from convsqueeze.plan.resolve import resolve
 
 MOST_BRANCHES = 8
 """Of a sum whose every subset is looked at; of more, only neighbours are put together."""
@@ -47,14 +41,13 @@ MOST_BRANCHES = 8
 
 @dataclass(frozen=True)
 class Piece:
-    """Items that were chosen to be one layer, or a single item that is not part of one.
-
-    `inside` is the choice among the branches of a sum, or the links of a branch.
+    """Items that were chosen to be one layer, or a single item: with the choice among the
+    branches or links that it has itself, or as it is.
     """
 
     places: Places
-    merged: Merged | None = None
-    inside: "Choice | None" = None
+    cost: Cost
+    found: "Merge | Choice | Layers"
 
 
 @dataclass(frozen=True)
@@ -65,13 +58,17 @@ class Choice:
     pieces: tuple[Piece, ...]
     group: Group
 
+    @property
+    def in_order(self) -> list[Piece]:
+        return sorted(self.pieces, key=lambda piece: piece.places)
 
-def nothing_against(part: Part) -> None:
-    """Allows every part."""
-
-
-def as_given(part: Part) -> None:
-    """Leaves `into` as it is: the entry's for the whole, else the first named layer's."""
+    def parts(self) -> "Iterator[Merge | Layers]":
+        """What is one layer and what stays as it is, those within other parts too."""
+        for piece in self.in_order:
+            if isinstance(piece.found, Choice):
+                yield from piece.found.parts()
+            else:
+                yield piece.found
 
 
 def best_partition(
@@ -83,8 +80,7 @@ def best_partition(
     growth: Growth = "refuse",
     minimize: Minimize = "weights",
     size: Sequence[int] | None = None,
-    allowed: Allowed = nothing_against,
-    name: Name = as_given,
+    name: Name = lambda part: None,
     latency: Latency | None = None,
 ) -> Partition:
     """The partition of a region's layers that costs least under `minimize`.
@@ -92,37 +88,62 @@ def best_partition(
     The layers need not make one convolution. `border` overrides the request's own policy (else
     `exact`); a part that grows is none unless `growth` is `allow`. Multiplications are counted, and
     `latency` is asked, for an image of `size` at the source (by default the request's, else the
-    nominal size). `allowed` may veto a part with a reason, before it is planned; `name` may give
-    another `into`. `latency` gets the planned merge of each part.
+    nominal size). `name` may give another `into` for a part, or raise GeometryError with the reason
+    why it is not to be merged. `latency` gets the planned merge of each part.
 
     Raises PlanError where the layers themselves are not sound: a missing tensor, channels that do
     not chain, an input too small.
     """
     if minimize == "latency" and latency is None:
         raise ValueError("latency is minimised by a function that measures it, none was given")
-    whole = resolved(request, infos, size, place)
-    given = input_size(whole, size, place)
+    whole, _, problems = resolve(request, infos, None if size is None else tuple(size))
+    if whole is None:
+        raise PlanError([f"{place}: {problem.reason}" for problem in problems])
+    fixed = size if whole.input_size is None else whole.input_size
+    try:
+        given = size_entering(geometry_tree(whole.region.expression), fixed)
+    except GeometryError as error:
+        raise PlanError([f"{place}: {error}"]) from error
     policy = border or request.border or "exact"
-    pricing = Pricing(
-        *(whole, infos, place, policy, growth, minimize, given, allowed, name, latency)
-    )
+    pricing = Pricing(whole, infos, place, policy, growth, minimize, given, name, latency)
     search = _Search(pricing)
-    group = Group.of(whole.region.expression, given, is_whole=True)
-    best = search.best(group)
-    answer = pricing.answer(group, tuple(range(len(group.items))))
-    best = search.with_drops(group, best, answer)
+    group = Group.of(whole.region.expression, given)
+    everything = tuple(range(len(group.items)))
+    best, answer = search.best(group), pricing.answer(group, everything)
+    dropped = pricing.dropped_weights
+    if dropped and not any(isinstance(part, Merge) for part in best.parts()):
+        # nothing is dropped then, which may cost more than all in one
+        best = replace(best, cost=best.cost + Cost(dropped))
+        if isinstance(answer, Merge) and search.order(Cost.of(answer)) < search.order(best.cost):
+            cost = Cost.of(answer)
+            best = Choice(cost, (Piece(everything, cost, answer),), group)
+    parts = list(best.parts())
+    merges = [part for part in parts if isinstance(part, Merge)]
+    apart = [leaf.label for part in parts if not isinstance(part, Merge) for leaf in leaves(part)]
+    if dropped and merges and len(merges[0].layers) < len(whole.region.layers):
+        merges[0] = _dropping(merges[0], whole.drop, infos, dropped)
     return Partition(
         request=whole,
         minimize=minimize,
         size=given,
-        merged=tuple(_merged(best)),
-        apart=_apart(best),
-        before=pricing.apart(group.tree, given) + Cost(pricing.dropped_weights),
+        merged=tuple(merges),
+        apart=tuple(apart),
+        before=pricing.apart(group, everything) + Cost(dropped),
         after=best.cost,
         given=answer,
         kept_apart=tuple(search.boundaries(best)),
-        rejected=tuple(one for one in pricing.known.values() if isinstance(one, Rejected)),
         notes=tuple(dict.fromkeys(search.notes)),
+    )
+
+
+def _dropping(first: Merge, drop: tuple[str, ...], infos: Infos, weights: int) -> Merge:
+    """The first part that is merged, with what is dropped."""
+    keys = [key for name in drop for key in dropped_keys(name, infos)]
+    return replace(
+        first,
+        request=replace(first.request, drop=drop),
+        consumed=tuple(dict.fromkeys([*first.consumed, *keys])),
+        weights_before=first.weights_before + weights,
     )
 
 
@@ -131,7 +152,7 @@ class _Search:
 
     def __init__(self, pricing: Pricing) -> None:
         self._pricing = pricing
-        self._inside: dict[tuple[int, int], Choice] = {}
+        self._inside: dict[tuple[Group, int], Choice] = {}
         self.notes: list[str] = []
 
     def best(self, group: Group) -> Choice:
@@ -173,17 +194,17 @@ class _Search:
         for rest, places in options:
             if best is not None and not self._may_win(group, rest.cost, places, best.cost):
                 continue
-            piece, cost = self._piece(group, places)
+            piece = self._piece(group, places)
             if piece is None:
                 continue
-            choice = Choice(rest.cost + cost, (*rest.pieces, piece), group)
-            if best is None or self._order(choice.cost) < self._order(best.cost):
-                best = choice
+            cost = rest.cost + piece.cost
+            if best is None or self.order(cost) < self.order(best.cost):
+                best = Choice(cost, (*rest.pieces, piece), group)
         if best is None:
             raise AssertionError("a single item is always a piece")
         return best
 
-    def _order(self, cost: Cost) -> tuple[int, ...]:
+    def order(self, cost: Cost) -> tuple[int, ...]:
         return cost.order(self._pricing.minimize)
 
     def _may_win(self, group: Group, rest: Cost, places: Places, best: Cost) -> bool:
@@ -193,115 +214,41 @@ class _Search:
         if self._pricing.minimize == "latency":
             return True
         plain = group.geometry(places)
-        if plain is None:
+        if isinstance(plain, str):
             return False
         least = Cost(plain.weights, plain.macs(group.sizes[places[0]]), 1, 1)
-        return self._order(rest + least) < self._order(best)
+        return self.order(rest + least) < self.order(best)
 
-    def _piece(self, group: Group, places: Places) -> tuple[Piece | None, Cost]:
+    def _piece(self, group: Group, places: Places) -> Piece | None:
         """A single item as it is best, or several as one layer; None where they cannot be one."""
-        if len(places) == 1:
-            inside = self._best_within(group, places[0])
-            if inside is not None:
-                return Piece(places, inside=inside), inside.cost
-            apart = self._pricing.apart(group.items[places[0]], group.sizes[places[0]])
-            return Piece(places), apart
-        if not has_effect(group, places):
-            return None, Cost()
-        found = self._pricing.answer(group, places)
-        if isinstance(found, Rejected):
-            return None, Cost()
-        return Piece(places, merged=found), cost_merged(found)
-
-    def _best_within(self, group: Group, place: int) -> Choice | None:
-        """The best choice within an item that is a sum or a chain itself."""
-        tree = group.items[place]
+        if len(places) > 1:
+            found = self._pricing.answer(group, places) if group.has_effect(places) else None
+            return Piece(places, Cost.of(found), found) if isinstance(found, Merge) else None
+        tree, known = group.items[places[0]], (group, places[0])
         if not isinstance(tree, Chain | Sum):
-            return None
-        key = (id(group), place)
-        if key not in self._inside:
-            self._inside[key] = self.best(Group.of(tree, group.sizes[place]))
-        return self._inside[key]
-
-    def with_drops(self, group: Group, best: Choice, given: Merged | Rejected) -> Choice:
-        """The choice with what is dropped, which goes with its first merged part.
-
-        Where no part is merged nothing is dropped, and that may cost more than the whole in one.
-        """
-        extra = self._pricing.dropped_weights
-        parts = list(_merged(best))
-        if not extra or any(one.part.whole for one in parts):
-            return best
-        if parts:
-            return self._dropping(best, parts[0])
-        left = replace(best, cost=best.cost + Cost(extra))
-        if isinstance(given, Rejected):
-            return left
-        everything = tuple(range(len(group.items)))
-        whole = Choice(cost_merged(given), (Piece(everything, merged=given),), group)
-        return min((left, whole), key=lambda choice: self._order(choice.cost))
-
-    def _dropping(self, choice: Choice, first: Merged) -> Choice:
-        """The same choice, its first merged part with what is dropped."""
-        drop, infos = self._pricing.request.drop, self._pricing.infos
-
-        def changed(piece: Piece) -> Piece:
-            if piece.merged is first:
-                request = replace(first.part.request, drop=drop)
-                keys = [k for given in drop for k in dropped_keys(given, infos)]
-                merge = replace(
-                    first.merge,
-                    consumed=tuple(dict.fromkeys([*first.merge.consumed, *keys])),
-                    weights_before=first.merge.weights_before + self._pricing.dropped_weights,
-                )
-                part = replace(first.part, request=request)
-                return replace(piece, merged=replace(first, part=part, merge=merge))
-            if piece.inside is None:
-                return piece
-            return replace(piece, inside=self._dropping(piece.inside, first))
-
-        return replace(choice, pieces=tuple(map(changed, choice.pieces)))
+            return Piece(places, self._pricing.apart(group, places), tree)
+        if known not in self._inside:
+            self._inside[known] = self.best(Group.of(tree, group.sizes[places[0]]))
+        return Piece(places, self._inside[known].cost, self._inside[known])
 
     def boundaries(self, choice: Choice) -> Iterator[Rejected]:
         """Why neighbours in a chain, or groups of branches in a sum, are not one layer."""
-        group = choice.group
-        pieces = sorted(choice.pieces, key=lambda piece: piece.places)
-        pairs = list(pairwise(pieces))
-        if isinstance(group.tree, Sum) and len(group.items) <= MOST_BRANCHES:
-            pairs = list(combinations(pieces, 2))
-        for one, other in pairs:
+        group, pieces = choice.group, choice.in_order
+        every_pair = isinstance(group.tree, Sum) and len(group.items) <= MOST_BRANCHES
+        for one, other in combinations(pieces, 2) if every_pair else pairwise(pieces):
             places = tuple(sorted((*one.places, *other.places)))
-            if has_effect(group, places):
-                yield self._why_apart(group, places, (one, other))
+            if group.has_effect(places):
+                yield self._why_apart(group, places, one.cost + other.cost)
         for piece in pieces:
-            if piece.inside is not None:
-                yield from self.boundaries(piece.inside)
+            if isinstance(piece.found, Choice):
+                yield from self.boundaries(piece.found)
 
-    def _why_apart(self, group: Group, places: Places, pieces: tuple[Piece, Piece]) -> Rejected:
+    def _why_apart(self, group: Group, places: Places, now: Cost) -> Rejected:
         found = self._pricing.answer(group, places)
         if isinstance(found, Rejected):
             return found
-        now = [self._piece(group, piece.places)[1] for piece in pieces]
-        reason = _costs_more(now[0] + now[1], cost_merged(found), self._pricing.minimize)
-        return Rejected(found.part, "cost", reason)
-
-
-def _merged(choice: Choice) -> Iterator[Merged]:
-    for piece in sorted(choice.pieces, key=lambda piece: piece.places):
-        if piece.merged is not None:
-            yield piece.merged
-        elif piece.inside is not None:
-            yield from _merged(piece.inside)
-
-
-def _apart(choice: Choice) -> tuple[str, ...]:
-    labels: list[str] = []
-    for piece in sorted(choice.pieces, key=lambda piece: piece.places):
-        if piece.inside is not None:
-            labels += _apart(piece.inside)
-        elif piece.merged is None:
-            labels += (op.label for op in leaves(choice.group.items[piece.places[0]]))
-    return tuple(labels)
+        reason = _costs_more(now, Cost.of(found), self._pricing.minimize)
+        return Rejected(found.request, "cost", reason)
 
 
 def _costs_more(now: Cost, merged: Cost, minimize: Minimize) -> str:

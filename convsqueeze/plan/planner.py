@@ -4,24 +4,15 @@ Everything that can be refused from names, shapes and geometry is refused here. 
 values, no arithmetic on them and no output.
 """
 
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.errors import ManifestError, PlanError
-from convsqueeze.manifest import (
-    Border,
-    Entry,
-    Expansion,
-    Manifest,
-    expand,
-    request_of,
-    unbound,
-)
+from convsqueeze.manifest import Border, Manifest, expand, request_of, unbound
 from convsqueeze.plan.candidates import candidate
 from convsqueeze.plan.checks import conflicts, small_input_notes, sorted_by_growth, tie_notes
 from convsqueeze.plan.model import Growth, Merge, Plan
-from convsqueeze.plan.parameters import Infos, Problem
+from convsqueeze.plan.parameters import Problem
 from convsqueeze.plan.wording import speed_note
 
 
@@ -51,19 +42,20 @@ def make_plan(
         except ManifestError as error:
             problems.append(f"{where}: {_sentence(str(error))}")
             continue
-        if not expansion.entries:
-            problems.append(f"{where}: {_sentence(_unmatched(expansion, infos))}")
         notes += [
             f"{where}: {name} matches in part and is left alone" for name in expansion.partial
         ]
         for binding, bound in expansion.entries:
-            suffix = " (" + ", ".join(f"{k}={v}" for k, v in binding) + ")" if binding else ""
             policy = border or bound.border or manifest.document.border
-            found = candidate(where + suffix, request_of(bound), infos, policy)
-            against = (*found.problems, *_unbound(bound))
-            merges += [] if found.merge is None or against else [found.merge]
+            place = manifest.where(index, binding=binding)
+            found = candidate(place, request_of(bound), infos, policy)
+            against = [] if isinstance(found, Merge) else found
+            if reason := unbound(bound):
+                against.append(Problem((), reason))
+            if isinstance(found, Merge) and not against:
+                merges.append(found)
             refused += [
-                f"{manifest.where(index, p.path)}{suffix}: {_sentence(p.reason)}" for p in against
+                f"{manifest.where(index, p.path, binding)}: {_sentence(p.reason)}" for p in against
             ]
     return plan_of(
         manifest, merges, checkpoint, growth=growth, notes=notes, problems=[*problems, *refused]
@@ -91,25 +83,6 @@ def plan_of(
     told = [*notes, *skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
     told += filter(None, map(speed_note, kept))
     return Plan(manifest, tuple(kept), tuple(told))
-
-
-def _unbound(entry: Entry) -> Iterator[Problem]:
-    if names := ", ".join(f"{{{name}}}" for name in unbound(entry)):
-        yield Problem((), f"{names} stands in no layer's name, so nothing fills it in")
-
-
-def _unmatched(expansion: Expansion, infos: Infos) -> str:
-    """Why an entry with placeholders stands for nothing."""
-    if not expansion.unmatched:
-        names = " and ".join(expansion.templates)
-        return f"no layers match {names} at once. See `convsqueeze inspect`."
-    names = " and ".join(expansion.unmatched)
-    stems = sorted({name.rpartition(".")[0] for name in infos} - {""})
-    close = get_close_matches(expansion.unmatched[0], stems, n=3, cutoff=0.5)
-    hint = (
-        f"The nearest names are {' and '.join(close)}." if close else "See `convsqueeze inspect`."
-    )
-    return f"no layer matches {names}. {hint}"
 
 
 def _sentence(reason: str) -> str:

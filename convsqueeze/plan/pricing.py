@@ -4,73 +4,140 @@ Knows names, shapes and geometry. What a part computes, is refused for and costs
 `candidates`, which plans it.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
-from itertools import pairwise
-from math import prod
+from functools import cached_property
+from typing import Literal
 
-from convsqueeze.algebra.geometry import Geometry, add, compose
-from convsqueeze.algebra.sizes import smallest_size
-from convsqueeze.algebra.tree import Chain, Sum, Tree, children, counted, leaves
-from convsqueeze.errors import GeometryError, PlanError
-from convsqueeze.graph import LayerOp, Region, result_of
-from convsqueeze.manifest import Border, Request
-from convsqueeze.plan.candidates import (
-    NOMINAL_SIZE,
-    candidate_of,
-    drop_problems,
-    dropped_keys,
-)
+from convsqueeze.algebra.geometry import Geometry
+from convsqueeze.algebra.sizes import merged
+from convsqueeze.algebra.tree import Chain, Sum, Tree, children, leaves
+from convsqueeze.errors import GeometryError
+from convsqueeze.graph import Region
+from convsqueeze.manifest import Border, ChainEntry, Request, SumEntry, entry_of
+from convsqueeze.plan.candidates import candidate_of
 from convsqueeze.plan.checks import conflicts
-from convsqueeze.plan.model import Growth, geometry_tree, macs_of
-from convsqueeze.plan.parameters import Infos
-from convsqueeze.plan.parts import (
-    Allowed,
-    Cause,
-    Cost,
-    Latency,
-    Merged,
-    Minimize,
-    Name,
-    Part,
-    Rejected,
-)
-from convsqueeze.plan.resolve import ResolvedLayer, infer_in_channels, infer_rank, resolve
+from convsqueeze.plan.model import Growth, Merge, Timing, geometry_tree, macs_and_size
+from convsqueeze.plan.parameters import Cause, Infos, Problem, dropped_keys
+from convsqueeze.plan.resolve import ResolvedLayer, infer_in_channels, infer_rank
+from convsqueeze.plan.wording import grows
 
+Minimize = Literal["weights", "macs", "latency"]
+Name = Callable[[Request[ResolvedLayer]], str | None]
+Latency = Callable[[Merge], Timing]
 Size = tuple[int, ...]
 Places = tuple[int, ...]
 """Which items of a group: a run of links, or some branches."""
 Layers = Tree[ResolvedLayer]
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The links of a chain, or the branches of a sum, and the size of the image that each takes."""
+@dataclass(frozen=True)
+class Rejected:
+    """A part of a region that does not become one layer, and why."""
 
-    tree: Chain[ResolvedLayer] | Sum[ResolvedLayer]
-    sizes: tuple[Size, ...]
-    is_whole: bool = False
-    _known: dict[Places, Geometry | None] = field(default_factory=dict, repr=False)
+    request: Request[ResolvedLayer]
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What layers cost: numbers stored, multiplications for one image, how many layers they are.
+
+    `nanoseconds` is the time that merging changed, zero for layers apart and where none is
+    measured. Identities are among the `links` but no `layers`.
+    """
+
+    weights: int = 0
+    macs: int = 0
+    layers: int = 0
+    links: int = 0
+    nanoseconds: int = 0
 
     @classmethod
-    def of(cls, tree: Layers, size: Size, *, is_whole: bool = False) -> "Group":
-        if isinstance(tree, Sum):
-            return cls(tree, (size,) * len(tree.branches), is_whole)
-        chain = tree if isinstance(tree, Chain) else Chain((tree,))
-        sizes = [size]
-        for link in chain.links:
-            sizes.append(_size_behind(link, sizes[-1]))
-        return cls(chain, tuple(sizes[:-1]), is_whole)
+    def of(cls, merge: Merge) -> "Cost":
+        """The cost of the one layer that a merge gives."""
+        timing = merge.timing
+        change = 0 if timing is None else timing.after - timing.before
+        return cls(merge.weights_after, merge.macs_after, 1, 1, change)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.weights + other.weights,
+            self.macs + other.macs,
+            self.layers + other.layers,
+            self.links + other.links,
+            self.nanoseconds + other.nanoseconds,
+        )
+
+    def under(self, minimize: Minimize) -> int:
+        """The chosen measure alone."""
+        return self.nanoseconds if minimize == "latency" else getattr(self, minimize)
+
+    def order(self, minimize: Minimize) -> tuple[int, ...]:
+        """What decides between two partitions: the measure, then the others, then fewer layers."""
+        others = (self.macs, self.weights) if minimize == "macs" else (self.weights, self.macs)
+        return (self.under(minimize), *others, self.layers, self.links)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The best way to merge an entry: `merged` are its parts, everything else stays `apart`.
+
+    `request` is what was given, with an input of `size`. `before` and `after` cost all of its
+    layers. `given` is the region as a whole: merged, or why it is not.
+    `kept_apart` has for each boundary that stays the reason why what meets there is not one layer.
+    """
+
+    request: Request[ResolvedLayer]
+    minimize: Minimize
+    size: tuple[int, ...]
+    merged: tuple[Merge, ...]
+    apart: tuple[str, ...]
+    before: Cost
+    after: Cost
+    given: Merge | Rejected
+    kept_apart: tuple[Rejected, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def items(self) -> tuple[Layers, ...]:
-        return children(self.tree)
+    def entries(self) -> tuple[ChainEntry | SumEntry, ...]:
+        """The merged parts as entries of a manifest."""
+        return tuple(entry_of(merge.request) for merge in self.merged)
 
-    @cached_property
-    def results(self) -> tuple[str, ...]:
-        """The value that each item gives."""
-        return tuple(map(result_of, self.items))
+    @property
+    def is_given(self) -> bool:
+        """Whether it merges the entry as a whole."""
+        return self.apart == () and len(self.merged) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The links of a chain, or the branches of a sum.
+
+    `sizes` and `macs` have, for each item, the size of the image that it takes and its
+    multiplications on that as it is.
+    """
+
+    tree: Chain[ResolvedLayer] | Sum[ResolvedLayer]
+    items: tuple[Layers, ...]
+    sizes: tuple[Size, ...]
+    macs: tuple[int, ...]
+    answers: dict[Places, Merge | Rejected] = field(default_factory=dict)
+    _geometries: dict[Places, Geometry | str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layers: Layers, size: Size) -> "Group":
+        tree = layers if isinstance(layers, Chain | Sum) else Chain((layers,))
+        items: tuple[Layers, ...] = children(tree)
+        sizes, macs = [], []
+        for item in items:
+            sizes.append(size)
+            count, behind = macs_and_size(item, size)
+            macs.append(count)
+            size = behind if isinstance(tree, Chain) else size
+        return cls(tree, items, tuple(sizes), tuple(macs))
 
     def part(self, places: Places) -> Layers:
         if len(places) == len(self.items):
@@ -78,40 +145,27 @@ class Group:
         some = tuple(self.items[place] for place in places)
         return Chain(some) if isinstance(self.tree, Chain) else Sum(some)
 
-    def geometry(self, places: Places) -> Geometry | None:
-        """Of a part as one layer, whatever its border; None where it is no convolution."""
-        if places not in self._known:
-            self._known[places] = self._combined(places)
-        return self._known[places]
+    def geometry(self, places: Places) -> Geometry | str:
+        """Of a part as one layer, whatever its border; the reason where it is no convolution."""
+        if places not in self._geometries:
+            try:
+                self._geometries[places] = merged(geometry_tree(self.part(places)))
+            except GeometryError as error:
+                self._geometries[places] = str(error)
+        return self._geometries[places]
 
-    def _combined(self, places: Places) -> Geometry | None:
-        *before, last = places
-        try:
-            own = combined(self.items[last])
-            if not before:
-                return own
-            rest = self.geometry(tuple(before))
-            if rest is None:
-                return None
-            return compose(own, rest) if isinstance(self.tree, Chain) else add(rest, own)
-        except GeometryError:
-            return None
-
-
-def combined(tree: Layers) -> Geometry:
-    """The geometry of layers as one. Raises GeometryError where they make none."""
-    if isinstance(tree, Chain):
-        return reduce(lambda inner, outer: compose(outer, inner), map(combined, tree.links))
-    return add(*map(combined, tree.branches)) if isinstance(tree, Sum) else tree.geometry
-
-
-def _size_behind(tree: Layers, size: Size) -> Size:
-    return counted(tree, size, lambda op, now: (0, op.geometry.output_size(now)))[1]
+    def has_effect(self, places: Places) -> bool:
+        """Whether there is anything to merge beside identities."""
+        if isinstance(self.tree, Sum):
+            return True
+        items = [self.items[place] for place in places]
+        real = [one for one in items if isinstance(one, Chain | Sum) or not one.layer.is_identity]
+        return len(real) > 1 or any(isinstance(one, Sum) for one in real)
 
 
 @dataclass(frozen=True, eq=False)
 class Pricing:
-    """What `best_partition` was asked, and each part's answer once it is known."""
+    """What `best_partition` was asked, and the cost of each layer as it is."""
 
     request: Request[ResolvedLayer]
     infos: Infos
@@ -120,186 +174,99 @@ class Pricing:
     growth: Growth
     minimize: Minimize
     size: Size
-    allowed: Allowed
     name: Name
     latency: Latency | None
-    known: dict[tuple[type, tuple[str, ...]], Merged | Rejected] = field(default_factory=dict)
 
     @cached_property
-    def owners(self) -> dict[str, list[ResolvedLayer]]:
-        """The layers that use each tensor."""
-        owners: dict[str, list[ResolvedLayer]] = {}
-        for op in self.request.region.layers:
-            for key in dict.fromkeys(op.keys):
-                owners.setdefault(key, []).append(op)
-        return owners
+    def users(self) -> Counter[str]:
+        """How many layers use each tensor."""
+        return Counter(key for op in self.request.region.layers for key in set(op.keys))
 
-    def apart(self, tree: Layers, size: Size) -> Cost:
-        """The cost of layers as they are; a tensor that several share counts for the first."""
-        weights = layers = links = 0
-        for op in leaves(tree):
-            own = [key for key in dict.fromkeys(op.keys) if self.owners[key][0] is op]
-            weights += sum(prod(self.infos[key].shape) for key in own if key not in op.counters)
-            layers += not op.layer.is_identity
-            links += 1
-        return Cost(weights, macs_of(tree, size), layers, links)
+    @cached_property
+    def weights(self) -> dict[str, int]:
+        """What each layer stores, by its name; a tensor that several share counts for the first."""
+        counted: set[str] = set()
+        found = {}
+        for op in self.request.region.layers:
+            own = set(op.stored) - counted
+            counted |= own
+            found[op.name] = sum(self.infos[key].numel for key in own)
+        return found
 
     @cached_property
     def dropped_weights(self) -> int:
         keys = {k for given in self.request.drop for k in dropped_keys(given, self.infos)}
-        return sum(prod(self.infos[key].shape) for key in keys - self.owners.keys())
+        return sum(self.infos[key].numel for key in keys - self.users.keys())
 
-    def answer(self, group: Group, places: Places) -> Merged | Rejected:
+    def apart(self, group: Group, places: Places) -> Cost:
+        """The cost of items as they are."""
+        weights = macs = layers = links = 0
+        for place in places:
+            macs += group.macs[place]
+            for op in leaves(group.items[place]):
+                weights += self.weights[op.name]
+                layers += not op.layer.is_identity
+                links += 1
+        return Cost(weights, macs, layers, links)
+
+    def answer(self, group: Group, places: Places) -> Merge | Rejected:
         """The part as one layer, or why it is none: asked once, then known."""
-        key = type(group.tree), tuple(group.results[place] for place in places)
-        if key not in self.known:
-            self.known[key] = self._planned(group, places)
-        return self.known[key]
+        if places not in group.answers:
+            group.answers[places] = self._planned(group, places)
+        return group.answers[places]
 
-    def _planned(self, group: Group, places: Places) -> Merged | Rejected:
-        part, size = self._part(group, places), group.sizes[places[0]]
-        tree = part.request.region.expression
+    def _planned(self, group: Group, places: Places) -> Merge | Rejected:
+        request = self._request(group, places)
+        layers = request.region.layers
 
         def rejected(cause: Cause, reason: str) -> Rejected:
-            return Rejected(part, cause, reason)
+            return Rejected(request, cause, reason)
 
-        try:
-            geometry = combined(tree)
-        except GeometryError as error:
-            return rejected("geometry", str(error))
-        if infer_in_channels(tree) is None:
+        geometry = group.geometry(places)
+        if isinstance(geometry, str):
+            return rejected("geometry", geometry)
+        if infer_in_channels(request.region.expression) is None:
             return rejected("geometry", "nothing here tells the number of channels")
-        if shared := self._shared(part):
-            return rejected("tensors", shared)
-        if veto := self.allowed(part):
-            return rejected("veto", veto)
-        before = self.apart(tree, size).weights + (self.dropped_weights if part.whole else 0)
+        if shared := next((k for op in layers for k in op.keys if self.users[k] > 1), None):
+            count = self.users[shared]
+            return rejected(
+                "tensors", f"{shared} is used by {count} layers of this entry. Use it once"
+            )
+        try:
+            request = replace(request, into=self.name(request) or request.into)
+        except GeometryError as error:
+            return rejected("veto", str(error))
+        before = self.apart(group, places).weights
+        before += self.dropped_weights if len(layers) == len(self.weights) else 0
         if self.growth != "allow" and geometry.weights > before:
-            return rejected("growth", _grows(before, geometry.weights))
-        found = candidate_of(self.place, part.request, geometry, self.infos, self.border)
-        if found.merge is None:
-            cause: Cause = "border" if found.leaking else "geometry"
-            return rejected(cause, found.problems[0].reason)
-        against = conflicts([found.merge], self.infos)
+            return rejected("growth", grows(before, geometry.weights))
+        merge = candidate_of(self.place, request, geometry, self.infos, self.border)
+        if isinstance(merge, Problem):
+            return rejected(merge.cause, merge.reason)
+        against = conflicts([merge], self.infos)
         if against:
             return rejected("tensors", against[0].removeprefix(f"{self.place}: "))
-        merge = replace(found.merge, size=size)
+        merge = replace(merge, size=group.sizes[places[0]])
         if self.growth != "allow" and merge.weights_after > merge.weights_before:
-            return rejected("growth", _grows(merge.weights_before, merge.weights_after))
+            return rejected("growth", grows(merge.weights_before, merge.weights_after))
         if self.latency is None or self.minimize != "latency":
-            return Merged(part, merge)
+            return merge
         timing = self.latency(merge)
         if not timing.faster or timing.after >= timing.before:
-            return rejected("time", _no_faster(timing.before, timing.after))
-        return Merged(part, merge, timing)
+            return rejected(
+                "time",
+                f"takes {timing.after / 1e6:.3g} ms where the layers apart take "
+                f"{timing.before / 1e6:.3g} ms, which is no faster beyond the noise",
+            )
+        return replace(merge, timing=timing)
 
-    def _shared(self, part: Part) -> str | None:
-        for op in part.layers:
-            for key in op.keys:
-                count = len(self.owners[key])
-                if count > 1:
-                    return f"{key} is used by {count} layers of this entry. Use it once"
-        return None
-
-    def _part(self, group: Group, places: Places) -> Part:
+    def _request(self, group: Group, places: Places) -> Request[ResolvedLayer]:
         """The items and their terms. An `input` is told where the whole has one, and where no layer
         in them tells how many axes there are.
         """
-        given, tree = self.request, group.part(places)
-        whole = group.is_whole and len(places) == len(group.items)
-        size = group.sizes[places[0]]
-        fixed = given.input_size is not None or infer_rank(tree) != len(self.size)
-        request = Request(
-            Region.of(tree),
-            given.into if whole else None,
-            given.border,
-            size if fixed else None,
-            given.drop if whole else (),
-        )
-        part = Part(request, whole)
-        into = self.name(part)
-        return part if into is None else Part(replace(request, into=into), whole)
-
-
-def cost_merged(one: Merged) -> Cost:
-    change = 0 if one.timing is None else one.timing.after - one.timing.before
-    return Cost(one.merge.weights_after, one.merge.macs_after, 1, 1, change)
-
-
-def has_effect(group: Group, places: Places) -> bool:
-    """Whether there is anything to merge beside identities."""
-    if isinstance(group.tree, Sum):
-        return True
-    items = [group.items[place] for place in places]
-    real = [one for one in items if isinstance(one, Chain | Sum) or not one.layer.is_identity]
-    return len(real) > 1 or any(isinstance(one, Sum) for one in real)
-
-
-def resolved(
-    request: Request[LayerOp], infos: Infos, size: Sequence[int] | None, place: str
-) -> Request[ResolvedLayer]:
-    """The request with its layers' tensors and geometry. Where no layer tells how many axes there
-    are, `size` does.
-
-    Raises PlanError unless each layer is sound and they could run one after the other.
-    """
-    told = tuple(size) if size is not None else None
-    region, _, problems = resolve(request.region, infos, request.input_size or told)
-    of_entry = drop_problems(request, infos)
-    if region is None or of_entry or not _runs(region):
-        reasons = [f"{place}: {problem.reason}" for problem in (*problems, *of_entry)]
-        raise PlanError(reasons or [f"{place}: these layers do not follow each other"])
-    return Request(region, request.into, request.border, request.input_size, request.drop)
-
-
-def _runs(region: Region[ResolvedLayer]) -> bool:
-    """Whether channels and axes fit, whatever becomes of strides."""
-    ranks = {len(op.geometry.axes) for op in region.layers}
-    return len(ranks) == 1 and _channels(region.expression) is not None
-
-
-def _channels(tree: Layers) -> tuple[int, int] | None:
-    """The channels that enter and leave; None where some do not fit."""
-    if not isinstance(tree, Chain | Sum):
-        return tree.geometry.in_channels, tree.geometry.out_channels
-    parts: tuple[Layers, ...] = children(tree)
-    ends = [_channels(part) for part in parts]
-    known = [one for one in ends if one is not None]
-    if len(known) < len(ends):
-        return None
-    if isinstance(tree, Sum):
-        return known[0] if len(set(known)) == 1 else None
-    fits = all(inner[1] == outer[0] for inner, outer in pairwise(known))
-    return (known[0][0], known[-1][1]) if fits else None
-
-
-def input_size(request: Request[ResolvedLayer], size: Sequence[int] | None, place: str) -> Size:
-    """The size of the image that enters: the one given, else the nominal one.
-
-    Raises PlanError for one that the layers do not take.
-    """
-    shapes = geometry_tree(request.region.expression)
-    given = size if request.input_size is None else request.input_size
-    rank = len(request.region.layers[0].geometry.axes)
-    try:
-        smallest = [smallest_size(shapes, axis) for axis in range(rank)]
-    except GeometryError as error:
-        raise PlanError([f"{place}: {error}"]) from error
-    if given is None:
-        return tuple(max(n, NOMINAL_SIZE) for n in smallest)
-    if len(given) != rank or any(n < s for n, s in zip(given, smallest, strict=True)):
-        raise PlanError(
-            [f"{place}: an input of {list(given)} is none for these layers, which take {smallest}"]
-        )
-    return tuple(given)
-
-
-def _grows(before: int, after: int) -> str:
-    return f"would grow from {before:,} to {after:,} weights ({after / before:.1f} times)"
-
-
-def _no_faster(before: int, after: int) -> str:
-    return (
-        f"takes {after / 1e6:.3g} ms where the layers apart take {before / 1e6:.3g} ms, which is "
-        "no faster beyond the noise"
-    )
+        given, region = self.request, Region.of(group.part(places))
+        told = given.input_size is None and infer_rank(region.layers) == len(self.size)
+        size = None if told else group.sizes[places[0]]
+        if len(region.layers) == len(self.weights):
+            return replace(given, region=region, input_size=size)
+        return Request(region, None, given.border, size)

@@ -4,7 +4,8 @@ Knows what is better and how to write it; what becomes of a manifest that cannot
 given is for the plan.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from convsqueeze.checkpoint import Checkpoint
@@ -16,17 +17,16 @@ from convsqueeze.manifest import (
     Entry,
     Manifest,
     Request,
-    contract,
     entry_of,
     expand,
     request_of,
     unbound,
 )
+from convsqueeze.manifest.contract import contract
 from convsqueeze.manifest.expand import Binding
-from convsqueeze.plan.model import Growth
+from convsqueeze.plan.model import Growth, Merge
 from convsqueeze.plan.partition import best_partition
-from convsqueeze.plan.parts import Cost, Latency, Merged, Minimize, Part, Partition
-from convsqueeze.plan.pricing import cost_merged
+from convsqueeze.plan.pricing import Cost, Latency, Minimize, Partition
 
 NOISE = 0.05
 """Share of the time of the layers apart by which a partition has to be faster than another."""
@@ -37,7 +37,6 @@ class Reviewed:
     """One entry without placeholders, at `place`, and its best partition."""
 
     place: str
-    index: int
     binding: Binding
     partition: Partition
 
@@ -45,24 +44,22 @@ class Reviewed:
     def given(self) -> Cost | None:
         """What the entry costs as it is given; None where it is not merged so."""
         whole = self.partition.given
-        return cost_merged(whole) if isinstance(whole, Merged) else None
+        return Cost.of(whole) if isinstance(whole, Merge) else None
 
     @property
     def is_better(self) -> bool:
         """Whether the partition is less than what is given, or all that there is."""
-        best, minimize = self.partition, self.partition.minimize
-        if self.given is None:
+        best, whole = self.partition, self.partition.given
+        if not isinstance(whole, Merge):
             return bool(best.merged) or not self.is_refused
-        noise = 0.0
-        if isinstance(best.given, Merged) and best.given.timing is not None:
-            noise = NOISE * best.given.timing.before
-        return best.after.under(minimize) < self.given.under(minimize) - noise
+        noise = 0.0 if whole.timing is None else NOISE * whole.timing.before
+        return best.after.under(best.minimize) < Cost.of(whole).under(best.minimize) - noise
 
     @property
     def is_refused(self) -> bool:
         """Whether the whole is no merge; one that only takes no less time is one."""
         whole = self.partition.given
-        return not isinstance(whole, Merged) and whole.cause != "time"
+        return not isinstance(whole, Merge) and whole.cause != "time"
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,6 @@ class Review:
     minimize: Minimize
     entries: tuple[Reviewed, ...]
     better: Document | None
-
-    @property
-    def improved(self) -> tuple[Reviewed, ...]:
-        return tuple(one for one in self.entries if one.is_better)
 
 
 def review(
@@ -95,60 +88,48 @@ def review(
 
     Policies as for `make_plan`, the rest as for `best_partition`.
     """
+    names = list(checkpoint.tensors)
     found: list[Reviewed] = []
     replaced: list[Entry] = []
     for index, entry in enumerate(manifest.document.pairs):
         own = []
-        for binding, bound in _expanded(entry, checkpoint):
-            suffix = " (" + ", ".join(f"{k}={v}" for k, v in binding) + ")" if binding else ""
-            place = manifest.where(index) + suffix
-            policy = border or bound.border or manifest.document.border
-            try:
-                partition = best_partition(
-                    request_of(bound),
-                    checkpoint.tensors,
-                    place=place,
-                    border=policy,
-                    growth=growth,
-                    minimize=minimize,
-                    latency=latency,
-                )
-            except PlanError:
-                continue
-            own.append(Reviewed(place, index, binding, partition))
+        with suppress(ManifestError):
+            for binding, bound in expand(entry, names).entries:
+                if unbound(bound):
+                    continue
+                place = manifest.where(index, binding=binding)
+                with suppress(PlanError):
+                    partition = best_partition(
+                        request_of(bound),
+                        checkpoint.tensors,
+                        place=place,
+                        border=border or bound.border or manifest.document.border,
+                        growth=growth,
+                        minimize=minimize,
+                        latency=latency,
+                    )
+                    own.append(Reviewed(place, binding, partition))
         found += own
-        replaced += _replaced(entry, own, list(checkpoint.tensors))
+        replaced += _replaced(entry, own, names)
     better = None
     if replaced and any(one.is_better for one in found):
         better = manifest.document.model_copy(update={"pairs": tuple(replaced)})
     return Review(minimize, tuple(found), better)
 
 
-def _expanded(entry: Entry, checkpoint: Checkpoint) -> Iterator[tuple[Binding, Entry]]:
-    try:
-        entries = expand(entry, list(checkpoint.tensors)).entries
-    except ManifestError:
-        return
-    for binding, bound in entries:
-        if not unbound(bound):
-            yield binding, bound
-
-
 def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> list[Entry]:
     """The entries in place of one: itself, its parts with its own placeholders, or the parts of all
     blocks, alike ones with new ones.
     """
-    if not own:
-        return []
     if not any(one.is_better for one in own):
         return [] if all(one.is_refused for one in own) else [entry]
     parts = [one.partition.entries for one in own]
-    template = request_of(entry)
-    templates = [_at(template, merged.part) for merged in own[0].partition.merged]
+    template, first = request_of(entry), own[0].partition
+    templates = [_at(template, merge, whole=first.is_given) for merge in first.merged]
     if all(_stands_for(t, n, own, names) for n, t in enumerate(templates)) and (
         len({len(p) for p in parts}) == 1
     ):
-        return list(templates)
+        return templates
     written_out = [part for entries in parts for part in entries]
     return [one.entry for one in contract(written_out, names)]
 
@@ -163,11 +144,10 @@ def _stands_for(
     return list(expand(template, names).entries) == wanted
 
 
-def _at(template: Request[LayerOp], part: Part) -> Entry:
+def _at(template: Request[LayerOp], merge: Merge, *, whole: bool) -> Entry:
     """The same part of an entry with placeholders: operations are named after their keys in it."""
     own = {op.name: op for op in template.region.layers}
-    one = template if part.whole else part.request
-    region = part.request.region.with_layers(own)
-    return entry_of(
-        Request(region, one.into, part.request.border, part.request.input_size, one.drop)
-    )
+    given = merge.request
+    terms = template if whole else given
+    region = given.region.with_layers(own)
+    return entry_of(Request(region, terms.into, given.border, given.input_size, terms.drop))

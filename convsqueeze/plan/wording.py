@@ -1,6 +1,7 @@
 """How a plan speaks of layers and borders: sentences for refusals, notes and tables."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from convsqueeze.algebra.border.mismatches import Mismatch
 from convsqueeze.algebra.geometry import Geometry
@@ -23,19 +24,19 @@ def kernel(geometry: Geometry) -> str:
 
 def rows_told(mismatches: Sequence[Mismatch], rank: int) -> str:
     """`1 output row on every side`, or side by side; sides that only some sizes spoil come last."""
-    always = [leak for leak in mismatches if not leak.depends_on_size]
-    sometimes = [leak for leak in mismatches if leak.depends_on_size]
-    if len(always) == 2 * rank and len({leak.rows for leak in always}) == 1:
+    always = [one for one in mismatches if not one.depends_on_size]
+    sometimes = [one for one in mismatches if one.depends_on_size]
+    if len(always) == 2 * rank and len({one.rows for one in always}) == 1:
         return f"{_lines(always[0].rows, 'output row')} on every side"
-    told = [", ".join(_side(leak, rank) for leak in part) for part in (always, sometimes) if part]
+    told = [", ".join(_side(one, rank) for one in part) for part in (always, sometimes) if part]
     if sometimes:
         told[-1] = f"for some input sizes {told[-1]}"
     return " and ".join(told)
 
 
-def _side(leak: Mismatch, rank: int) -> str:
-    side = _SIDES[rank][leak.axis][0 if leak.side == "low" else 1]
-    return f"{_lines(leak.rows, _LINES[rank][leak.axis])} at the {side}"
+def _side(one: Mismatch, rank: int) -> str:
+    side = _SIDES[rank][one.axis][0 if one.side == "low" else 1]
+    return f"{_lines(one.rows, _LINES[rank][one.axis])} at the {side}"
 
 
 def _lines(count: int, what: str) -> str:
@@ -50,13 +51,9 @@ def part_name(leaf: ResolvedLayer, prefix: str) -> str:
 
 def common_stem(names: Sequence[str]) -> str:
     """The dotted components that all names begin with, final dot included."""
-    split = [name.split(".") for name in names]
-    shared = []
-    for parts in zip(*split, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "".join(f"{part}." for part in shared[: min(map(len, split)) - 1])
+    stems = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*stems, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared)
 
 
 def border_refusal(merge: Merge) -> str:
@@ -88,6 +85,10 @@ FORMS: dict[FormName, str] = {
 """What forms are called."""
 
 
+def grows(before: int, after: int) -> str:
+    return f"would grow from {before:,} to {after:,} weights ({after / before:.1f} times)"
+
+
 def speed_note(merge: Merge) -> str | None:
     """Says where a merge saves no time; None where it does, or makes no difference to tell."""
     if merge.pays:
@@ -99,34 +100,23 @@ def speed_note(merge: Merge) -> str | None:
     )
 
 
-def _reason(leak: Mismatch, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
-    padding = f"{names(outer)} pads what it reads"
-    if leak.cause == "bias":
+def _reason(one: Mismatch, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:
+    padding = f"{' + '.join(leaf.label for leaf in leaves(outer))} pads what it reads"
+    if one.cause == "bias":
         return f"{padding}, but {described(inner)} is not zero outside the image"
-    if leak.cause == "window":
+    if one.cause == "window":
         return f"{padding}, but {described(inner)} sees the image from outside it"
-    modes = sorted(
-        {
-            axis.padding_mode
-            for leaf in (*leaves(inner), *leaves(outer))
-            for axis in leaf.geometry.axes
-        }
-        - {"zeros"}
-    )
-    return f"{padding}, but {' and '.join(modes)} padding does not pass {described(inner)}"
+    axes = (axis for leaf in (*leaves(inner), *leaves(outer)) for axis in leaf.geometry.axes)
+    modes = " and ".join(sorted({axis.padding_mode for axis in axes} - {"zeros"}))
+    return f"{padding}, but {modes} padding does not pass {described(inner)}"
 
 
 def described(tree: Tree[ResolvedLayer]) -> str:
     """`body.0 (3x3, bias)`."""
-    facts = []
-    for leaf in leaves(tree):
-        bias = ", bias" if leaf.geometry.bias else ""
-        facts.append(f"{leaf.label} ({kernel(leaf.geometry)}{bias})")
-    return " then ".join(facts)
-
-
-def names(tree: Tree[ResolvedLayer]) -> str:
-    return " + ".join(leaf.label for leaf in leaves(tree))
+    return " then ".join(
+        f"{leaf.label} ({kernel(leaf.geometry)}{', bias' if leaf.geometry.bias else ''})"
+        for leaf in leaves(tree)
+    )
 
 
 def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLayer]:
@@ -141,10 +131,8 @@ def _before(tree: Tree[ResolvedLayer], link: Sequence[int]) -> Tree[ResolvedLaye
 
 def _size_hint(mismatches: Sequence[Mismatch]) -> str:
     """Sizes past every kernel that are exact on all sides, if there are any."""
-    exact = set.intersection(*(set(leak.exact_sizes) for leak in mismatches))
-    sizes = mismatches[0].sizes
-    large = [size for size in sorted(exact) if size > sizes[len(sizes) // 2]]
-    if not large:
-        return ""
-    shown = ", ".join(map(str, large[:3]))
-    return f" (sizes such as {shown} are exact: give input: if only such a size matters)"
+    exact = set.intersection(*(set(one.exact_sizes) for one in mismatches))
+    middle = mismatches[0].sizes[len(mismatches[0].sizes) // 2]
+    large = ", ".join(map(str, [size for size in sorted(exact) if size > middle][:3]))
+    hint = f" (sizes such as {large} are exact: give input: if only such a size matters)"
+    return hint if large else ""

@@ -6,12 +6,11 @@ from functools import cached_property
 from math import prod
 
 from convsqueeze.checkpoint import TensorInfo
-from convsqueeze.errors import PlanError
+from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.graph import (
     Graph,
     LayerOp,
     OpaqueOp,
-    Placement,
     Reason,
     ReasonKind,
     Region,
@@ -26,20 +25,13 @@ from convsqueeze.manifest import (
     Document,
     Request,
     SumEntry,
-    contract,
     entry_of,
 )
-from convsqueeze.plan import (
-    Growth,
-    Merged,
-    Minimize,
-    Part,
-    Partition,
-    ResolvedLayer,
-    best_partition,
-)
-from convsqueeze.plan.candidates import dropped_keys
-from convsqueeze.plan.parts import Latency
+from convsqueeze.manifest.contract import contract
+from convsqueeze.plan import Growth, Merge, ResolvedLayer
+from convsqueeze.plan.parameters import dropped_keys
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.pricing import Latency, Minimize, Partition
 from convsqueeze.scan.placing import Placing
 
 Infos = Mapping[str, TensorInfo]
@@ -66,7 +58,7 @@ class ScannedEntry:
     """An entry of the manifest and the merges that it stands for, in the order of its expansion."""
 
     entry: ChainEntry | SumEntry
-    merged: tuple[Merged, ...]
+    merged: tuple[Merge, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ class Scan:
         return Document(version=1, pairs=tuple(one.entry for one in self.entries), **given)
 
     @property
-    def merged(self) -> tuple[Merged, ...]:
+    def merged(self) -> tuple[Merge, ...]:
         """Every merge, in the order of the entries."""
         return tuple(merged for one in self.entries for merged in one.merged)
 
@@ -117,14 +109,14 @@ def scan(
     scanned = tuple(Scanned(region, search.partition(region)) for region in regions)
     partitions = [one.partition for one in scanned if one.partition is not None]
     chosen = [search.placed(one) for partition in partitions for one in partition.merged]
-    chosen.sort(key=lambda pair: _saved(pair[0], minimize), reverse=True)
-    entries = contract([entry for _, entry in chosen], list(infos))
+    chosen.sort(key=lambda merge: _saved(merge, minimize), reverse=True)
+    entries = contract([entry_of(merge.request) for merge in chosen], list(infos))
     left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.unsound)
     notes = [*graph.notes, *(note for partition in partitions for note in partition.notes)]
     return Scan(
         scanned=scanned,
         entries=tuple(
-            ScannedEntry(one.entry, tuple(chosen[place][0] for place in one.members))
+            ScannedEntry(one.entry, tuple(chosen[place] for place in one.members))
             for one in entries
         ),
         left=tuple(dict.fromkeys(left)),
@@ -134,11 +126,10 @@ def scan(
     )
 
 
-def _saved(merged: Merged, minimize: Minimize) -> int:
+def _saved(merge: Merge, minimize: Minimize) -> int:
     """What a merge saves of what is minimised."""
-    if minimize == "latency" and merged.timing is not None:
-        return merged.timing.before - merged.timing.after
-    merge = merged.merge
+    if minimize == "latency" and merge.timing is not None:
+        return merge.timing.before - merge.timing.after
     if minimize == "macs":
         return merge.macs_before - merge.macs_after
     return merge.weights_before - merge.weights_after
@@ -164,6 +155,14 @@ class _Search:
             return None
         region = self._placing.named(region)
         labels = tuple(op.label for op in region.layers)
+
+        def name(part: Request[ResolvedLayer]) -> str:
+            tree = part.region.expression
+            found = self._placing.of(tree)
+            if found is None:
+                raise GeometryError(self._placing.left_in_code(tree))
+            return found.into
+
         try:
             return best_partition(
                 Request(region),
@@ -174,22 +173,12 @@ class _Search:
                 growth=self.growth,
                 minimize=self.minimize,
                 latency=self.latency,
-                allowed=self._against,
-                name=lambda part: place.into if (place := self._place(part)) else None,
+                name=name,
             )
         except PlanError as error:
             reason = Reason("not one convolution", error.problems[0])
             self.unsound.append(LeftAlone(labels, reason))
             return None
-
-    def _place(self, part: Part) -> Placement[ResolvedLayer] | None:
-        return self._placing.of(part.request.region.expression)
-
-    def _against(self, part: Part) -> str | None:
-        """Why a part may not be merged, if it has no place."""
-        if self._place(part):
-            return None
-        return self._placing.left_in_code(part.request.region.expression)
 
     def _size(self, region: Region[LayerOp]) -> Shape | None:
         """The sizes of the region's input behind the channels."""
@@ -199,25 +188,27 @@ class _Search:
             return None
         return tuple(shape[len(shape) - rank :])
 
-    def placed(self, merged: Merged) -> tuple[Merged, ChainEntry | SumEntry]:
-        """A merge with its place in the model, and as an entry. What else goes with the modules
-        that it replaces is dropped with it.
+    def placed(self, merge: Merge) -> Merge:
+        """A merge with its place in the model. What else goes with the modules that it replaces is
+        dropped with it.
         """
-        request, merge = merged.part.request, merged.merge
-        place = self._place(merged.part)
-        modules = (merge.into, *(one.name for one in place.replaced)) if place else ()
+        place = self._placing.of(merge.tree)
+        if place is None:
+            return merge
+        modules = (place.into, *(one.name for one in place.replaced))
         unread = tuple(dict.fromkeys(self._unread(modules)))
+        drop = tuple(dict.fromkeys((*merge.request.drop, *unread)))
         keys = dict.fromkeys(key for name in unread for key in dropped_keys(name, self.infos))
         more = [key for key in keys if key not in merge.consumed]
         weights = sum(prod(self.infos[key].shape) for key in more)
-        merge = replace(
+        return replace(
             merge,
+            into=place.into,
+            request=replace(merge.request, into=place.into, drop=drop),
             placement=place,
             consumed=(*merge.consumed, *more),
             weights_before=merge.weights_before + weights,
         )
-        drop = tuple(dict.fromkeys((*request.drop, *unread)))
-        return replace(merged, merge=merge), entry_of(replace(request, drop=drop))
 
     def _unread(self, modules: tuple[str, ...]) -> Iterator[str]:
         """Layers inside replaced modules whose tensors nothing reads."""
@@ -248,17 +239,17 @@ def _apart(scanned: tuple[Scanned, ...]) -> Iterator[LeftAlone]:
     """Layers inside a region that stay apart."""
     for one in scanned:
         for rejected in one.partition.kept_apart if one.partition else ():
-            part, reason = rejected.part, Reason(REASONS[rejected.cause], rejected.reason)
-            if sum(op.has_tensors for op in part.layers) > 1:
+            part, reason = rejected.request, Reason(REASONS[rejected.cause], rejected.reason)
+            if sum(op.has_tensors for op in part.region.layers) > 1:
                 yield LeftAlone(part.labels, reason)
             elif rejected.cause == "veto" and (around := _around(one.region, part)):
                 yield LeftAlone(around, reason)
 
 
-def _around(region: Region[LayerOp], part: Part) -> tuple[str, str] | None:
+def _around(region: Region[LayerOp], part: Request[ResolvedLayer]) -> tuple[str, str] | None:
     """The nearest layers with tensors on both sides of what in a part has none."""
     layers = region.layers
-    bare = {op.name for op in part.layers if not op.has_tensors}
+    bare = {op.name for op in part.region.layers if not op.has_tensors}
     place = next((place for place, op in enumerate(layers) if op.name in bare), None)
     if place is None:
         return None

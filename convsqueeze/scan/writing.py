@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from convsqueeze.errors import printable
 from convsqueeze.graph import ReasonKind
 from convsqueeze.manifest import manifest_yaml
-from convsqueeze.plan import Merged
+from convsqueeze.plan import Merge
 from convsqueeze.scan.scanning import LeftAlone, Scan
 
 HEADINGS: dict[ReasonKind, str] = {
@@ -39,7 +39,7 @@ def scan_yaml(found: Scan, source: str) -> str:
     return manifest_yaml(found.document, head=head, comments=told) + left
 
 
-def entry_told(merged: Sequence[Merged]) -> str:
+def entry_told(merged: Sequence[Merge]) -> str:
     """What the merges of an entry save: `5 times 40,976 -> 2,320 weights, 167,772,160 -> 9,437,184
     multiplications at 64x64`, and in the next line the same for all of them together.
     """
@@ -52,9 +52,8 @@ def entry_told(merged: Sequence[Merged]) -> str:
     return f"{len(merged)} times {alone[0]}\n{together}"
 
 
-def _saving_told(merged: Sequence[Merged]) -> str:
+def _saving_told(merges: Sequence[Merge]) -> str:
     """`106,496 -> 6,400 weights, 6,815,744 -> 409,600 multiplications at 8x8`, in sum."""
-    merges = [one.merge for one in merged]
     weights, macs = (
         f"{sum(getattr(one, f'{name}_before') for one in merges):,} -> "
         f"{sum(getattr(one, f'{name}_after') for one in merges):,}"
@@ -63,7 +62,7 @@ def _saving_told(merged: Sequence[Merged]) -> str:
     sizes = dict.fromkeys("x".join(map(str, one.size)) for one in merges if one.size)
     at = f" at {', '.join(sizes)}" if sizes else ""
     told = f"{weights} weights, {macs} multiplications{at}"
-    timings = [one.timing for one in merged if one.timing is not None]
+    timings = [one.timing for one in merges if one.timing is not None]
     if timings:
         before, after = sum(t.before for t in timings), sum(t.after for t in timings)
         told += f", {before / 1e6:.3g} -> {after / 1e6:.3g} ms"

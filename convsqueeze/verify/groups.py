@@ -45,9 +45,10 @@ class Groups:
     def part(self) -> Merge:
         """The merge of these groups alone; its tensors are those of `load`."""
         layers = {leaf.name: self._fewer(leaf) for leaf in self.merge.layers}
-        region = cast("Region[ResolvedLayer]", self.merge.region.with_layers(layers))
+        region = cast("Region[ResolvedLayer]", self.merge.request.region.with_layers(layers))
         geometry = self._fewer_channels(self.merge.geometry)
-        return replace(self.merge, region=region, geometry=geometry)
+        request = replace(self.merge.request, region=region)
+        return replace(self.merge, request=request, geometry=geometry)
 
     def load(self, load: Load) -> Load:
         return lambda name: self._own(load(name))

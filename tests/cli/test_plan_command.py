@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data, manifest_yaml, parse_manifest
-from convsqueeze.plan import review
+from convsqueeze.plan.review import review
 from tests.command_line import BLOCKS, SESR, SESR_PAIRS, run_here
 
 pytestmark = pytest.mark.quick

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.latency import measuring, timing
-from convsqueeze.latency.unmerged import as_onnx, in_torch, random_layers
+from convsqueeze.latency.unmerged import as_onnx, in_torch, random_values
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import Merge, Timing, make_plan
 from tests.command_line import run_here
@@ -96,10 +96,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_timed_are_the_layers(name: str) -> None:
     """Torch and onnxruntime give the same, of the shape that the merged layer gives."""
     merge = MERGES[name]()
-    layers = random_layers(merge, torch.float32)
+    values = random_values(merge, torch.float32)
     x = torch.randn(1, merge.geometry.in_channels, *merge.size)
-    y = in_torch(layers)(x)
-    model = as_onnx(layers, merge).SerializeToString()
+    y = in_torch(merge, values)(x)
+    model = as_onnx(merge, values).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (other,) = session.run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(other), y, rtol=1e-4, atol=1e-3)

@@ -9,14 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convsqueeze.manifest import (
-    Contracted,
     Entry,
-    contract,
-    document_data,
+    data_of,
     expand,
     manifest_from_data,
 )
-from convsqueeze.manifest.contract import PLACEHOLDERS
+from convsqueeze.manifest.contract import PLACEHOLDERS, Contracted, contract
 
 pytestmark = pytest.mark.quick
 
@@ -63,7 +61,7 @@ def contracted(data: Sequence[Data], names: Sequence[str]) -> list[Data]:
     assert_exact(found, entries, names)
     pairs = tuple(one.entry for one in found)
     document = manifest_from_data({"version": 1, "pairs": [data[0]]}).document
-    return document_data(document.model_copy(update={"pairs": pairs}))["pairs"]
+    return data_of(document.model_copy(update={"pairs": pairs}))["pairs"]
 
 
 def assert_exact(

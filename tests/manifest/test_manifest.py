@@ -410,7 +410,12 @@ def test_expansion_is_every_binding_under_which_all_layers_exist(
         templated = ["{" in first, "{" in second]
         if all(h for h, t in zip(holds, templated, strict=True) if t):
             wanted.add(tuple(bound))
-    result = expanded({"first": {"name": first}, "second": {"name": second}}, names)
+    data = {"first": {"name": first}, "second": {"name": second}}
+    if not wanted:
+        with pytest.raises(ManifestError, match="match"):
+            expanded(data, names)
+        return
+    result = expanded(data, names)
     found = [(entry.first.name, entry.second.name) for _, entry in result.entries]
     assert set(found) == wanted
     assert len(found) == len(set(found))

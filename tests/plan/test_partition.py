@@ -16,25 +16,25 @@ import torch
 
 from convsqueeze.algebra.tree import Sum
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.errors import PlanError
+from convsqueeze.errors import GeometryError, PlanError
 from convsqueeze.graph import LayerOp, Region
-from convsqueeze.manifest import Entry, entry_of, manifest_from_data, request_of
+from convsqueeze.manifest import Entry, Request, entry_of, manifest_from_data, request_of
 from convsqueeze.plan import (
     Merge,
-    Part,
-    Partition,
     Timing,
-    best_partition,
     make_plan,
     partition,
     pricing,
 )
+from convsqueeze.plan.partition import best_partition
+from convsqueeze.plan.pricing import Partition
 
 from .brute_force import Everything, Numbers
 from .chains import Drawn, Item, Size, Source, written
 
 pytestmark = pytest.mark.stress
 
+Asked = Request[Any]
 BORDERS = ("exact", "corrected", "interior")
 CHAINS, BATCH = 520, 40
 
@@ -129,7 +129,7 @@ def test_branches_are_grouped_as_well_as_by_brute_force(first: int) -> None:
         kind = "sum" if "sum" in data else "chain"
         best = everything.branches if kind == "sum" else everything.chain
         assert numbers(found) == best(data[kind], size), seed
-        groups.update(branches(one.part.request.region) for one in found.merged)
+        groups.update(branches(one.request.region) for one in found.merged)
     assert len(groups) > 1
 
 
@@ -210,7 +210,8 @@ def test_a_search_that_takes_the_first_that_fits_is_seen(monkeypatch: pytest.Mon
 
 
 def test_a_size_that_is_not_passed_on_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "_size_behind", lambda tree, size: size)
+    known = pricing.macs_and_size
+    monkeypatch.setattr(pricing, "macs_and_size", lambda tree, size: (known(tree, size)[0], size))
     assert disagrees(range(40), drawn_chain)
 
 
@@ -238,11 +239,11 @@ def best(data: Item, stored: dict[str, torch.Tensor], **options: Any) -> Partiti
 
 
 def parts(found: Partition) -> list[tuple[str, ...]]:
-    return [one.part.labels for one in found.merged]
+    return [one.request.labels for one in found.merged]
 
 
 def reason(found: Partition, *labels: str) -> tuple[str, str]:
-    (one,) = (one for one in found.kept_apart if one.part.labels == labels)
+    (one,) = (one for one in found.kept_apart if one.request.labels == labels)
     return one.cause, one.reason
 
 
@@ -304,26 +305,27 @@ def test_a_tensor_that_two_layers_share_is_left_alone() -> None:
 
 
 def test_a_veto_is_heard_before_planning_and_another_run_taken() -> None:
-    seen: list[Part] = []
+    seen: list[Asked] = []
 
-    def allowed(part: Part) -> str | None:
+    def named(part: Asked) -> None:
         seen.append(part)
-        return "no module holds them" if "b" in part.labels and "a" in part.labels else None
+        if "b" in part.labels and "a" in part.labels:
+            raise GeometryError("no module holds them")
 
     data = {"chain": [{"name": "a"}, {"name": "b"}, {"name": "c"}], "into": "all"}
     stored = tensors(("a", (8, 8, 1, 1)), ("b", (8, 8, 1, 1)), ("c", (8, 8, 1, 1)))
-    found = best(data, stored, allowed=allowed)
+    found = best(data, stored, name=named)
     assert parts(found) == [("b", "c")]
     assert reason(found, "a", "b", "c") == ("veto", "no module holds them")
-    assert {part.request.into for part in seen if part.whole} == {"all"}
+    assert {part.into for part in seen if len(part.labels) == 3} == {"all"}
     assert found.entries[0].into is None
 
 
 def test_a_part_gets_the_name_that_the_caller_has_for_it() -> None:
     found = best(CHAIN, WIDE, name=lambda part: f"block.{part.labels[0]}")
-    assert [one.merge.into for one in found.merged] == ["block.a"]
+    assert [one.into for one in found.merged] == ["block.a"]
     assert found.entries[0].into == "block.a"
-    assert best({**CHAIN, "into": "all"}, WIDE).merged[0].merge.into == "all"
+    assert best({**CHAIN, "into": "all"}, WIDE).merged[0].into == "all"
 
 
 @pytest.mark.parametrize("item", [{"type": "identity"}, {"type": "pad", "padding": 0}])
@@ -353,7 +355,7 @@ def test_time_decides_where_it_is_asked_for() -> None:
 
     found = best(CHAIN, WIDE, minimize="latency", latency=latency)
     assert len(parts(found)[0]) == 2
-    assert found.timing == Timing(1_000_000, 500_000, True)
+    assert found.merged[0].timing == Timing(1_000_000, 500_000, True)
     cause, told = reason(found, "a", "b", "c")
     assert (cause, told) == (
         "time",
@@ -374,14 +376,15 @@ def test_a_stale_copy_is_dropped_with_the_first_part() -> None:
     stored = tensors(
         *(("a", (8, 2, 1, 1)), ("b", (2, 8, 1, 1)), ("c", (30, 2, 3, 3)), ("old", (9, 9)))
     )
-    found = best({**CHAIN, "drop": ["old"]}, stored, allowed=not_all)
+    found = best({**CHAIN, "drop": ["old"]}, stored, name=not_all)
     assert found.entries[0].drop == ("old",)
-    assert "old.weight" in found.merged[0].merge.consumed
+    assert "old.weight" in found.merged[0].consumed
     assert (found.before.weights, found.after.weights) == (572 + 81, 544)
 
 
-def not_all(part: Part) -> str | None:
-    return "not all" if part.whole else None
+def not_all(part: Asked) -> None:
+    if len(part.labels) == 3:
+        raise GeometryError("not all")
 
 
 @pytest.mark.parametrize(
@@ -390,7 +393,7 @@ def not_all(part: Part) -> str | None:
         ({"chain": [{"name": "a"}, {"name": "x"}]}, "x.weight is not in the checkpoint"),
         ({"chain": [{"name": "a"}, {"name": "c"}]}, "8 channels leave the first layer"),
         ({"chain": [{"name": "a"}, {"name": "b"}], "drop": ["x"]}, "neither a layer nor a tensor"),
-        ({"chain": [{"name": "a"}, {"name": "b"}], "input": [4]}, "an input of"),
+        ({"chain": [{"name": "a"}, {"name": "b"}], "input": [4]}, "input has 1 numbers for 2 axes"),
         ({"sum": [{"name": "a"}, {"name": "b"}]}, "have no sum"),
     ],
 )
@@ -405,7 +408,7 @@ def test_the_size_tells_the_axes_where_no_layer_does() -> None:
     assert best(linear, stored).size == ()
     found = best(linear, stored, size=(4, 5))
     assert (found.before.macs, found.entries[0].input) == (32 * 20, (4, 5))
-    assert found.merged[0].merge.geometry.kernel_size == (1, 1)
+    assert found.merged[0].geometry.kernel_size == (1, 1)
 
 
 def flat(entry: Entry) -> Entry:

@@ -51,7 +51,7 @@ def merged_layers(scan: Scan) -> list[tuple[str, ...]]:
     """The names of the layers of every merge, those that have any, sorted."""
     found = []
     for merged in scan.merged:
-        found.append(tuple(leaf.layer.label for leaf in merged.merge.layers))
+        found.append(tuple(leaf.layer.label for leaf in merged.layers))
     return sorted(found)
 
 

@@ -129,7 +129,7 @@ def test_what_pays_is_merged_and_nothing_grows(block: Block) -> None:
     model, images = network(block)
     scan = scanned(model, *images[0])
     assert len(scan.merged) == MERGED_PLAINLY.get(block.name, 0)
-    assert all(one.merge.weights_after <= one.merge.weights_before for one in scan.merged)
+    assert all(one.weights_after <= one.weights_before for one in scan.merged)
     if block.name not in MERGED_PLAINLY:
         kinds = {kind for _, kind, _ in reasons(scan)}
         assert kinds & {"border", "no gain", "growth"}

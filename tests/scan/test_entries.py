@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from convsqueeze import merge_state_dict
 from convsqueeze.checkpoint import from_state_dict
-from convsqueeze.manifest import Contracted, Entry, Manifest, expand, parse_manifest
+from convsqueeze.manifest import Entry, Manifest, expand, parse_manifest
+from convsqueeze.manifest.contract import Contracted
 from convsqueeze.plan import Merge, Timing, make_plan
 from convsqueeze.scan import Scan, scanning
 from convsqueeze.scan.writing import scan_yaml
@@ -111,7 +112,7 @@ def test_what_is_written_stands_for_the_entries_that_it_replaces(block: Block) -
     expanded = [e for one in manifest.document.pairs for _, e in expand(one, names).entries]
     entries = [one.entry for one in wanted.entries]
     assert sorted(expanded, key=str) == sorted(entries, key=str)
-    assert [entry.into for entry in expanded] == [one.merge.into for one in found.merged]
+    assert [entry.into for entry in expanded] == [one.into for one in found.merged]
     plans = [
         make_plan(m, from_state_dict(model.state_dict()), growth="allow")
         for m in (manifest, read_again(wanted))

@@ -147,7 +147,7 @@ def test_without_its_size_the_value_would_be_merged_away(monkeypatch: pytest.Mon
     torch.manual_seed(0)
     model, x = nn.Sequential(SizeAsked(), Two()).eval(), torch.randn(2, 3, 8, 8)
     _, report = convsqueeze.squeeze(model, x)
-    assert [one.merge.into for entry in report.scan.entries for one in entry.merged] == ["1"]
+    assert [one.into for entry in report.scan.entries for one in entry.merged] == ["1"]
     (told,) = (one for one in report.left if one.layers == ("0.one", "0.two"))
     assert (told.reason.kind, told.reason.text) == (
         "read elsewhere",

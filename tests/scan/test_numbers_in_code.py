@@ -118,7 +118,7 @@ def by_fx(monkeypatch: pytest.MonkeyPatch) -> None:
 def scales_of(scan: Scan) -> Scales:
     """Of the only merge, between its two convolutions."""
     (merged,) = scan.merged
-    _, *between, _ = (leaf.layer for leaf in merged.merge.layers)
+    _, *between, _ = (leaf.layer for leaf in merged.layers)
     assert all(isinstance(layer, ScaleLayer) for layer in between)
     return [(layer.factor, layer.shift) for layer in between]
 
@@ -237,10 +237,10 @@ def test_a_number_is_added_to_the_border_too() -> None:
     model[0].a = nn.Conv1d(2, 6, 1, bias=False).double()
     assert scanned(model, X).entries == ()
     (merged,) = scanned(model, X, border="corrected").merged
-    assert merged.merge.form.name == "bias"
+    assert merged.form.name == "bias"
     model[0].code = lambda of, y: y * 0.5
     (merged,) = scanned(model, X).merged
-    assert merged.merge.border == "exact"
+    assert merged.border == "exact"
 
 
 class Normalised(nn.Module):
@@ -307,4 +307,4 @@ def test_a_number_grows_a_layer_by_its_bias() -> None:
     assert scanned(model, X).entries == ()
     with_bias = made(lambda: nn.Sequential(Shifted(2, 6, 3), nn.ReLU())).double()
     (merged,) = scanned(with_bias, X).merged
-    assert (merged.merge.weights_before, merged.merge.weights_after) == (42 + 2, 42)
+    assert (merged.weights_before, merged.weights_after) == (42 + 2, 42)

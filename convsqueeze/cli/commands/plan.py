@@ -19,7 +19,7 @@ def plan(
     with importing():
         from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
-        from convsqueeze.pipeline import review_file
+        from convsqueeze.pipeline.reviewing import review_file
 
         latency = None
         if minimize == "latency":
