@@ -258,18 +258,21 @@ def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> T
     Both (batch, channels, *size).
     """
     for kernel in found:
-        value = kernel.bias if kernel.weight is None else _rows_of(x, kernel, groups)
+        value = kernel.bias
+        if kernel.weight is not None:
+            value = _rows_of(x, kernel.plan, kernel.weight, kernel.bias, groups)
         if value is not None:
             _add(y, value, kernel.plan)
     return y
 
 
-def _rows_of(x: Tensor, kernel: Kernel, groups: int) -> Tensor:
+def _rows_of(
+    x: Tensor, plan: KernelPlan, weight: Tensor, bias: Tensor | None, groups: int
+) -> Tensor:
     """The slab through its kernel: (batch, out_channels, *rows or output size)."""
-    plan = kernel.plan
     for axis, strip in zip(plan.subset, plan.strips, strict=True):
         x = slab(x, 2 + axis, strip.columns)
-    found = apply_operator(x, kernel.weight, kernel.bias, plan.axes, groups)
+    found = apply_operator(x, weight, bias, plan.axes, groups)
     if prod(plan.rows) == 1:
         return found
     outer = [axis for axis in range(len(plan.axes)) if axis not in plan.subset]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import GeometryTree
-from convsqueeze.algebra.tree import Chain, Sum, Tree, paths
+from convsqueeze.algebra.tree import paths
 from convsqueeze.errors import GeometryError
 
 NOTHING = -1
@@ -24,15 +24,10 @@ LARGEST_TABLE = 1 << 22
 
 @dataclass(frozen=True)
 class Link:
-    """One axis of one layer, and whether the layer adds a bias.
-
-    `place` is where it stands in its tree: the last step on the way to it that has a layer in
-    front, `()` for a layer that takes the input.
-    """
+    """One axis of one layer, and whether the layer adds a bias."""
 
     axis: Axis
     bias: bool
-    place: tuple[int, ...] = ()
 
 
 Path = tuple[Link, ...]
@@ -41,33 +36,9 @@ Path = tuple[Link, ...]
 def axis_paths(tree: GeometryTree, axis: int) -> tuple[Path, ...]:
     """The chains of single layers whose sum is the tree, on one axis."""
     return tuple(
-        tuple(
-            Link(layer.axes[axis], layer.bias and counts, place) for (layer, place), counts in path
-        )
-        for path in paths(_with_places(tree, (), ()))
+        tuple(Link(layer.axes[axis], layer.bias and counts) for layer, counts in path)
+        for path in paths(tree)
     )
-
-
-def _with_places(
-    tree: GeometryTree, here: tuple[int, ...], place: tuple[int, ...]
-) -> Tree[tuple[Geometry, tuple[int, ...]]]:
-    """The same tree with the `Link.place` of each layer; `here` is where the tree itself stands."""
-    if isinstance(tree, Chain):
-        steps = [(*here, index) for index in range(len(tree.links))]
-        return Chain(
-            tuple(
-                _with_places(link, step, step if step[-1] else place)
-                for link, step in zip(tree.links, steps, strict=True)
-            )
-        )
-    if isinstance(tree, Sum):
-        return Sum(
-            tuple(
-                _with_places(branch, (*here, index), place)
-                for index, branch in enumerate(tree.branches)
-            )
-        )
-    return tree, place
 
 
 def sources(path: Path, size: int) -> Tensor:
