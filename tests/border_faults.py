@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from fault_tables import filled_at, index_of
-from squeezed_files import Parts
 from torch import Tensor
+
+from tests.fault_tables import filled_at, index_of
+from tests.squeezed_files import Parts
 
 Change = Callable[[Tensor], Tensor | None]
 Recipe = dict[str, Any]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import border_checkpoint
-import mixed_checkpoint
-import test_large_layers as large
 import torch
-from command_line import BLOCKS, SESR, SESR_PAIRS
 from torch import Tensor
+
+import tests.verify.test_large_layers as large
+from tests import border_checkpoint, mixed_checkpoint
+from tests.command_line import BLOCKS, SESR, SESR_PAIRS
 
 Tensors = dict[str, Tensor]
 Drawn = tuple[dict[str, Any], dict[str, tuple[int, ...]]]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from squeezed_files import Parts
 from torch import Tensor
+
+from tests.squeezed_files import Parts
 
 # Places of a weight.
 

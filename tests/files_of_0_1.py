@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from squeezed_files import RECIPE_KEY
 from torch import Tensor, nn
+
+from tests.squeezed_files import RECIPE_KEY
 
 FIXTURES = Path(__file__).parent / "fixtures" / "squeezed_by_0_1"
 INDEX_SUFFIX = ".index.json"

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command_line import Outcome, run_here
 from safetensors.torch import save_file
-from squeezed_files import Parts, put_together, taken_apart
 from torch import Tensor
+
+from tests.command_line import Outcome, run_here
+from tests.squeezed_files import Parts, put_together, taken_apart
 
 DTYPES = {
     "float64": torch.float64,

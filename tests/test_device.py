@@ -6,26 +6,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import border_checkpoint
-import mixed_checkpoint
 import pytest
 import torch
-from command_line import BLOCKS, SESR, SESR_PAIRS, run_here
-from device_cases import FILES, LARGE, SMALL, Tensors, large_case, small
-from fault_tables import index_of
-from mixed_checkpoint import MERGED
-from planted import DTYPES, NARROW, saved
-from pretended_cuda import (
-    CUDA,
-    FORGOTTEN,
-    MULTIPLIES,
-    SITES,
-    MixedDevices,
-    OnCuda,
-    moved,
-    pretended_cuda,
-)
-from squeezed_files import moved_by_ulps, put_together, taken_apart
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -37,6 +19,23 @@ from convsqueeze.errors import DeviceError, VerificationError
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.pipeline import verify_files
 from convsqueeze.verify import Settings, comparison
+from tests import border_checkpoint, mixed_checkpoint
+from tests.command_line import BLOCKS, SESR, SESR_PAIRS, run_here
+from tests.device_cases import FILES, LARGE, SMALL, Tensors, large_case, small
+from tests.fault_tables import index_of
+from tests.mixed_checkpoint import MERGED
+from tests.planted import DTYPES, NARROW, saved
+from tests.pretended_cuda import (
+    CUDA,
+    FORGOTTEN,
+    MULTIPLIES,
+    SITES,
+    MixedDevices,
+    OnCuda,
+    moved,
+    pretended_cuda,
+)
+from tests.squeezed_files import moved_by_ulps, put_together, taken_apart
 
 pytestmark = pytest.mark.stress
 

@@ -9,15 +9,23 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from command_line import SAMPLES, run_here
-from files_of_0_1 import CASES, FIXTURES, INDEX_SUFFIX, UNIT_ROUNDOFF, Case, assert_equal, stored
-from fixtures.squeezed_by_0_1.models import MODELS, Stem
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from squeezed_files import moved_by_ulps
 from torch import Tensor, nn
 
 import convsqueeze
+from tests.command_line import SAMPLES, run_here
+from tests.files_of_0_1 import (
+    CASES,
+    FIXTURES,
+    INDEX_SUFFIX,
+    UNIT_ROUNDOFF,
+    Case,
+    assert_equal,
+    stored,
+)
+from tests.fixtures.squeezed_by_0_1.models import MODELS, Stem
+from tests.squeezed_files import moved_by_ulps
 
 pytestmark = pytest.mark.quick
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Outcome, run_here
 from PIL import Image
-from squeezed_files import moved_by_ulps, put_together, taken_apart
 from torch import Tensor, nn
 
 from convsqueeze import load_layers, merge_file, verify_files
 from convsqueeze.errors import OutputError
 from convsqueeze.plot import METADATA, figure_of, panels, rendered, write_plot
 from convsqueeze.verify import DifferenceMap, Report, Settings
+from tests.command_line import Outcome, run_here
+from tests.squeezed_files import moved_by_ulps, put_together, taken_apart
 
 Entry = dict[str, Any]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import SAMPLES, SESR, run_here
 from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.copying import Sandbox
 from convsqueeze.models import code as code_home
 from convsqueeze.models import load_model
+from tests.command_line import SAMPLES, SESR, run_here
 
 NETWORK = f"{SAMPLES}/sesr/network.py:SESR"
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import BLOCKS, SESR, SESR_PAIRS, run_here
-from scan.code import made
-from scan.small_models import chain
 from torch import nn
 
 import convsqueeze
 from convsqueeze.checkpoint import open_checkpoint
 from convsqueeze.formatting import Row, Table
+from tests.command_line import BLOCKS, SESR, SESR_PAIRS, run_here
+from tests.scan.code import made
+from tests.scan.small_models import chain
 
 pytestmark = pytest.mark.quick
 

@@ -11,7 +11,7 @@ import torch
 
 from convsqueeze import algebra, layers
 from convsqueeze.verify.reference import reference
-from tests.test_reference import CASES, Case, assert_same, drawn, every_case, planned
+from tests.verify.test_reference import CASES, Case, assert_same, drawn, every_case, planned
 
 SHARED = {"convsqueeze.algebra.tree"}
 """Chains and sums, which say only in which order layers run."""

@@ -7,11 +7,13 @@ whole, whether they pay or not.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from networks import manifests
-from networks.attention import LargeKernelAttention, SegNext
-from networks.branches import DiverseBranchBlock, MobileOne, RepVgg
-from networks.low_rank import LowRankConv
-from networks.pairs import (
+from torch import Tensor, nn
+
+from tests.networks import manifests
+from tests.networks.attention import LargeKernelAttention, SegNext
+from tests.networks.branches import DiverseBranchBlock, MobileOne, RepVgg
+from tests.networks.low_rank import LowRankConv
+from tests.networks.pairs import (
     DepthHead,
     LatentEnds,
     NafNet,
@@ -20,8 +22,7 @@ from networks.pairs import (
     SeparableConv,
     VideoStem,
 )
-from networks.super_resolution import CollapsibleBlock, Ecbsr, Sesr, Span
-from torch import Tensor, nn
+from tests.networks.super_resolution import CollapsibleBlock, Ecbsr, Sesr, Span
 
 Shape = tuple[int, ...]
 

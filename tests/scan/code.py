@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from networks.values import filled
 from torch import Tensor, nn
 
 from convsqueeze.models.inputs import inputs_of
 from convsqueeze.models.outputs import named_tensors
 from convsqueeze.models.squeeze import scan_model
 from convsqueeze.scan import Scan
+from tests.networks.values import filled
 
 
 class Code(nn.Module):

@@ -13,7 +13,7 @@ import convsqueeze
 from convsqueeze.models import SqueezeReport
 from convsqueeze.models.outputs import named_tensors
 from convsqueeze.module import SqueezedConv
-from scan.code import image, made
+from tests.scan.code import image, made
 
 Shape = tuple[int, ...]
 EXACT = 1e-13

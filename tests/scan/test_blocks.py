@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from networks.efficientnet import EfficientNetLite0
 from torch import Tensor, nn
 
 import convsqueeze
@@ -23,8 +22,9 @@ from convsqueeze.manifest import (
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.scan import Scan
 from convsqueeze.squeezing import exact_values
-from scan.blocks import BLOCKS, Block
-from scan.code import image, largest_share, made, merged_layers, reasons, scanned
+from tests.networks.efficientnet import EfficientNetLite0
+from tests.scan.blocks import BLOCKS, Block
+from tests.scan.code import image, largest_share, made, merged_layers, reasons, scanned
 
 pytestmark = pytest.mark.stress
 

@@ -8,7 +8,6 @@ from unittest import mock
 
 import pytest
 import torch
-from command_line import SESR, SESR_PAIRS, run_here
 from torch import Tensor, nn
 
 from convsqueeze import merge_state_dict
@@ -17,8 +16,9 @@ from convsqueeze.manifest import Contracted, Entry, Manifest, expand, parse_mani
 from convsqueeze.plan import Merge, Timing, make_plan
 from convsqueeze.scan import Scan, scanning
 from convsqueeze.scan.writing import scan_yaml
-from scan.blocks import BLOCKS, Block
-from scan.code import image, made, scanned
+from tests.command_line import SESR, SESR_PAIRS, run_here
+from tests.scan.blocks import BLOCKS, Block
+from tests.scan.code import image, made, scanned
 
 pytestmark = pytest.mark.stress
 

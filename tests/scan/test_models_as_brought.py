@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import run_here
 from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.errors import ModelCodeError, ModelInputError, ModelMismatchError
 from convsqueeze.models import load_model
-from scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
+from tests.command_line import run_here
+from tests.scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
 
 X = image(2, 3, 8, 8)
 

@@ -13,7 +13,7 @@ from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.module import SqueezedConv
 from convsqueeze.scan import Scan
 from convsqueeze.tracing import reading
-from scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
+from tests.scan.code import Code, image, largest_share, made, merged_layers, reasons, scanned
 
 pytestmark = pytest.mark.stress
 

@@ -11,7 +11,7 @@ from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import parse_manifest
 from convsqueeze.plan import make_plan
 from convsqueeze.surgery.trials import computes
-from scan.code import Code, image, largest_share, made
+from tests.scan.code import Code, image, largest_share, made
 
 
 def times_number() -> nn.Module:

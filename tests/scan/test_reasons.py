@@ -7,9 +7,9 @@ from functools import cache
 
 import pytest
 
-from scan.code import image, largest_share
-from scan.negatives import asked, by_fx, calls, kernels, shapes, sharing, values
-from scan.negatives.rows import INPUT, Row, Squeezed, squeezed_table
+from tests.scan.code import image, largest_share
+from tests.scan.negatives import asked, by_fx, calls, kernels, shapes, sharing, values
+from tests.scan.negatives.rows import INPUT, Row, Squeezed, squeezed_table
 
 pytestmark = pytest.mark.stress
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import convsqueeze
 from convsqueeze.errors import ModelInputError, TracingError
-from scan.code import OfOne, image, largest_share, made, merged_layers, reasons, scanned
-from scan.negatives.rows import INPUT, head, pairs, tail
+from tests.scan.code import OfOne, image, largest_share, made, merged_layers, reasons, scanned
+from tests.scan.negatives.rows import INPUT, head, pairs, tail
 
 EXACT = 1e-12
 """Of the largest output, in float64."""

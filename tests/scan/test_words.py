@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import run_here
 from torch import Tensor, nn
 
 from convsqueeze.errors import TracingError
-from scan.code import Code, image, made, merged_layers, scanned
+from tests.command_line import run_here
+from tests.scan.code import Code, image, made, merged_layers, scanned
 
 X = image(2, 3, 8, 8)
 

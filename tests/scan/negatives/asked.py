@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scan.negatives.rows import EVERY, Left, Row, apart, head, tail, whole
+from tests.scan.negatives.rows import EVERY, Left, Row, apart, head, tail, whole
 
 
 class Height(nn.Module):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from scan.negatives.calls import HOOKS
-from scan.negatives.rows import (
+from tests.scan.negatives.calls import HOOKS
+from tests.scan.negatives.rows import (
     CD,
     EVERY,
     Row,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scan.negatives.rows import CD, EVERY, Left, Row, between, head, tail, whole
+from tests.scan.negatives.rows import CD, EVERY, Left, Row, between, head, tail, whole
 
 
 def _unseen(*seen: Any) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from networks.values import filled
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from scan.negatives.rows import CD, EVERY, Left, Row, head, tail, whole
+from tests.networks.values import filled
+from tests.scan.negatives.rows import CD, EVERY, Left, Row, head, tail, whole
 
 
 def _kernel(

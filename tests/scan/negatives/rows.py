@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import convsqueeze
 from convsqueeze.graph import ReasonKind
 from convsqueeze.scan import Scan
-from scan.code import OfOne, image, made, merged_layers, reasons
+from tests.scan.code import OfOne, image, made, merged_layers, reasons
 
 Layers = tuple[str, ...]
 Left = tuple[Layers, ReasonKind, str]

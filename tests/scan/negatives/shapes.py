@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scan.negatives.rows import Row, activation, apart, between, in_code, other
+from tests.scan.negatives.rows import Row, activation, apart, between, in_code, other
 
 
 def _without_first_channel(y: Tensor) -> Tensor:

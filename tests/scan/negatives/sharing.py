@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scan.negatives.rows import CD, EVERY, Left, Row, head, tail, whole
+from tests.scan.negatives.rows import CD, EVERY, Left, Row, head, tail, whole
 
 
 def _read(words: str) -> Left:

@@ -1,0 +1,462 @@
+"""Whole models before and after: equal ones pass, and every planted fault is seen and placed."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import convsqueeze
+from convsqueeze.checkpoint import from_state_dict
+from convsqueeze.errors import ModelInputError, ModelMismatchError, VerificationError
+from convsqueeze.models import (
+    WholeReport,
+    compare_models,
+    exact_parameters,
+    inputs_of,
+    parsed_inputs,
+    verify_whole,
+)
+from convsqueeze.models.running import Running
+from convsqueeze.surgery import plan_of
+from tests.whole_models import Block, Network, Scene, layer, network, scene
+
+INPUTS = parsed_inputs(["2,3,17,18"])
+LARGE = parsed_inputs(["1,3,128,128"])
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtyped(request: pytest.FixtureRequest, tmp_path: Path) -> Scene:
+    return scene(tmp_path, request.param)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Scene:
+    return scene(tmp_path)
+
+
+def whole(one: Scene, squeezed: nn.Module | None = None, **options: Any) -> WholeReport:
+    exact = values_before_rounding(one)
+    return verify_whole(one.model, squeezed or one.squeezed(), INPUTS, exact=exact, **options)
+
+
+def test_the_same_but_for_rounding(dtyped: Scene) -> None:
+    report = whole(dtyped)
+    assert report.ok, report.failures
+    assert report.before_rounding is not None
+    assert report.before_rounding.bound < 1e-10 * report.largest
+    assert report.before_rounding.error > 0
+    report = verify_whole(dtyped.model, dtyped.squeezed(), INPUTS)
+    assert report.ok, report.failures
+
+
+def test_models_are_left_as_they_are(single: Scene) -> None:
+    squeezed = single.squeezed()
+    pair = [single.model, squeezed]
+    before = [copy.deepcopy(model.state_dict()) for model in pair]
+    verify_whole(*pair, INPUTS, exact=values_before_rounding(single))
+    for model, state in zip(pair, before, strict=True):
+        assert model.training
+        assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+        assert not any(m._forward_hooks for m in model.modules())
+        for name, value in model.state_dict().items():
+            assert value.equal(state[name])
+
+
+class BlockWithActivation(Block):
+    """What a manifest overlooks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.project(F.relu(self.expand(x))))
+        return x + y
+
+
+class PooledAlone(nn.Module):
+    """Gives only what is averaged over the whole image."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)["logits"]
+        return logits
+
+
+def overlooked_activation(one: Scene) -> tuple[nn.Module, nn.Module]:
+    model = copy.deepcopy(one.model)
+    model.block.__class__ = BlockWithActivation
+    return model, one.squeezed()
+
+
+def lost_activation(one: Scene) -> tuple[nn.Module, nn.Module]:
+    squeezed = one.squeezed()
+    squeezed.act2 = nn.Identity()
+    return one.model, squeezed
+
+
+def one_pixel(one: Scene) -> tuple[nn.Module, nn.Module]:
+    """One channel of one corner, by a thousandth of the largest output."""
+    squeezed = one.squeezed()
+
+    def change(module: nn.Module, given: Any, y: Tensor) -> Tensor:
+        y[:, 1, 0, -1] += 1e-3 * y.abs().max()
+        return y
+
+    layer(squeezed, "block.expand").register_forward_hook(change)
+    return one.model, squeezed
+
+
+def no_corrections(one: Scene) -> tuple[nn.Module, nn.Module]:
+    """Padding is not undone: every border row is wrong."""
+    squeezed = one.squeezed()
+    layer(squeezed, "block.expand").border = None
+    return one.model, squeezed
+
+
+def missing_bias(one: Scene) -> tuple[nn.Module, nn.Module]:
+    squeezed = one.squeezed()
+    layer(squeezed, "block.expand").bias.data[2] = 0.0
+    return one.model, squeezed
+
+
+def wrong_eps(one: Scene) -> tuple[nn.Module, nn.Module]:
+    model = copy.deepcopy(one.model)
+    model.block.norm.eps = 1e-5
+    return model, one.squeezed()
+
+
+def other_weights_beside(one: Scene) -> tuple[nn.Module, nn.Module]:
+    squeezed = one.squeezed()
+    squeezed.head.bias.data[0] += 0.5
+    return one.model, squeezed
+
+
+FAULTS = [
+    overlooked_activation,
+    lost_activation,
+    one_pixel,
+    no_corrections,
+    missing_bias,
+    wrong_eps,
+    other_weights_beside,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_fault_is_seen_in_any_dtype(
+    dtyped: Scene, fault: Callable[[Scene], tuple[nn.Module, nn.Module]], pooled: bool
+) -> None:
+    """With the weights before rounding nothing hides in a coarse dtype, nor behind a mean."""
+    before, after = fault(dtyped)
+    exact = values_before_rounding(dtyped)
+    if fault is missing_bias:  # the stored number is seen at once; here the model has to show it
+        assert not verify_whole(before, after, INPUTS, exact=exact).ok
+        exact["block.expand.bias"][2] = 0.0
+    if fault is wrong_eps:
+        with pytest.raises(ModelMismatchError, match="eps"):
+            convsqueeze.apply(before, dtyped.squeezed_file)
+    report = compare(before, after, exact, pooled)
+    assert not report.ok
+    with pytest.raises(VerificationError, match="the whole model differs by"):
+        report.raise_if_failed()
+
+
+def compare(
+    before: nn.Module, after: nn.Module, exact: dict[str, Tensor], pooled: bool
+) -> WholeReport:
+    if not pooled:
+        return compare_models(before, after, INPUTS, exact=exact)
+    inner = {f"inner.{name}": value for name, value in exact.items()}
+    kept = {n: v for n, v in inner.items() if n in dict(PooledAlone(after).named_parameters())}
+    return compare_models(PooledAlone(before), PooledAlone(after), LARGE, exact=kept)
+
+
+def values_before_rounding(one: Scene) -> dict[str, Tensor]:
+    plan = plan_of(from_state_dict(one.model.state_dict()), one.recipe)
+    return exact_parameters(one.model, plan)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen_without_the_weights_before_rounding(
+    single: Scene, fault: Callable[[Scene], tuple[nn.Module, nn.Module]]
+) -> None:
+    before, after = fault(single)
+    assert not verify_whole(before, after, INPUTS).ok
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "suspects"),
+    [
+        (overlooked_activation, "block", ("block.expand",)),
+        (one_pixel, "block", ("block.expand",)),
+        (no_corrections, "block", ("block.expand",)),
+        (missing_bias, "block", ("block.expand",)),
+        (other_weights_beside, "head", ()),
+    ],
+)
+def test_the_first_module_that_differs_is_named(
+    single: Scene,
+    fault: Callable[[Scene], tuple[nn.Module, nn.Module]],
+    name: str,
+    suspects: tuple[str, ...],
+) -> None:
+    report = verify_whole(*fault(single), INPUTS)
+    assert report.first is not None
+    assert (report.first.name, report.first.suspects) == (name, suspects)
+    assert report.first.error > report.first.bound
+    assert f"Layer by layer, {name} (" in report.failures[0]
+    if name == "block":
+        assert (report.first.agreeing, report.first.after) == (2, "act")
+
+
+def test_a_fault_within_a_stored_number_is_told_with_its_place(single: Scene) -> None:
+    squeezed = single.squeezed()
+    weight = layer(squeezed, "stem.0").weight.data
+    weight[1, 2, 0, 1] = weight[1, 2, 0, 1].nextafter(torch.tensor(9.0))
+    weight[1, 2, 0, 1] = weight[1, 2, 0, 1].nextafter(torch.tensor(9.0))
+    report = whole(single, squeezed)
+    assert report.problem is not None
+    assert "stem.0.weight holds" in report.problem
+    assert "at [1, 2, 0, 1]" in report.problem
+
+
+class Twice(nn.Module):
+    """Calls one module twice, and fails on the second call where a flag says so."""
+
+    def __init__(self, second: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.second = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.conv(x) * self.second)
+        return y
+
+
+def test_calls_of_a_module_are_counted() -> None:
+    torch.manual_seed(0)
+    before, after = Twice(1.0), Twice(2.0)
+    after.load_state_dict(before.state_dict())
+    first = compare_models(before, after, INPUTS).first
+    assert first is not None
+    assert (first.name, first.call, first.after) == ("conv", 1, "conv")
+    assert "call 2" in first.describe()
+
+
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.conv(x), 0.5, training=True)
+
+
+class Counting(Random):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        y: Tensor = self.conv(x) * self.calls
+        return y
+
+
+class Nothing(Random):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) * torch.nan
+        return y
+
+
+class Picky(Random):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("shape '[1, 2]' is invalid\nmore")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Random, ["another output", "Switch off what is random"]),
+        (Counting, ["another output", "keeps from one call to the next"]),
+        (Nothing, ["gives no finite number"]),
+        (Picky, ["does not run on these inputs", "shape '[1, 2]' is invalid)", "Give --input"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(kind: type[nn.Module], words: list[str]) -> None:
+    model = kind()
+    with pytest.raises(ModelInputError) as refusal:
+        compare_models(model, copy.deepcopy(model), INPUTS)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_dropout_is_off_as_in_deployment(single: Scene) -> None:
+    assert single.model.training
+    assert whole(single).ok
+
+
+class InSingle(nn.Module):
+    """Computes in float32 whatever it is given."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (self.conv(x).float() * self.scale).softmax(1)
+        return y
+
+
+class OnlySingle(InSingle):
+    """Does not run in float64: it makes a float32 tensor of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(torch.zeros(1, 3, *x.shape[2:]) + x.float())
+        return y * self.scale
+
+
+@pytest.mark.parametrize("kind", [InSingle, OnlySingle])
+def test_a_model_that_casts_is_held_to_that(kind: type[InSingle]) -> None:
+    torch.manual_seed(0)
+    before = kind()
+    after = copy.deepcopy(before)
+    after.conv.weight.data = after.conv.weight.data.nextafter(torch.tensor(9.0))
+    report = compare_models(before, after, INPUTS)
+    assert report.ok, report.failures
+    assert report.dtype == "float32"
+    assert any("computes in float32" in note for note in report.notes)
+    after.scale = 1.001
+    assert not compare_models(before, after, INPUTS).ok
+
+
+@dataclass
+class Result:
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    name: str = "result"
+
+
+class Structured(nn.Module):
+    def __init__(self, shift: float = 0.0, index: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.shift, self.index = shift, index
+
+    def forward(self, x: Tensor) -> Result:
+        y = self.conv(x)
+        return Result(y, (y * 2, y.argmax(1) + self.index, torch.fft.rfft(y) + self.shift))
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"shift": 1e-6j}, "output.hidden[2]"),
+        ({"index": 1}, "output.hidden[1]"),
+    ],
+)
+def test_every_tensor_of_an_output_is_compared(changes: dict[str, Any], place: str) -> None:
+    torch.manual_seed(0)
+    before, after = Structured(), Structured(**changes)
+    after.load_state_dict(before.state_dict())
+    assert compare_models(before, copy.deepcopy(before), INPUTS).ok
+    report = compare_models(before, after, INPUTS)
+    assert report.problem is not None
+    assert place in report.problem
+
+
+def test_other_outputs_are_a_difference() -> None:
+    torch.manual_seed(0)
+    before = nn.Conv2d(3, 4, 3)
+    smaller, none = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(2, 2)
+    smaller.load_state_dict(before.state_dict())
+    problem = compare_models(before, smaller, INPUTS).problem
+    assert problem == "gives output of shape (2, 4, 17, 18), (2, 4, 15, 16) was needed"
+    assert "does not run" in str(compare_models(before, none, INPUTS).problem)
+
+
+def test_a_layer_that_no_output_depends_on_is_told(single: Scene) -> None:
+    model = single.model
+    model.head.weight.data.zero_()
+    squeezed = single.squeezed()
+    squeezed.head.weight.data.zero_()
+    pooled = PooledAlone(model), PooledAlone(squeezed)
+    report = compare_models(*pooled, INPUTS)
+    assert any("inner.block.expand" in note for note in report.notes), report.notes
+    assert not whole(single).notes
+
+
+class WithoutGradients(PooledAlone):
+    """Its output depends on all layers, though no gradient says so."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def test_a_layer_without_a_gradient_may_still_move_an_output(single: Scene) -> None:
+    squeezed = single.squeezed()
+    names = ["inner.stem.0.weight", "inner.block.expand.weight"]
+    for kind, known in ((PooledAlone, frozenset(names)), (WithoutGradients, frozenset())):
+        running = Running(kind(copy.deepcopy(squeezed)), torch.float64)
+        arguments = INPUTS.first(torch.float64)
+        given, moving = running.run_with_gradients(arguments, names)
+        assert moving == known
+        assert given["output"].equal(running.run(arguments)["output"])
+        assert not any(p.requires_grad for p in running.module.parameters())
+        assert not compare_models(kind(single.model), kind(squeezed), INPUTS).notes
+
+
+def test_hooks_on_gradients_are_not_called(single: Scene) -> None:
+    called: list[str] = []
+    squeezed = single.squeezed()
+    squeezed.head.register_full_backward_hook(lambda *given: called.append("head"))
+    assert not compare_models(single.model, squeezed, INPUTS).notes
+    assert called == []
+
+
+def test_what_interior_gets_wrong_is_told_and_accepted(tmp_path: Path) -> None:
+    one = scene(tmp_path, border="interior")
+    report = whole(one)
+    assert report.ok
+    assert any("block.expand may at the border" in note for note in report.notes)
+    assert "of the largest output" in report.notes[-1]
+
+
+def test_examples_are_run_as_they_are(single: Scene) -> None:
+    inputs, exact = inputs_of(torch.rand(1, 3, 9, 9)), values_before_rounding(single)
+    report = verify_whole(single.model, single.squeezed(), inputs, exact=exact)
+    assert (report.ok, report.inputs) == (True, "1,3,9,9")
+
+
+def test_the_seed_decides(single: Scene) -> None:
+    one, again, other = (whole(single, seed=seed) for seed in (0, 0, 1))
+    assert one == again
+    assert one.worst != other.worst
+
+
+def test_activations_are_kept_only_where_models_differ(
+    single: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[nn.Module] = []
+    register = nn.Module.register_forward_hook
+    monkeypatch.setattr(
+        nn.Module,
+        "register_forward_hook",
+        lambda self, *given, **named: (seen.append(self), register(self, *given, **named))[1],
+    )
+    assert whole(single).ok
+    assert seen == []
+    assert not verify_whole(*lost_activation(single), INPUTS).ok
+    assert seen
+
+
+def test_a_network_of_another_seed_differs() -> None:
+    assert not compare_models(network(seed=0), network(seed=1), INPUTS).ok
+    assert compare_models(network(seed=0), network(seed=0), INPUTS).worst.error == 0.0
+    assert isinstance(network(), Network)
