@@ -140,12 +140,12 @@ class AxisCorrections:
     def not_for(self, size: int) -> str:
         """Why an input of `size` has no class."""
         return (
-            f"the border of this layer is corrected for inputs of {self.told} samples on an axis, "
-            f"not for {size}"
+            f"the border of this layer is corrected for inputs of {self.described_sizes} samples "
+            f"on an axis, not for {size}"
         )
 
     @property
-    def told(self) -> str:
+    def described_sizes(self) -> str:
         """The sizes that have a class, in words."""
         small = [one.size for one in self.classes if one.size < self.settled]
         rests = [one.size for one in self.classes if one.size >= self.settled]
@@ -202,11 +202,11 @@ class Corrections:
     @property
     def subsets(self) -> tuple[Subset, ...]:
         """Every set of axes at whose borders something may be stored, faces first."""
-        leaking = [index for index, axis in enumerate(self.axes) if not axis.is_empty]
+        corrected = [index for index, axis in enumerate(self.axes) if not axis.is_empty]
         return tuple(
             subset
-            for count in range(1, len(leaking) + 1)
-            for subset in combinations(leaking, count)
+            for count in range(1, len(corrected) + 1)
+            for subset in combinations(corrected, count)
         )
 
     def grid(self, subset: Subset, kernel_size: Sequence[int]) -> tuple[int, ...]:

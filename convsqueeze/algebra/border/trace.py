@@ -46,14 +46,13 @@ def sources(path: Path, size: int) -> Tensor:
 
     int64, (outputs, combinations), for an input of `size` samples.
     """
-    table, count = None, size
-    for link in path:
-        own = _layer_sources(link.axis, count)
-        _check_amount(own.shape[0], own.shape[1] * (1 if table is None else table.shape[1]))
-        table = own if table is None else _through(own, table, NOTHING).flatten(1)
-        count = own.shape[0]
-    if table is None:
+    if not path:
         raise GeometryError("a chain needs at least one layer")
+    table = torch.arange(size).unsqueeze(1)
+    for link in path:
+        read = _layer_sources(link.axis, table.shape[0])
+        _check_amount(read.shape[0], read.shape[1] * table.shape[1])
+        table = _through(read, table, NOTHING)
     return table
 
 
@@ -66,9 +65,9 @@ def presence(path: Path, size: int) -> tuple[Tensor, ...]:
     tables: list[Tensor] = []
     count = size
     for link in path:
-        own = _layer_sources(link.axis, count)
-        count = own.shape[0]
-        tables = [_through(own, table, False).flatten(1) for table in tables]
+        read = _layer_sources(link.axis, count)
+        count = read.shape[0]
+        tables = [_through(read, table, False) for table in tables]
         if link.bias:
             tables.append(torch.ones(count, 1, dtype=torch.bool))
     return tuple(tables)
@@ -108,9 +107,9 @@ def samples_at(position: Tensor, size: Tensor, mode: str, upsample: int) -> Tens
 
 
 def _through(outer: Tensor, inner: Tensor, nothing: int | bool) -> Tensor:
-    """`inner` looked up where `outer` reads: (outputs, outer taps, inner columns)."""
+    """`inner` looked up where `outer` reads: (outputs, outer taps * inner columns)."""
     found = inner[outer.clamp(min=0)]
-    return torch.where((outer == NOTHING).unsqueeze(2), nothing, found)
+    return torch.where((outer == NOTHING).unsqueeze(2), nothing, found).flatten(1)
 
 
 def _check_amount(outputs: int, combinations: int) -> None:
