@@ -5,7 +5,6 @@ into the smaller of its neighbours, a narrow layer is met before a wide one. Kno
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from itertools import combinations
 from math import prod
@@ -36,15 +35,6 @@ def _composed(links: Sequence[Conv], order: Order) -> Conv:
     return outer @ inner
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Neighbouring links composed in some order, which takes so many multiplications."""
-
-    order: Order
-    geometry: Geometry
-    cost: int
-
-
 @lru_cache(maxsize=256)
 def cheapest_order(links: tuple[Geometry, ...]) -> Order:
     """The order with the fewest multiplications among those that make the same geometry as
@@ -53,38 +43,29 @@ def cheapest_order(links: tuple[Geometry, ...]) -> Order:
     By dynamic programming over runs of links, as for a product of matrices (Cormen et al.,
     Introduction to Algorithms, 15.2).
     """
-    one_by_one: Order = 0
-    for link in range(1, len(links)):
-        one_by_one = one_by_one, link
+    one_by_one: Order = reduce(lambda inner, outer: (inner, outer), range(len(links)))  # type: ignore[arg-type,return-value]
     if not 2 < len(links) <= LONGEST:
         return one_by_one
-    best: dict[tuple[int, int], _Run] = {(i, i + 1): _Run(i, g, 0) for i, g in enumerate(links)}
-    for start, end in sorted(
-        combinations(range(len(links) + 1), 2), key=lambda run: run[1] - run[0]
-    ):
-        halves = ((best.get((start, at)), best.get((at, end))) for at in range(end - 1, start, -1))
-        runs = [_composition(*both) for both in halves]
-        if found := [run for run in runs if run is not None]:
-            best[start, end] = min(found, key=lambda run: run.cost)
+    # cost, order and geometry of neighbouring links, by the first and the one behind the last
+    best: dict[tuple[int, int], tuple[int, Order, Geometry]] = {
+        (link, link + 1): (0, link, geometry) for link, geometry in enumerate(links)
+    }
+    runs = combinations(range(len(links) + 1), 2)
+    for start, end in sorted(runs, key=lambda run: run[1] - run[0]):
+        for middle in range(end - 1, start, -1):
+            inner, outer = best.get((start, middle)), best.get((middle, end))
+            if inner is None or outer is None:
+                continue
+            try:
+                geometry = compose(outer[2], inner[2])
+            except GeometryError:
+                continue
+            cost = inner[0] + outer[0] + _multiplications(outer[2], inner[2])
+            if (start, end) not in best or cost < best[start, end][0]:
+                best[start, end] = cost, (inner[1], outer[1]), geometry
     whole = best.get((0, len(links)))
-    same = whole is not None and whole.geometry == reduce(_after, links)
-    return whole.order if whole is not None and same else one_by_one
-
-
-def _after(inner: Geometry, outer: Geometry) -> Geometry:
-    return compose(outer, inner)
-
-
-def _composition(inner: _Run | None, outer: _Run | None) -> _Run | None:
-    """None where they are not one operator."""
-    if inner is None or outer is None:
-        return None
-    try:
-        geometry = compose(outer.geometry, inner.geometry)
-    except GeometryError:
-        return None
-    cost = inner.cost + outer.cost + _multiplications(outer.geometry, inner.geometry)
-    return _Run((inner.order, outer.order), geometry, cost)
+    same = whole is not None and whole[2] == reduce(lambda a, b: compose(b, a), links)
+    return whole[1] if whole is not None and same else one_by_one
 
 
 def _multiplications(outer: Geometry, inner: Geometry) -> int:

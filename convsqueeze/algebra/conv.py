@@ -133,14 +133,10 @@ def _embedded(conv: Conv, target: Geometry) -> Tensor:
     """The weight of `conv` inside the kernel and the groups of `target`, zeros elsewhere."""
     weight = regrouped(conv.weight.double(), conv.groups, target.groups)
     placed = weight.new_zeros(target.weight_shape)
-    pairs = list(zip(conv.axes, target.axes, strict=True))
-    starts = [(hull.before - axis.before) // hull.dilation for axis, hull in pairs]
-    steps = [max(axis.dilation // hull.dilation, 1) for axis, hull in pairs]
-    placed[_window(starts, steps, [axis.kernel_size for axis in conv.axes])] = weight
+    window: list[Any] = [...]
+    for axis, hull in zip(conv.axes, target.axes, strict=True):
+        start = (hull.before - axis.before) // hull.dilation
+        step = max(axis.dilation // hull.dilation, 1)
+        window.append(slice(start, start + step * (axis.kernel_size - 1) + 1, step))
+    placed[tuple(window)] = weight
     return placed
-
-
-def _window(starts: Sequence[int], steps: Sequence[int], counts: Sequence[int]) -> tuple[Any, ...]:
-    """The index of every `step`-th tap from `start` on, `count` of them, on the last dimensions."""
-    spans = zip(starts, steps, counts, strict=True)
-    return (..., *(slice(start, start + step * (n - 1) + 1, step) for start, step, n in spans))

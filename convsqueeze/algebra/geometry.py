@@ -148,7 +148,12 @@ def merge_axes(outer: Axis, inner: Axis) -> AxisMerge:
     Raises GeometryError where the result is not one convolution.
     """
     if outer.upsample > 1 and inner.stride > 1:
-        raise GeometryError(_why_not_one(outer.upsample, inner.stride))
+        reason = "gives output sizes that no single convolution has"
+        if gcd(outer.upsample, inner.stride) > 1:
+            reason = "does not commute with it, so the two are not one convolution"
+        raise GeometryError(
+            f"an upsampling by {outer.upsample} after a stride of {inner.stride} {reason}"
+        )
     if outer.upsample > 1 and inner.padding_mode != "zeros":
         raise GeometryError(
             f"{inner.padding_mode} padding before an upsampling by {outer.upsample} "
@@ -167,7 +172,8 @@ def merge_axes(outer: Axis, inner: Axis) -> AxisMerge:
         stride=inner.stride * outer.stride,
         slack=outer.upsample * inner.slack + inner.stride * outer.slack,
     )
-    mode = outer.padding_mode if _takes_outer_mode(outer, inner) else inner.padding_mode
+    outer_mode = outer.pads and (carries_padding(outer, inner) or not inner.pads)
+    mode = outer.padding_mode if outer_mode else inner.padding_mode
     if axis.upsample > 1 and axis.pads and not inner.pads:
         mode = "zeros"
     return AxisMerge(
@@ -176,22 +182,6 @@ def merge_axes(outer: Axis, inner: Axis) -> AxisMerge:
         outer_step=outer_spacing // dilation or 1,
         raw_taps=raw_taps,
         kept=kept,
-    )
-
-
-def _takes_outer_mode(outer: Axis, inner: Axis) -> bool:
-    return outer.pads and (carries_padding(outer, inner) or not inner.pads)
-
-
-def _why_not_one(upsample: int, stride: int) -> str:
-    if gcd(upsample, stride) > 1:
-        return (
-            f"an upsampling by {upsample} after a stride of {stride} does not commute with it, "
-            "so the two are not one convolution"
-        )
-    return (
-        f"an upsampling by {upsample} after a stride of {stride} gives output sizes that no single "
-        "convolution has"
     )
 
 

@@ -448,16 +448,16 @@ def test_sizes_that_all_meet_the_border_alike_are_one_class(stride: int, least: 
         assert axis.period == len(classes)
         assert axis.settled == classes[0]
         assert [one.size for one in axis.classes] == classes
-        assert axis.told == f"{classes[0]} and more"
+        assert axis.described_sizes == f"{classes[0]} and more"
 
 
 def test_classes_of_small_sizes_are_told_beside_the_rest() -> None:
     axis = AxisCorrections(4, 3, 1, 0, tuple(SizeClass(size) for size in (1, 2, 5)))
-    assert axis.told == "1, 2; 5 and any multiple of 3 more"
-    assert replace(axis, classes=axis.classes[:2]).told == "1, 2"
-    assert replace(axis, classes=()).told == "no number of"
+    assert axis.described_sizes == "1, 2; 5 and any multiple of 3 more"
+    assert replace(axis, classes=axis.classes[:2]).described_sizes == "1, 2"
+    assert replace(axis, classes=()).described_sizes == "no number of"
     every = tuple(SizeClass(size) for size in (1, 4, 5, 6))
-    assert replace(axis, classes=every).told == "1; 4 and more"
+    assert replace(axis, classes=every).described_sizes == "1; 4 and more"
     assert [axis.class_size(n) for n in range(1, 11)] == [1, 2, 3, 4, 5, 6, 4, 5, 6, 4]
     single = replace(axis, period=1)
     assert [single.class_size(n) for n in (3, 4, 5, 9)] == [3, 4, 4, 4]

@@ -140,12 +140,12 @@ class AxisCorrections:
     def not_for(self, size: int) -> str:
         """Why an input of `size` has no class."""
         return (
-            f"the border of this layer is corrected for inputs of {self.told} samples on an axis, "
-            f"not for {size}"
+            f"the border of this layer is corrected for inputs of {self.described_sizes} samples "
+            f"on an axis, not for {size}"
         )
 
     @property
-    def told(self) -> str:
+    def described_sizes(self) -> str:
         """The sizes that have a class, in words."""
         small = [one.size for one in self.classes if one.size < self.settled]
         rests = [one.size for one in self.classes if one.size >= self.settled]
@@ -163,12 +163,8 @@ class AxisCorrections:
 
     def check(self) -> None:
         """Raises GeometryError unless every number refers to something that there is."""
-        if (
-            self.period < 1
-            or self.taps < 0
-            or self.bias_taps < 0
-            or len(self._by_size) != len(self.classes)
-        ):
+        impossible = self.period < 1 or min(self.taps, self.bias_taps) < 0
+        if impossible or len(self._by_size) != len(self.classes):
             raise GeometryError("corrections of an axis with impossible counts")
         if not self.classes and not self.is_empty:
             raise GeometryError("an axis that is corrected for inputs of no size at all")
@@ -202,11 +198,11 @@ class Corrections:
     @property
     def subsets(self) -> tuple[Subset, ...]:
         """Every set of axes at whose borders something may be stored, faces first."""
-        leaking = [index for index, axis in enumerate(self.axes) if not axis.is_empty]
+        corrected = [index for index, axis in enumerate(self.axes) if not axis.is_empty]
         return tuple(
             subset
-            for count in range(1, len(leaking) + 1)
-            for subset in combinations(leaking, count)
+            for count in range(1, len(corrected) + 1)
+            for subset in combinations(corrected, count)
         )
 
     def grid(self, subset: Subset, kernel_size: Sequence[int]) -> tuple[int, ...]:
@@ -231,23 +227,16 @@ class Corrections:
         """
         found = {}
         for subset in self.subsets:
-            weights, biases = self._stored(subset, geometry.kernel_size)
-            if prod(weights):
-                found[term_name(subset, "weight")] = (*geometry.weight_shape[:2], *weights)
-            if prod(biases):
-                found[term_name(subset, "bias")] = (geometry.out_channels, *biases)
+            taps = self.grid(subset, geometry.kernel_size)
+            for role, channels, grid, absent in (
+                ("weight", geometry.weight_shape[:2], taps, self.absent),
+                ("bias", (geometry.out_channels,), self.bias_grid(subset), self.absent_biases),
+            ):
+                places = dict(absent).get(subset)
+                stored = (prod(grid) - len(places),) if places else grid
+                if prod(stored):
+                    found[term_name(subset, role)] = (*channels, *stored)
         return found
-
-    def _stored(
-        self, subset: Subset, kernel_size: Sequence[int]
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        grids = self.grid(subset, kernel_size), self.bias_grid(subset)
-        absent = dict(self.absent).get(subset, ()), dict(self.absent_biases).get(subset, ())
-        weights, biases = (
-            (prod(grid) - len(places),) if places else grid
-            for grid, places in zip(grids, absent, strict=True)
-        )
-        return weights, biases
 
     def weights(self, geometry: Geometry) -> int:
         """Numbers to store beside those of the merged operator, whose geometry is given."""

@@ -14,7 +14,8 @@ Knows geometry only.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
+from random import Random
 from typing import Literal
 
 import torch
@@ -83,8 +84,7 @@ def wrong_rows(tree: GeometryTree, axis: int, size: int) -> frozenset[int]:
 def _wrong_rows(tree: GeometryTree, size: int) -> frozenset[int]:
     if _pads_only_input(tree):
         return frozenset()
-    low, high = _Run(tree, [size]).wrong
-    return frozenset((low | high)[0].nonzero().flatten().tolist())
+    return frozenset(_Run(tree, [size]).wrong[:, 0].any(0).nonzero().flatten().tolist())
 
 
 @lru_cache(maxsize=4096)
@@ -96,7 +96,7 @@ def _on_axis(tree: GeometryTree, fixed: int | None) -> tuple[Mismatch, ...]:
     step = max(1, AT_ONCE // (sizes[-1] + 2 * reach(tree, 0)))
     runs = [_Run(tree, sizes[start : start + step]) for start in range(0, len(sizes), step)]
     found = []
-    for side in SIDES:
+    for side in range(len(SIDES)):
         parts = [part for run in runs if (part := run.mismatch(side)) is not None]
         if parts:
             rows, wrong = max(part.rows for part in parts), {n for x in parts for n in x.sizes}
@@ -121,73 +121,61 @@ class _Signal:
 
     `counts` (sizes, 1) are its samples. `implied` (2, sizes, positions), from position `first` on,
     is what the merged kernel sees: the part linear in the input, and the constant one. `errors`
-    (2, sizes, most samples) is what the layers compute minus that, by the side that it comes from.
+    (sides, 2, sizes, most samples) is what the layers compute minus that, by where it comes from.
     """
 
     counts: Tensor
     first: int
     implied: Tensor
-    errors: tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class _Ring:
-    """Padding on one side of the layer at `place` that is not what the merged kernel sees there,
-    for some sizes: (2, sizes), in the linear and the constant part.
-    """
-
-    side: Side
-    place: Place
-    differs: Tensor
-    by_mode: bool
+    errors: Tensor
 
 
 class _Run:
     """The layers of a tree with one axis, run on inputs of some sizes.
 
-    `wrong` (sizes, outputs), for either side, says where the merged kernel gives something else.
+    `wrong` (sides, sizes, outputs) says where the merged kernel gives something else. `_rings` are
+    the places of layers, whether their padding differs from what the merged kernel sees there
+    (sides, 2, sizes), and whether it repeats the image.
     """
 
     def __init__(self, tree: GeometryTree, sizes: Sequence[int]) -> None:
         self._sizes = tuple(sizes)
-        self._rings: list[_Ring] = []
+        self._rings: list[tuple[Place, Tensor, bool]] = []
         self._mode = merged(tree).axes[0].padding_mode
-        self._random = torch.Generator().manual_seed(0)
+        self._random = Random(0)
         margin, longest = reach(tree, 0), max(sizes)
         counts = torch.tensor(self._sizes).unsqueeze(1)
         samples = samples_at(torch.arange(-margin, longest + margin), counts, self._mode, 1)
         image = torch.cat((self._drawn(longest), torch.zeros(1, dtype=torch.int64)))
         linear = image[samples]  # NOTHING takes the last, a zero
-        nothing = torch.zeros(2, len(sizes), longest, dtype=torch.int64)
+        none = torch.zeros(2, 2, len(sizes), longest, dtype=torch.int64)
         implied = torch.stack((linear, torch.zeros_like(linear)))
-        last = self._through(tree, _Signal(counts, -margin, implied, (nothing, nothing)))
-        differs = ((last.errors[0] + last.errors[1]) % PRIME != 0).any(0)
+        last = self._through(tree, _Signal(counts, -margin, implied, none))
         self._counts = last.counts
-        self.wrong = tuple((errors != 0).any(0) & differs for errors in last.errors)
+        self.wrong = last.errors.any(1) & (last.errors.sum(0) % PRIME).any(0)
 
     def _drawn(self, count: int) -> Tensor:
-        return torch.randint(1, PRIME, (count,), generator=self._random)
+        return torch.tensor([self._random.randrange(1, PRIME) for _ in range(count)])
 
-    def mismatch(self, side: Side) -> Mismatch | None:
+    def mismatch(self, side: int) -> Mismatch | None:
         """That of one side, its `sizes` those that have it; the cause is that of the largest."""
-        wrong = self.wrong[SIDES.index(side)]
+        wrong = self.wrong[side]
         where = wrong.any(1).nonzero().flatten()
         if not len(where):
             return None
         wrong, index = wrong[where], int(where[-1])
-        rows = (
-            1 + wrong.any(0).nonzero()
-            if side == "low"
-            else self._counts[where] - wrong.int().argmax(1, True)
-        )
-        met = [one for one in self._rings if one.side == side and bool(one.differs[:, index].any())]
-        ring = min(met, key=lambda one: not one.place)  # any but the input's own
-        linear, constant = ring.differs[:, index].tolist()
+        if SIDES[side] == "low":
+            rows = 1 + wrong.any(0).nonzero()
+        else:
+            rows = self._counts[where] - wrong.int().argmax(1, True)
+        met = [ring for ring in self._rings if bool(ring[1][side, :, index].any())]
+        place, differs, by_mode = min(met, key=lambda ring: not ring[0])  # any but the input's own
+        linear, constant = differs[side, :, index].tolist()
         cause: Cause = "bias" if constant else "window"
-        if ring.by_mode or (linear and self._mode != "zeros"):
+        if by_mode or (linear and self._mode != "zeros"):
             cause = "mode"
         sizes = tuple(self._sizes[n] for n in where.tolist())
-        return Mismatch(0, side, int(rows.max()), cause, ring.place, (), sizes)
+        return Mismatch(0, SIDES[side], int(rows.max()), cause, place, (), sizes)
 
     def _through(
         self, tree: GeometryTree, signal: _Signal, here: Place = (), place: Place = ()
@@ -200,9 +188,12 @@ class _Run:
             return signal
         if isinstance(tree, Sum):
             branches = enumerate(tree.branches)
-            return reduce(
-                _added, [self._through(one, signal, (*here, i), place) for i, one in branches]
-            )
+            ways = [self._through(one, signal, (*here, index), place) for index, one in branches]
+            first = max(way.first for way in ways)
+            end = min(way.first + way.implied.shape[-1] for way in ways)
+            parts = [way.implied[..., first - way.first : end - way.first] for way in ways]
+            implied, errors = torch.stack(parts), torch.stack([way.errors for way in ways])
+            return _Signal(ways[0].counts, first, implied.sum(0) % PRIME, errors.sum(0) % PRIME)
         return self._through_layer(tree, signal, place)
 
     def _through_layer(self, layer: Geometry, signal: _Signal, place: Place) -> _Signal:
@@ -222,37 +213,25 @@ class _Run:
         # (sizes, outputs, taps) from here on
         index, seen, size = index[outputs], seen[..., outputs, :], signal.counts.unsqueeze(2)
         there = (read[outputs] % up == 0) & (positions[outputs] < counts.unsqueeze(2))
-        own = index.clamp(0, signal.errors[0].shape[-1] - 1)
-        padding, errors = _padding(axis.padding_mode, signal, index), []
         inside = there & (index >= 0) & (index < size)
-        by_mode = axis.padding_mode != "zeros"
-        for side, beyond, error in zip(
-            SIDES, (index < 0, index >= size), signal.errors, strict=True
-        ):
-            delta = (padding - seen).where(there & beyond, 0)
-            self._rings.append(_Ring(side, place, delta.flatten(2).any(2), by_mode))
-            errors.append(_summed(error[..., own].where(inside, delta) % PRIME, weights))
-        return _Signal(counts, first, implied, (errors[0], errors[1]))
+        sides = torch.stack(torch.broadcast_tensors(index < 0, index >= size)).unsqueeze(1)
+        ring = _padding(axis.padding_mode, signal, index) - seen
+        ring = ring.where(there & sides, 0)
+        self._rings.append((place, ring.flatten(3).any(3), axis.padding_mode != "zeros"))
+        errors = signal.errors[..., index.clamp(0, signal.errors.shape[-1] - 1)]
+        errors = _summed(errors.where(inside, ring) % PRIME, weights)
+        return _Signal(counts, first, implied, errors)
 
 
 def _padding(mode: str, signal: _Signal, index: Tensor) -> Tensor:
     """What a layer's padding puts at places outside the signal, as the layers compute it."""
     if mode == "zeros":
         return torch.zeros((), dtype=torch.int64)
-    image = signal.implied[..., -signal.first :][..., : signal.errors[0].shape[-1]]
-    real = (image + signal.errors[0] + signal.errors[1]) % PRIME
+    image = signal.implied[..., -signal.first :][..., : signal.errors.shape[-1]]
+    real = (image + signal.errors.sum(0)) % PRIME
     samples = samples_at(index, signal.counts.unsqueeze(2), mode, 1)
     return real.gather(2, samples.flatten(1).expand(2, -1, -1)).unflatten(2, index.shape)
 
 
 def _summed(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights % PRIME).sum(-1) % PRIME
-
-
-def _added(one: _Signal, other: _Signal) -> _Signal:
-    first = max(one.first, other.first)
-    parts = [signal.implied[..., first - signal.first :] for signal in (one, other)]
-    end = min(part.shape[-1] for part in parts)
-    implied = (parts[0][..., :end] + parts[1][..., :end]) % PRIME
-    low, high = ((a + b) % PRIME for a, b in zip(one.errors, other.errors, strict=True))
-    return _Signal(one.counts, first, implied, (low, high))

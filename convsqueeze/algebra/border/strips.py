@@ -139,8 +139,8 @@ class Lookup:
         factors = torch.ones_like(index)
         for count, table in zip(grid, tables, strict=True):
             taps = torch.arange(count, device=device).view(1, 1, -1)
-            own, factor = (taps, torch.ones_like(taps)) if table is None else table
-            index = _outer(index * count, own, torch.add)
+            more, factor = (taps, torch.ones_like(taps)) if table is None else table
+            index = _outer(index * count, more, torch.add)
             factors = _outer(factors, factor, torch.mul)
         if absent:
             stored = sorted(set(range(prod(grid))) - set(absent))
@@ -223,10 +223,10 @@ def kernel_plan(
     With `signs` off all factors count as positive, for bounds.
     """
     chosen = tuple(strips[axis] for axis in subset)
-    rows, own = [1] * len(axes), list(axes)
+    rows, small = [1] * len(axes), list(axes)
     for axis, strip in zip(subset, chosen, strict=True):
         rows[axis] = span_length(strip.rows)
-        own[axis] = Axis(max(span_length(strip.columns), 1))
+        small[axis] = Axis(max(span_length(strip.columns), 1))
 
     def lookup(found: Sequence[Table | None], grid: Sequence[int], absent: Absent) -> Lookup | None:
         of_axes: list[Tensor | None] = [None] * len(axes)
@@ -242,7 +242,7 @@ def kernel_plan(
         subset,
         chosen,
         tuple(rows),
-        tuple(own),
+        tuple(small),
         lookup([strip.weights for strip in chosen], grid, corrections.absent),
         lookup(
             [strip.biases for strip in chosen],
@@ -258,18 +258,21 @@ def add_borders(y: Tensor, x: Tensor, found: Sequence[Kernel], groups: int) -> T
     Both (batch, channels, *size).
     """
     for kernel in found:
-        value = kernel.bias if kernel.weight is None else _rows_of(x, kernel, groups)
+        value = kernel.bias
+        if kernel.weight is not None:
+            value = _rows_of(x, kernel.plan, kernel.weight, kernel.bias, groups)
         if value is not None:
             _add(y, value, kernel.plan)
     return y
 
 
-def _rows_of(x: Tensor, kernel: Kernel, groups: int) -> Tensor:
+def _rows_of(
+    x: Tensor, plan: KernelPlan, weight: Tensor, bias: Tensor | None, groups: int
+) -> Tensor:
     """The slab through its kernel: (batch, out_channels, *rows or output size)."""
-    plan = kernel.plan
     for axis, strip in zip(plan.subset, plan.strips, strict=True):
         x = slab(x, 2 + axis, strip.columns)
-    found = apply_operator(x, kernel.weight, kernel.bias, plan.axes, groups)
+    found = apply_operator(x, weight, bias, plan.axes, groups)
     if prod(plan.rows) == 1:
         return found
     outer = [axis for axis in range(len(plan.axes)) if axis not in plan.subset]

@@ -8,6 +8,7 @@ of their own. A set of linearly independent entries, found by elimination in rat
 all the others: no storage with fewer taps can serve every size. Whole numbers only.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -172,14 +173,14 @@ class _Comparison:
     """The layers of a tree on one axis against their merged kernel, size by size."""
 
     def __init__(self, tree: GeometryTree, axis: int) -> None:
-        self.ways = axis_paths(tree, axis)
+        self.paths = axis_paths(tree, axis)
         self.whole = merged(tree).axes[axis]
         self.first = smallest_size(tree, axis)
         self.period = period(tree, axis)
         self._tree, self._axis = tree, axis
         margin = reach(tree, axis) + self.whole.extent + abs(self.whole.before)
         self.large = self.first + 2 * (margin + abs(self.whole.after) + self.period)
-        tables = [sources(way, self.large) for way in self.ways]
+        tables = [sources(path, self.large) for path in self.paths]
         self.widths = tuple(table.shape[1] for table in tables)
         table = torch.cat(tables, 1)
         self._positions, self._seen = _positions(table, self.whole)
@@ -192,23 +193,22 @@ class _Comparison:
         return output_size(self._tree, self._axis, size) or 0
 
     def _presence(self, size: int) -> list[Tensor]:
-        return [table for way in self.ways for table in presence(way, size)]
+        return [table for path in self.paths for table in presence(path, size)]
 
     def entries(self, size: int) -> tuple[Entries, Entries]:
         """`D` for one input size, of weights and of biases; rows and columns from the start."""
-        real = torch.cat([sources(way, size) for way in self.ways], 1)
+        real = torch.cat([sources(path, size) for path in self.paths], 1)
         implied = merged_sources(self.whole, self._positions, size, real.shape[0])
         implied = torch.where(self._seen, implied, NOTHING)
-        weights: dict[tuple[int, ...], dict[int, int]] = {}
+        weights, biases = _no_entries(), _no_entries()
         for row, combination in (real != implied).nonzero().tolist():
             for table, factor in ((real, 1), (implied, -1)):
                 column = int(table[row, combination])
                 if column != NOTHING:
-                    _add(weights, (row, column), combination, factor)
-        biases: dict[tuple[int, ...], dict[int, int]] = {}
+                    weights[row, column][combination] += factor
         there = _side_by_side(self._presence(size))
         for row, column in (there != self.bias.bool()).nonzero().tolist():
-            _add(biases, (row,), column, 1 if bool(there[row, column]) else -1)
+            biases[row,][column] += 1 if bool(there[row, column]) else -1
         return _frozen(weights), _frozen(biases)
 
 
@@ -248,11 +248,8 @@ def _middle_bias(there: Tensor) -> Tensor:
     return middle[:1].double()
 
 
-def _add(
-    entries: dict[tuple[int, ...], dict[int, int]], place: tuple[int, ...], key: int, factor: int
-) -> None:
-    vector = entries.setdefault(place, {})
-    vector[key] = vector.get(key, 0) + factor
+def _no_entries() -> dict[tuple[int, ...], dict[int, int]]:
+    return defaultdict(lambda: defaultdict(int))
 
 
 def _frozen(entries: Mapping[tuple[int, ...], Mapping[int, int]]) -> Entries:
@@ -306,12 +303,12 @@ def _from_the_ends(comparison: _Comparison, size: int) -> tuple[Entries, Entries
 def _at(entries: Entries, size: int, outputs: int) -> Entries:
     """What entries counted from the ends are for a size: those that it has room for, added up."""
     counts = (outputs, size)
-    found: dict[tuple[int, ...], dict[int, int]] = {}
+    found = _no_entries()
     for place, vector in entries.items():
         where = tuple(p if p >= 0 else p + n for p, n in zip(place, counts, strict=False))
         if all(0 <= p < n for p, n in zip(where, counts, strict=False)):
             for key, factor in vector:
-                _add(found, where, key, factor)
+                found[where][key] += factor
     return _frozen(found)
 
 
@@ -329,29 +326,27 @@ class _Basis:
         if not rest and whole:
             self._made[vector] = tuple(sorted((k, int(f)) for k, f in factors.items() if f))
             return
-        own = len(self.vectors)
+        index = len(self.vectors)
         self.vectors.append(vector)
-        self._made[vector] = ((own, 1),)
-        if rest:  # else the vector depends on others by fractions, and is kept whole beside them
+        self._made[vector] = ((index, 1),)
+        if rest:  # else it depends on others by fractions, and is kept as it is
             pivot = min(rest)
             scale = rest[pivot]
             row = {key: value / scale for key, value in rest.items()}
             made = {key: -value / scale for key, value in factors.items()}
-            made[own] = 1 / scale
+            made[index] = 1 / scale
             self._reduced.append((pivot, row, made))
 
     def _eliminated(self, vector: Vector) -> tuple[dict[int, Fraction], dict[int, Fraction]]:
         """What is left of a vector, and the factors of the basis vectors taken out of it."""
-        rest = {key: Fraction(factor) for key, factor in vector}
-        factors: dict[int, Fraction] = {}
+        rest = defaultdict(Fraction, {key: Fraction(factor) for key, factor in vector})
+        factors: dict[int, Fraction] = defaultdict(Fraction)
         for pivot, row, made in self._reduced:
-            share = rest.get(pivot)
-            if not share:
-                continue
-            for key, value in row.items():
-                rest[key] = rest.get(key, Fraction(0)) - share * value
-            for key, value in made.items():
-                factors[key] = factors.get(key, Fraction(0)) + share * value
+            if share := rest[pivot]:
+                for key, value in row.items():
+                    rest[key] -= share * value
+                for key, value in made.items():
+                    factors[key] += share * value
         return {key: value for key, value in rest.items() if value}, factors
 
     def made_of(self, vector: Vector) -> tuple[tuple[int, int], ...]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import GeometryTree
-from convsqueeze.algebra.tree import Chain, Sum, Tree, paths
+from convsqueeze.algebra.tree import paths
 from convsqueeze.errors import GeometryError
 
 NOTHING = -1
@@ -24,15 +24,10 @@ LARGEST_TABLE = 1 << 22
 
 @dataclass(frozen=True)
 class Link:
-    """One axis of one layer, and whether the layer adds a bias.
-
-    `place` is where it stands in its tree: the last step on the way to it that has a layer in
-    front, `()` for a layer that takes the input.
-    """
+    """One axis of one layer, and whether the layer adds a bias."""
 
     axis: Axis
     bias: bool
-    place: tuple[int, ...] = ()
 
 
 Path = tuple[Link, ...]
@@ -41,33 +36,9 @@ Path = tuple[Link, ...]
 def axis_paths(tree: GeometryTree, axis: int) -> tuple[Path, ...]:
     """The chains of single layers whose sum is the tree, on one axis."""
     return tuple(
-        tuple(
-            Link(layer.axes[axis], layer.bias and counts, place) for (layer, place), counts in path
-        )
-        for path in paths(_with_places(tree, (), ()))
+        tuple(Link(layer.axes[axis], layer.bias and counts) for layer, counts in path)
+        for path in paths(tree)
     )
-
-
-def _with_places(
-    tree: GeometryTree, here: tuple[int, ...], place: tuple[int, ...]
-) -> Tree[tuple[Geometry, tuple[int, ...]]]:
-    """The same tree with the `Link.place` of each layer; `here` is where the tree itself stands."""
-    if isinstance(tree, Chain):
-        steps = [(*here, index) for index in range(len(tree.links))]
-        return Chain(
-            tuple(
-                _with_places(link, step, step if step[-1] else place)
-                for link, step in zip(tree.links, steps, strict=True)
-            )
-        )
-    if isinstance(tree, Sum):
-        return Sum(
-            tuple(
-                _with_places(branch, (*here, index), place)
-                for index, branch in enumerate(tree.branches)
-            )
-        )
-    return tree, place
 
 
 def sources(path: Path, size: int) -> Tensor:
@@ -75,14 +46,13 @@ def sources(path: Path, size: int) -> Tensor:
 
     int64, (outputs, combinations), for an input of `size` samples.
     """
-    table, count = None, size
-    for link in path:
-        own = _layer_sources(link.axis, count)
-        _check_amount(own.shape[0], own.shape[1] * (1 if table is None else table.shape[1]))
-        table = own if table is None else _through(own, table, NOTHING).flatten(1)
-        count = own.shape[0]
-    if table is None:
+    if not path:
         raise GeometryError("a chain needs at least one layer")
+    table = torch.arange(size).unsqueeze(1)
+    for link in path:
+        read = _layer_sources(link.axis, table.shape[0])
+        _check_amount(read.shape[0], read.shape[1] * table.shape[1])
+        table = _through(read, table, NOTHING)
     return table
 
 
@@ -95,9 +65,9 @@ def presence(path: Path, size: int) -> tuple[Tensor, ...]:
     tables: list[Tensor] = []
     count = size
     for link in path:
-        own = _layer_sources(link.axis, count)
-        count = own.shape[0]
-        tables = [_through(own, table, False).flatten(1) for table in tables]
+        read = _layer_sources(link.axis, count)
+        count = read.shape[0]
+        tables = [_through(read, table, False) for table in tables]
         if link.bias:
             tables.append(torch.ones(count, 1, dtype=torch.bool))
     return tuple(tables)
@@ -137,9 +107,9 @@ def samples_at(position: Tensor, size: Tensor, mode: str, upsample: int) -> Tens
 
 
 def _through(outer: Tensor, inner: Tensor, nothing: int | bool) -> Tensor:
-    """`inner` looked up where `outer` reads: (outputs, outer taps, inner columns)."""
+    """`inner` looked up where `outer` reads: (outputs, outer taps * inner columns)."""
     found = inner[outer.clamp(min=0)]
-    return torch.where((outer == NOTHING).unsqueeze(2), nothing, found)
+    return torch.where((outer == NOTHING).unsqueeze(2), nothing, found).flatten(1)
 
 
 def _check_amount(outputs: int, combinations: int) -> None:

@@ -94,14 +94,12 @@ def _biased(ways: Sequence[Sequence[Step[Conv]]]) -> Iterator[tuple[Tensor, list
 
 def _carried(bias: Tensor, behind: Sequence[Conv], sums: Sums) -> Tensor:
     """A bias through the layers behind it: (out_channels, *sums)."""
-    ones = (1,) * len(sums)
     if not behind:
-        constant = bias.reshape(-1, *ones)
-        for axis, factors in enumerate(sums):
-            along = factors.to(bias.device).reshape(_shape_along(axis, len(sums)))
-            constant = constant * along
+        constant = bias
+        for factors in sums:
+            constant = constant.unsqueeze(-1) * factors.to(bias.device).flatten()
         return constant
-    source = Conv(bias.reshape(-1, 1, *ones), None, (Axis(),) * len(sums))
+    source = Conv(bias.reshape(-1, 1, *(1,) * len(sums)), None, (Axis(),) * len(sums))
     weight, groups = _of_chain([source, *behind], sums)
     return regrouped(weight, groups, 1).squeeze(1)
 
@@ -138,10 +136,6 @@ def _of_chain(chain: Sequence[Conv], sums: Sums) -> tuple[Tensor, int]:
     first, second = cells(last.weight, last.groups, inner, inner_groups)
     term = summed_products(second, first, tables)
     return joined(term, last.groups, inner_groups), gcd(last.groups, inner_groups)
-
-
-def _shape_along(axis: int, count: int) -> tuple[int, ...]:
-    return tuple(-1 if x == axis else 1 for x in range(count))
 
 
 def _behind(sums: Tensor, taps: int) -> tuple[Tensor, Tensor]:
