@@ -122,7 +122,7 @@ class OnnxCheck:
         if not worst.share <= 1.0:
             worst = _nearest(outcomes, self._moved(outcomes, dtype), dtype)
         if not worst.share <= 1.0:
-            raise VerificationError([f"onnxruntime and torch differ by {worst.told}."])
+            raise VerificationError([f"onnxruntime and torch differ by {worst.excess}."])
         return worst
 
     def _moved(self, outcomes: Sequence[_Outcome], dtype: torch.dtype) -> Mapping[str, float]:

@@ -74,11 +74,11 @@ def merge(
 
     with DelayedProgress(errors, quiet=quiet) as track:
         if code is not None:
-            own = code_of(code, shapes or [], track, model, key)
-            notes = own.notes
-            whole = WholeJob(own, seed=seed, track=track)
+            built = code_of(code, shapes or [], track, model, key)
+            notes = built.notes
+            whole = WholeJob(built, seed=seed, track=track)
             if pairs is None:
-                manifest = planner_from_code(own, code, track, border=border, growth=growth)
+                manifest = planner_from_code(built, code, track, border=border, growth=growth)
         done = merge_file(
             model,
             manifest,
