@@ -81,8 +81,8 @@ def print_verify(console: Console, report: "Report") -> None:
 
 def _print_verdict(console: Console, report: "Report") -> None:
     for keyword, text in verdict(report):
-        told = f": {escape(text)}" if report.ok else ""  # else it is told as an error
-        console.print(f"[{KEYWORDS[keyword]}]{keyword}[/]{told}")
+        detail = f": {escape(text)}" if report.ok else ""  # else it is printed as an error
+        console.print(f"[{KEYWORDS[keyword]}]{keyword}[/]{detail}")
 
 
 def print_plot(console: Console, plot: "Plot") -> None:

@@ -168,8 +168,10 @@ class _Borders:
                 count = self.ends[axis].taps(role)
                 table, kind_of = np.unique(self.ends[axis].table(role), axis=0, return_inverse=True)
                 slot = self._combined(slot, axis, kind_of.reshape(-1).tolist(), len(table))
-            own = table.reshape([n if at == axis else 1 for n in table.shape for at in range(rank)])
-            place, sign = place * count + abs(own) - 1, sign * np.sign(own)
+            spread = table.reshape(
+                [n if at == axis else 1 for n in table.shape for at in range(rank)]
+            )
+            place, sign = place * count + abs(spread) - 1, sign * np.sign(spread)
             grid.append(count)
         absent = dict(self.corrections.absent if weights else self.corrections.absent_biases)
         kept = np.ones(prod(grid), np.bool_)
@@ -192,10 +194,10 @@ class _Borders:
         nodes = self.nodes
         if kinds == 1:
             return slot
-        own = nodes.add("Gather", nodes.integers(kind_of), self._slot(axis))
+        kind = nodes.add("Gather", nodes.integers(kind_of), self._slot(axis))
         if slot is None:
-            return own
-        return nodes.add("Add", nodes.add("Mul", slot, nodes.integers(kinds)), own)
+            return kind
+        return nodes.add("Add", nodes.add("Mul", slot, nodes.integers(kinds)), kind)
 
     def _slot(self, axis: int) -> str:
         """Which class of sizes the input belongs to on an axis: int64 scalar."""
@@ -234,8 +236,8 @@ class _Borders:
         done = []
         for piece, (_, span) in zip(cut, parts, strict=True):
             if span is not None:
-                own = strip if whole else self._between(strip, dim, *span)
-                piece = nodes.add("Add", piece, own)
+                rows = strip if whole else self._between(strip, dim, *span)
+                piece = nodes.add("Add", piece, rows)
             done.append(piece)
         return nodes.add("Concat", *done, axis=dim)
 

@@ -30,7 +30,7 @@ from convsqueeze.export.session import RUNTIME_ERRORS, first_line
 from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst, worst_of
-from convsqueeze.verify.comparison import size_told
+from convsqueeze.verify.comparison import size_text
 
 Size = tuple[int, ...]
 
@@ -131,12 +131,12 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
 def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int) -> ExportReport:
     """One layer's report. Raises _Difference."""
     try:
-        own = runnable[name]
+        exported = runnable[name]
     except RUNTIME_ERRORS as error:
         _check_values(runnable.part(name), name, layer)
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
-    _check_values(own.model, name, layer)
-    geometry, reference = layer.geometry, _Reference(layer, own.computes_in, own.scale)
+    _check_values(exported.model, name, layer)
+    geometry, reference = layer.geometry, _Reference(layer, exported.computes_in, exported.scale)
     generator = torch.Generator().manual_seed(seed)
     worst, inputs, tried = Worst(), 0, input_sizes(layer)
     few = 2 / prod(geometry.weight_shape[1:])  # about two of them meet in an output
@@ -145,11 +145,11 @@ def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int
         shape = (batch, geometry.in_channels, *size)
         for kind, share in (("dense", 1.0), ("sparse", few)):
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
-            x = (x * (torch.rand(shape, generator=generator) < share)).to(own.computes_in)
-            worst = max(worst, _compare(own, reference, x, kind), key=lambda one: one.share)
+            x = (x * (torch.rand(shape, generator=generator) < share)).to(exported.computes_in)
+            worst = max(worst, _compare(exported, reference, x, kind), key=lambda one: one.share)
             inputs += batch
-    notes = tuple(_notes(own, layer))
-    return ExportReport(name, dtype_name(own.dtype), tuple(tried), inputs, worst, notes)
+    notes = tuple(_notes(exported, layer))
+    return ExportReport(name, dtype_name(exported.dtype), tuple(tried), inputs, worst, notes)
 
 
 def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
@@ -165,18 +165,18 @@ def _check_cost(geometry: Geometry, batch: int, size: Size) -> None:
         )
 
 
-def _notes(own: OnnxLayer, layer: SqueezedConv) -> Iterator[str]:
+def _notes(exported: OnnxLayer, layer: SqueezedConv) -> Iterator[str]:
     kinds = sorted({dtype_name(tensor.dtype) for tensor in layer.parameters()})
-    name, named = own.name, dtype_name(own.dtype)
+    name, named = exported.name, dtype_name(exported.dtype)
     what = f"{name}: stored as {' and '.join(kinds)}, exported as {named}, which holds every value"
     if len(kinds) > 1:
         yield f"{what} exactly; so are its input and output"
-    elif own.dtype != layer.dtype:
+    elif exported.dtype != layer.dtype:
         yield f"{what} exactly; onnxruntime has no such convolution on the CPU"
-    if own.computes_in != own.dtype:
+    if exported.computes_in != exported.dtype:
         yield (
             f"{name}: onnxruntime has no {named} kernel for it on the CPU; a copy rounded to "
-            f"{dtype_name(own.computes_in)} was run, the values were compared bit for bit"
+            f"{dtype_name(exported.computes_in)} was run, the values were compared bit for bit"
         )
     sizes = sizes_in_words(layer)
     if sizes is not None:
@@ -259,12 +259,12 @@ class _Reference:
 
 
 @torch.no_grad()
-def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Worst:
+def _compare(exported: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Worst:
     """The output nearest to its bound. Raises _Difference where one is beyond it."""
-    place = f"{kind} input of {size_told(x)}, batch {len(x)}"
+    place = f"{kind} input of {size_text(x)}, batch {len(x)}"
     expected = reference.exact(x.double())
     try:
-        actual = own(x).double()
+        actual = exported(x).double()
     except RUNTIME_ERRORS as error:
         raise _Difference(f"onnxruntime fails on a {place}: {first_line(error)}") from error
     if actual.shape != expected.shape:
@@ -277,5 +277,5 @@ def _compare(own: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -> Wor
     difference = (actual - expected).abs().where(bound != torch.inf, 0.0)
     worst = worst_of(difference.nan_to_num(torch.inf), bound, f"{place}, output {{}}".format)
     if worst.share > 1.0:
-        raise _Difference(f"onnxruntime and torch differ by {worst.told}")
+        raise _Difference(f"onnxruntime and torch differ by {worst.excess}")
     return worst

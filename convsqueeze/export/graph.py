@@ -108,11 +108,11 @@ def layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
     nodes, x = Nodes(name), name + INPUT
     doc = f"merged from {', '.join(layer.layer.sources)}"
     bias = None if layer.bias is None else f"{name}.bias"
-    own = Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
+    op = Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
     if layer.layer.kind == "linear":
-        last = _linear(nodes, x, own, layer.weight.shape[0])
+        last = _linear(nodes, x, op, layer.weight.shape[0])
     else:
-        last = operator(nodes, x, own)
+        last = operator(nodes, x, op)
         if layer.border is not None:
             last = add_borders(nodes, last, x, layer)
     for node in nodes.made:
@@ -120,13 +120,13 @@ def layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
     return nodes.made
 
 
-def _linear(nodes: Nodes, x: str, own: Operator, out_channels: int) -> str:
+def _linear(nodes: Nodes, x: str, op: Operator, out_channels: int) -> str:
     """`x @ weight.T + bias` on (batch, in_channels), group by group."""
-    if own.groups == 1:
-        return nodes.add("Gemm", x, own.weight, *own.biases, transB=1, doc_string=own.doc)
-    x = nodes.add("Reshape", x, nodes.integers([0, own.groups, -1]))
-    shape = nodes.integers([own.groups, out_channels // own.groups, -1])
-    weight = nodes.add("Reshape", own.weight, shape)
-    y = nodes.add("Einsum", x, weight, equation="bgi,goi->bgo", doc_string=own.doc)
+    if op.groups == 1:
+        return nodes.add("Gemm", x, op.weight, *op.biases, transB=1, doc_string=op.doc)
+    x = nodes.add("Reshape", x, nodes.integers([0, op.groups, -1]))
+    shape = nodes.integers([op.groups, out_channels // op.groups, -1])
+    weight = nodes.add("Reshape", op.weight, shape)
+    y = nodes.add("Einsum", x, weight, equation="bgi,goi->bgo", doc_string=op.doc)
     y = nodes.add("Reshape", y, nodes.integers([0, out_channels]))
-    return nodes.add("Add", y, own.bias) if own.bias else y
+    return nodes.add("Add", y, op.bias) if op.bias else y

@@ -71,26 +71,26 @@ class Operator:
         return [] if self.bias is None else [self.bias]
 
 
-def operator(nodes: Nodes, x: str, own: Operator) -> str:
+def operator(nodes: Nodes, x: str, op: Operator) -> str:
     """The operator on `x`: (batch, in_channels, *size)."""
-    return _transposed(nodes, x, own) if own.is_transposed else _convolution(nodes, x, own)
+    return _transposed(nodes, x, op) if op.is_transposed else _convolution(nodes, x, op)
 
 
-def _convolution(nodes: Nodes, x: str, own: Operator) -> str:
+def _convolution(nodes: Nodes, x: str, op: Operator) -> str:
     """Conv with zero padding, each side its own; behind other padding, which Conv has not."""
-    outside = [axis if _is_beyond_conv(axis) else Axis() for axis in own.axes]
+    outside = [axis if _is_beyond_conv(axis) else Axis() for axis in op.axes]
     inside = [
         (axis.before - other.before, axis.after - other.after)
-        for axis, other in zip(own.axes, outside, strict=True)
+        for axis, other in zip(op.axes, outside, strict=True)
     ]
     return nodes.add(
         "Conv",
         padded(nodes, x, outside),
-        own.weight,
-        *own.biases,
+        op.weight,
+        *op.biases,
         pads=_lows_then_highs(inside),
-        strides=[axis.stride for axis in own.axes],
-        **_kernel(own),
+        strides=[axis.stride for axis in op.axes],
+        **_kernel(op),
     )
 
 
@@ -99,13 +99,13 @@ def _is_beyond_conv(axis: Axis) -> bool:
     return axis.padding_mode != "zeros" or min(axis.before, axis.after) < 0
 
 
-def _kernel(own: Operator) -> dict[str, Any]:
+def _kernel(op: Operator) -> dict[str, Any]:
     """Attributes that Conv and ConvTranspose share."""
     return {
-        "kernel_shape": [axis.kernel_size for axis in own.axes],
-        "dilations": [axis.dilation for axis in own.axes],
-        "group": own.groups,
-        "doc_string": own.doc,
+        "kernel_shape": [axis.kernel_size for axis in op.axes],
+        "dilations": [axis.dilation for axis in op.axes],
+        "group": op.groups,
+        "doc_string": op.doc,
     }
 
 
@@ -177,26 +177,26 @@ def _ends(axis: Axis) -> tuple[tuple[int, int], int, tuple[int, int]]:
     return (0, 0), 0, (-low, -high)
 
 
-def _transposed(nodes: Nodes, x: str, own: Operator) -> str:
+def _transposed(nodes: Nodes, x: str, op: Operator) -> str:
     """ConvTranspose, cropped at each end, then every n-th sample where a stride is left."""
-    rank = len(own.axes)
-    pads, extra, behind = zip(*map(_ends, own.axes), strict=True)
-    inside = [] if any(map(any, behind)) else own.biases
+    rank = len(op.axes)
+    pads, extra, behind = zip(*map(_ends, op.axes), strict=True)
+    inside = [] if any(map(any, behind)) else op.biases
     x = nodes.add(
         "ConvTranspose",
-        _padded_from_image(nodes, x, own.axes),
-        own.weight,
+        _padded_from_image(nodes, x, op.axes),
+        op.weight,
         *inside,
         pads=_lows_then_highs(pads),
         output_padding=list(extra),
-        strides=[axis.upsample for axis in own.axes],
-        **_kernel(own),
+        strides=[axis.upsample for axis in op.axes],
+        **_kernel(op),
     )
     x = _padded(nodes, x, behind, "ends")
-    for bias in own.biases if not inside else ():
+    for bias in op.biases if not inside else ():
         column = nodes.add("Reshape", bias, nodes.integers([-1, *(1,) * rank]))
         x = nodes.add("Add", x, column)
-    steps = [axis.stride for axis in own.axes]
+    steps = [axis.stride for axis in op.axes]
     if max(steps) == 1:
         return x
     slices = [0] * rank, [TO_THE_END] * rank, [*range(2, 2 + rank)], steps

@@ -113,7 +113,7 @@ class OnnxCheck:
         if not worst.share <= 1.0:
             worst = _nearest(outcomes, self._moved(outcomes, dtype), dtype)
         if not worst.share <= 1.0:
-            raise VerificationError([f"onnxruntime and torch differ by {worst.told}."])
+            raise VerificationError([f"onnxruntime and torch differ by {worst.excess}."])
         largest = max(largest_value(y) for _, one, _ in outcomes.values() for y in one.values())
         notes = self.notes + notes + _fixed(opened)
         return OnnxReport(opened, tuple(outcomes), dtype_name(dtype), worst, largest, notes)

@@ -68,7 +68,9 @@ class SqueezedConv(nn.Module):
     def of(
         cls, layer: RecipeLayer, tensors: Mapping[str, Tensor], *, signs: bool = True
     ) -> "SqueezedConv":
-        """A layer of these tensors, by their names within it: `weight`, `border.0.bias`."""
+        """A layer of these tensors, by their names within it: `weight` (out_channels, in_channels /
+        groups, *kernel_size), `bias`, `border.0.bias`. Raises GeometryError as the class does.
+        """
         inside = f"{BORDER}."
         border = {n.removeprefix(inside): t for n, t in tensors.items() if n.startswith(inside)}
         return cls(layer, tensors["weight"], tensors.get("bias"), border, signs=signs)

@@ -48,7 +48,7 @@ class Comparison:
         infinite where there is none, and its bound. Raises GeometryError where the squeezed layer
         does not run or has an output of another shape.
         """
-        size, x = size_told(x), x.to(self.device)
+        size, x = size_text(x), x.to(self.device)
         expected = self.original(x)
         try:
             actual = self.squeezed(x)
@@ -67,7 +67,7 @@ class Comparison:
         return expected, actual, difference, bound
 
 
-def size_told(x: Tensor) -> str:
+def size_text(x: Tensor) -> str:
     """`32x32`, of a batch of images."""
     return format_size(x.shape[2:]) or "one vector"
 

@@ -30,7 +30,7 @@ from convsqueeze.verify.comparison import (
 )
 from convsqueeze.verify.groups import some_groups
 from convsqueeze.verify.magnitudes import input_scales
-from convsqueeze.verify.numbers import recomputed, unfit, where_told, worst_number
+from convsqueeze.verify.numbers import number_place, recomputed, unfit, worst_number
 from convsqueeze.verify.outcome import LayerReport, Probe, compared
 from convsqueeze.verify.probes import (
     Size,
@@ -109,7 +109,7 @@ def _numbers_checked(
     for name, value in values.items():
         slack = None if granted is None else partial(granted, name)
         at, worst = worst_number(stored[name], value, slack)
-        worst, number = replace(worst, place=where_told(merge, name, at)), stored[name][at].item()
+        worst, number = replace(worst, place=number_place(merge, name, at)), stored[name][at].item()
         problem = worst.problem if isfinite(number) else f"is {number}, {worst.place}"
         report = replace(report, problem=problem)
         if name.startswith(f"{BORDER}."):

@@ -59,7 +59,9 @@ def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:
     ones = torch.ones(merge.geometry.in_channels, dtype=torch.float64, device=device)
     reached = run_of_tree(sums, _passed)(ones)
     shares = torch.where(reached > 0, 1 / reached, 0.0)
-    parts = run_of_tree(sums, lambda own, x: _passed(own.mT, x), backwards=True)(shares).cpu()
+    parts = run_of_tree(sums, lambda matrices, x: _passed(matrices.mT, x), backwards=True)(
+        shares
+    ).cpu()
     mean = parts.mean()  # infinite where layers undo what others make too small for float64
     known = (parts > 0) & mean.isfinite()
     return torch.where(known, (mean / parts).clamp(1.0, _LARGEST_SCALE), 1.0)

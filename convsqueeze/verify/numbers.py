@@ -89,7 +89,7 @@ def recomputed(merge: Merge, load: Load, device: torch.device) -> Callable[[str,
     return granted
 
 
-def where_told(merge: Merge, name: str, place: tuple[int, ...]) -> str:
+def number_place(merge: Merge, name: str, place: tuple[int, ...]) -> str:
     """A number of a stored tensor by its output channel, and its place on the other dimensions."""
     rest, geometry = list(place), merge.geometry
     if name == "weight" and geometry.is_transposed:

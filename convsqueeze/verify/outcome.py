@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.plan import Merge
-from convsqueeze.verify.comparison import Comparison, size_told
+from convsqueeze.verify.comparison import Comparison, size_text
 from convsqueeze.verify.probes import Size
 from convsqueeze.verify.worst import UNMEASURED, Worst, nearer, share_of, worst_of
 
@@ -68,7 +68,7 @@ class Probe:
         """Where an output stands: `index` is its batch entry, channel and position."""
         kind = self.kind if bool(self.x[index[0]].any()) else "zero"
         channel = index[1] if self.channels is None else self.channels[index[1]]
-        return f"{kind} input of {size_told(self.x)}, output channel {channel}, at {index[2:]}"
+        return f"{kind} input of {size_text(self.x)}, output channel {channel}, at {index[2:]}"
 
 
 def compared(report: LayerReport, merge: Merge, probe: Probe) -> LayerReport:

@@ -18,14 +18,14 @@ class Worst:
     place: str = ""
 
     @property
-    def told(self) -> str:
+    def excess(self) -> str:
         """What stands behind `differs by`, of one that is beyond the bound."""
         return f"{self.error:.3e} where at most {self.bound:.3e} is rounding, {self.place}"
 
     @property
     def problem(self) -> str | None:
         """What is told of it where it is beyond the bound."""
-        return None if self.share <= 1.0 else f"differs by {self.told}"
+        return None if self.share <= 1.0 else f"differs by {self.excess}"
 
 
 UNMEASURED = Worst()

@@ -54,19 +54,19 @@ def export_onnx(
             # what can be refused is refused before the user's code runs
             check_onnx_destination(place, overwrite=overwrite, source=squeezed)
             check_exporter(opset)
-            own = code_of(model, shapes or [], track)
-            output.print_notes(errors, own.notes)
+            built = code_of(model, shapes or [], track)
+            output.print_notes(errors, built.notes)
             whole = export_whole(
-                own.model,
+                built.model,
                 squeezed,
                 place,
-                own.inputs,
+                built.inputs,
                 checkpoint=checkpoint,
                 key=key,
                 opset=opset,
                 overwrite=overwrite,
                 track=track,
-                sandbox=own.sandbox,
+                sandbox=built.sandbox,
             )
     if as_json:
         output.print_json(result.to_data() if model is None else whole.to_data())

@@ -62,14 +62,14 @@ def merge(
     console, errors = output.consoles(as_json)
     manifest: Any = pairs
     notes: tuple[str, ...] = ()
-    own: Any = None
+    built: Any = None
     wholes: list[WholeReport] = []
     checked: list[CheckedModel] = []
 
     def check_whole(result: Any, files: Any) -> None:
         """The whole model with the merged layers, held against the original."""
-        given = {"sandbox": own.sandbox, "seed": seed, "track": track}
-        wholes.append(put_in_place(own.model, result, own.inputs, **given)[1])
+        given = {"sandbox": built.sandbox, "seed": seed, "track": track}
+        wholes.append(put_in_place(built.model, result, built.inputs, **given)[1])
 
     def write_onnx(result: Any, files: Any) -> None:
         """The ONNX model of a verified result, held against torch and written with it."""
@@ -81,9 +81,9 @@ def merge(
 
     with DelayedProgress(errors, quiet=quiet) as track:
         if code is not None:
-            own = code_of(code, shapes or [], track, model, key)
-            notes = own.notes
-            manifest = pairs or partial(plan_from_code, own, code, track, border, growth)
+            built = code_of(code, shapes or [], track, model, key)
+            notes = built.notes
+            manifest = pairs or partial(plan_from_code, built, code, track, border, growth)
         done = merge_file(
             model,
             manifest,

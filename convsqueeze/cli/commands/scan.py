@@ -52,25 +52,25 @@ def scan(
     if destination is not None:
         check_place(destination, overwrite=overwrite, inputs=[checkpoint] if checkpoint else [])
     with DelayedProgress(errors) as track:
-        own = code_of(code, shapes or [], track, checkpoint, key)
+        built = code_of(code, shapes or [], track, checkpoint, key)
         track(f"scanning {code}", 0, 0)
         found = scan_model(
-            own.model,
-            own.inputs,
+            built.model,
+            built.inputs,
             minimize=minimize,
             border=border or "exact",
             growth=growth,
             latency=latency,
-            sandbox=own.sandbox,
+            sandbox=built.sandbox,
         )
-    output.print_notes(errors, own.notes)
+    output.print_notes(errors, built.notes)
     text = scan_yaml(found, code)
     if destination is not None and found.document is not None:
         with NewFiles(overwrite=overwrite) as files:
             files.add(destination, lambda file: file.write(text.encode()))
             files.commit()
     if as_json:
-        output.print_json(data.scan_data(found, code, own.notes))
+        output.print_json(data.scan_data(found, code, built.notes))
     elif destination is None:
         typer.echo(text, nl=False)
     else:
