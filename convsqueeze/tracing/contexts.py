@@ -6,7 +6,6 @@ from operator import getitem
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 
 GRAD_MODE = torch.ops.higher_order.wrap_with_set_grad_enabled
@@ -26,18 +25,6 @@ def inline(module: GraphModule, *, converts: bool = False) -> None:
             inline(_inner(node), converts=converts)
             _put_back(module, node)
     module.recompile()
-
-
-def cast(program: ExportedProgram) -> frozenset[str]:
-    """Stored tensors that are read under autocast."""
-    stored = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
-    read = {
-        one.name
-        for node in program.graph.nodes
-        if node.target is AUTOCAST
-        for one in node.all_input_nodes
-    }
-    return frozenset(target for name, target in stored.items() if name in read and target)
 
 
 def graph_under_autocast(call: Node) -> Graph | None:

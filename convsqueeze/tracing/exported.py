@@ -18,7 +18,7 @@ from convsqueeze.kinds.identity import PASSING
 from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import Effects, changes, crossed
 from convsqueeze.tracing.constants import operator_name, tensors_in
-from convsqueeze.tracing.contexts import cast, graph_under_autocast, inline
+from convsqueeze.tracing.contexts import graph_under_autocast, inline
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
 from convsqueeze.tracing.sizes import SizesAsked
@@ -123,9 +123,11 @@ def _with_what_stays(
     is_open: bool,
 ) -> Exported:
     stored = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs}
-    in_vain, under_autocast = [*_read_in_vain(program)], cast(program)
+    in_vain = [*_read_in_vain(program)]
     crossing = crossed(program.graph, changes(program.graph, _effects))
-    entering = [node for node in program.graph.nodes if graph_under_autocast(node) is not None]
+    cast = [node for node in program.graph.nodes if graph_under_autocast(node) is not None]
+    entering = [value for node in cast for value in node.all_input_nodes]
+    under_autocast = frozenset(t for value in entering if (t := stored.get(value.name)))
     kept = {
         **dict.fromkeys(under_autocast, "the model's code reads it under autocast"),
         **dict.fromkeys(
@@ -142,7 +144,7 @@ def _with_what_stays(
         materialized=(
             *in_vain,
             *((value, change.reason) for value, change in crossing),
-            *((value, CONVERTED) for node in entering for value in node.all_input_nodes),
+            *((value, CONVERTED) for value in entering),
         ),
         size_reads=tuple(
             (node, read)

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import partialmethod
 from typing import Any
 
@@ -28,25 +28,19 @@ IN_PLACE = tuple(
 """Python's operators that change a tensor, as `+=` does."""
 
 
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """The graph of a copy of the model, and the names of stored tensors that its code reads without
-    a proxy.
+def recorded(
+    model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox
+) -> tuple[GraphModule, frozenset[str]]:
+    """What the forward of a copy of the model calls, and the names of stored tensors that its code
+    reads without a proxy. Raises whatever torch.fx, or that code, raises.
     """
-
-    module: GraphModule
-    read: frozenset[str]
-
-
-def recorded(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Recorded:
-    """What the model's forward calls. Raises whatever torch.fx, or that code, raises."""
     if "forward" in vars(model):
         raise TypeError("the model has a forward of its own, beside that of its class")
     made = sandbox.module()
     reads = _Reads(made)
     with torch.no_grad(), marked(made), reads, exits_caught():
         graph = _Tracer(inputs).trace(made)
-    return Recorded(GraphModule(made, graph), frozenset(reads.names))
+    return GraphModule(made, graph), frozenset(reads.names)
 
 
 def tensors_in(inputs: Sequence[Any]) -> list[Tensor]:
@@ -107,7 +101,7 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> None:
+def check_recorded(made: GraphModule, model: nn.Module, inputs: Sequence[Any]) -> None:
     """Raises TracingError where the graph does not compute what the model does on the inputs. What
     has no values is not run.
     """
@@ -116,7 +110,7 @@ def check_recorded(made: Recorded, model: nn.Module, inputs: Sequence[Any]) -> N
     if any(one.device.type == "meta" or isinstance(one, FakeTensor) for one in every):
         return
     wanted = _run(model, inputs, "the model does not run on its inputs")
-    found = _run(made.module, tensors, "the graph that it makes of the code does not run")
+    found = _run(made, tensors, "the graph that it makes of the code does not run")
     alike = len(wanted) == len(found) and all(map(_is_alike, wanted, found))
     if not alike:
         raise TracingError(

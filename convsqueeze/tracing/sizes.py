@@ -19,23 +19,12 @@ from torch.utils._pytree import tree_leaves
 from convsqueeze.graph import SizeRead
 from convsqueeze.tracing.raised import is_user_code
 
+_FILLED = ("empty", "full", "ones", "rand", "randint", "randn", "zeros")
 ASKS = {
-    Tensor.size,
     Tensor.shape.__get__,  # type: ignore[attr-defined]
-    Tensor.stride,
-    Tensor.numel,
-    Tensor.nelement,
-    Tensor.__len__,
-    Tensor.expand_as,
-    Tensor.view_as,
-    Tensor.reshape_as,
-    torch.empty_like,
-    torch.full_like,
-    torch.ones_like,
-    torch.rand_like,
-    torch.randint_like,
-    torch.randn_like,
-    torch.zeros_like,
+    *(getattr(Tensor, name) for name in ("size", "stride", "numel", "nelement", "__len__")),
+    *(getattr(Tensor, f"{name}_as") for name in ("expand", "view", "reshape")),
+    *(getattr(torch, f"{name}_like") for name in _FILLED),
 }
 """What gives a size of a tensor, or a tensor of its size."""
 

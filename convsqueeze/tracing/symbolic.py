@@ -7,12 +7,12 @@ run beside the model on its inputs.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.fx import Node
 
 from convsqueeze.copying import Sandbox
@@ -24,7 +24,7 @@ from convsqueeze.kinds.scale import is_number
 from convsqueeze.kinds.semantics import Adding, Linear, Reason, Semantics, no_layer
 from convsqueeze.tracing.changes import Effects, changes, crossed, stale_reads
 from convsqueeze.tracing.constants import operator_name, tensors_in
-from convsqueeze.tracing.proxies import IN_PLACE, Recorded, check_recorded, recorded
+from convsqueeze.tracing.proxies import IN_PLACE, check_recorded, recorded
 from convsqueeze.tracing.raised import describe_error
 from convsqueeze.tracing.reader import Reader
 from convsqueeze.tracing.stored import caller_of
@@ -50,23 +50,25 @@ def symbolically_traced(
     follow it, or what it follows does not compute what the model does.
     """
     try:
-        made = recorded(model, inputs, sandbox or Sandbox(model))
+        made, read = recorded(model, inputs, sandbox or Sandbox(model))
     except Exception as error:
         raise TracingError(describe_error(error)) from error
     check_recorded(made, model, inputs)
-    return _Recorded(model, prefix, made).read()
+    return _Recorded(model, prefix, made.graph, read).read()
 
 
 class _Recorded(Reader):
     """Reads the graph that torch.fx recorded."""
 
-    def __init__(self, model: nn.Module, prefix: str, made: Recorded) -> None:
+    def __init__(
+        self, model: nn.Module, prefix: str, graph: fx.Graph, read: Collection[str]
+    ) -> None:
         super().__init__(model, prefix)
-        self._graph = made.module.graph
+        self._graph = graph
         self._modules = {self.bare(name): module for name, module in model.named_modules()}
         self._changes = changes(self._graph, self._effects)
         self._stale = stale_reads(self._changes)
-        self.keep([*map(self.bare, made.read)], "the model's code reads it too")
+        self.keep([*map(self.bare, read)], "the model's code reads it too")
 
     def read(self) -> Graph:
         for node in self._graph.nodes:
