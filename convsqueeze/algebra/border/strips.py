@@ -247,7 +247,7 @@ class Shortcut:
         skeleton = self.kernel
         if weight is not None and self.weight is not None and skeleton.weight is not None:
             index, factors = self.weight
-            weight = weight.flatten(2).index_select(2, index) * factors
+            weight = weight.flatten(2)[:, :, index].mul_(factors)  # far faster than index_select
             rows, _, *columns = skeleton.weight.shape
             outs, per_group = weight.shape[:2]
             if rows > 1:
@@ -257,7 +257,7 @@ class Shortcut:
             weight = None
         if bias is not None and self.bias is not None:
             index, factors = self.bias
-            bias = bias.flatten(1).index_select(1, index) * factors
+            bias = bias.flatten(1)[:, index].mul_(factors)
             bias = bias.unflatten(1, skeleton.rows) if weight is None else bias.flatten()
         else:
             bias = None
