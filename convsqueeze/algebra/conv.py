@@ -20,14 +20,7 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.apply import apply_operator
-from convsqueeze.algebra.geometry import (
-    Axis,
-    AxisMerge,
-    Geometry,
-    add,
-    check_chain,
-    merge_axes,
-)
+from convsqueeze.algebra.geometry import Axis, AxisMerge, Geometry, add, check_chain, merge_axes
 from convsqueeze.algebra.groups import cells, joined, regrouped
 from convsqueeze.algebra.precision import round_once
 from convsqueeze.algebra.products import summed_products, tap_table

@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 STORAGE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-WIDER = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float64,
-}
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 """The next dtype that holds every value of one and more."""
 SMALLEST = 2.0**-1074
 """The smallest float64 above zero."""

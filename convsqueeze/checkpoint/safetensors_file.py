@@ -23,13 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import (
-    FileRange,
-    FileVersion,
-    Progress,
-    no_progress,
-    unreadable,
-)
+from convsqueeze.checkpoint.disk import FileRange, FileVersion, Progress, no_progress, unreadable
 from convsqueeze.checkpoint.edits import Splice
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles, Writer

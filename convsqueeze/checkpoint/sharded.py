@@ -84,8 +84,7 @@ def _read_index(path: Path, version: FileVersion) -> dict[str, Any]:
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not SHARD_NAME.fullmatch(shard):
             raise _misfit(
-                path,
-                f"puts {shown(name)} into {shown(str(shard))}, no .safetensors file beside it",
+                path, f"puts {shown(name)} into {shown(str(shard))}, no .safetensors file beside it"
             )
     return index
 
@@ -237,10 +236,5 @@ def _numel(entries: Mapping[str, Entry]) -> int:
 
 
 SHARDED = Format(
-    "sharded",
-    (INDEX_SUFFIX,),
-    recognizes=_recognizes,
-    open=_open,
-    stage=_stage,
-    parts=_parts,
+    "sharded", (INDEX_SUFFIX,), recognizes=_recognizes, open=_open, stage=_stage, parts=_parts
 )

@@ -29,8 +29,7 @@ Key = Annotated[
 Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the random images.")]
 Device = Annotated[
-    str,
-    typer.Option("--device", help="Where torch computes: cpu, cuda or cuda:N, the N-th GPU."),
+    str, typer.Option("--device", help="Where torch computes: cpu, cuda or cuda:N, the N-th GPU.")
 ]
 ShardSize = Annotated[
     int | None,

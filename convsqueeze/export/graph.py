@@ -21,12 +21,7 @@ from convsqueeze.export.session import DEFAULT_OPSET, check_opset, model_of
 from convsqueeze.module import SqueezedConv
 
 INPUT, OUTPUT = ".input", ".output"
-AXIS_NAMES = {
-    0: (),
-    1: ("length",),
-    2: ("height", "width"),
-    3: ("depth", "height", "width"),
-}
+AXIS_NAMES = {0: (), 1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 DTYPES: dict[int, torch.dtype] = {
     TensorProto.DOUBLE: torch.float64,
     TensorProto.FLOAT: torch.float32,

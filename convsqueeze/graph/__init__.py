@@ -2,15 +2,7 @@
 
 from convsqueeze.graph.find import find_regions, unusable
 from convsqueeze.graph.graph import Graph, SizeRead
-from convsqueeze.graph.op import (
-    AddOp,
-    LayerOp,
-    ModuleCall,
-    Op,
-    OpaqueOp,
-    Shape,
-    layer_ops,
-)
+from convsqueeze.graph.op import AddOp, LayerOp, ModuleCall, Op, OpaqueOp, Shape, layer_ops
 from convsqueeze.graph.placement import Placement, Replaced, placement, replaced_modules
 from convsqueeze.graph.region import Added, Region, result_of
 from convsqueeze.kinds.semantics import Reason, ReasonKind

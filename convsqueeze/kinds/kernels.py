@@ -3,15 +3,7 @@
 from typing import Any
 
 from convsqueeze.algebra.tree import Chain
-from convsqueeze.kinds.call import (
-    Call,
-    Numbers,
-    Product,
-    Stored,
-    Value,
-    are_fixed,
-    on_every_axis,
-)
+from convsqueeze.kinds.call import Call, Numbers, Product, Stored, Value, are_fixed, on_every_axis
 from convsqueeze.kinds.layer import NAMES, WithTensors
 from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.kinds.semantics import Linear, Semantics, not_linear

@@ -21,14 +21,7 @@ from convsqueeze.kinds import (
 )
 from convsqueeze.kinds.call import Call, Kind, Rule, alike, module_call
 from convsqueeze.kinds.layer import Layer
-from convsqueeze.kinds.semantics import (
-    ACTIVATIONS,
-    Adding,
-    Reason,
-    Semantics,
-    no_layer,
-    not_linear,
-)
+from convsqueeze.kinds.semantics import ACTIVATIONS, Adding, Reason, Semantics, no_layer, not_linear
 
 KINDS: tuple[Kind, ...] = (
     conv.KIND,

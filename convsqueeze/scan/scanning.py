@@ -19,14 +19,7 @@ from convsqueeze.graph import (
     unusable,
 )
 from convsqueeze.kinds import KINDS
-from convsqueeze.manifest import (
-    Border,
-    ChainEntry,
-    Document,
-    Request,
-    SumEntry,
-    entry_of,
-)
+from convsqueeze.manifest import Border, ChainEntry, Document, Request, SumEntry, entry_of
 from convsqueeze.manifest.contract import contract
 from convsqueeze.plan import Growth, Merge, ResolvedLayer
 from convsqueeze.plan.parameters import dropped_keys

@@ -24,10 +24,7 @@ from convsqueeze.errors import GeometryError, TensorDataError
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import exact_values, stored_layout
-from convsqueeze.verify.comparison import (
-    comparison,
-    stored_magnitudes,
-)
+from convsqueeze.verify.comparison import comparison, stored_magnitudes
 from convsqueeze.verify.groups import some_groups
 from convsqueeze.verify.magnitudes import input_scales
 from convsqueeze.verify.numbers import number_place, recomputed, unfit, worst_number

@@ -67,12 +67,7 @@ class DifferenceMap:
 
 
 def difference_map(
-    merge: Merge,
-    module: SqueezedConv,
-    load: Load,
-    *,
-    trials: int,
-    seed: int,
+    merge: Merge, module: SqueezedConv, load: Load, *, trials: int, seed: int
 ) -> DifferenceMap | None:
     """Run both on `trials` random inputs of one telling size; None where the squeezed one fails to.
 

@@ -23,11 +23,7 @@ Leaf = TypeVar("Leaf")
 
 
 def reference(
-    tree: Tree[ResolvedLayer],
-    load: Load,
-    part: Part = "affine",
-    *,
-    magnitude: bool = False,
+    tree: Tree[ResolvedLayer], load: Load, part: Part = "affine", *, magnitude: bool = False
 ) -> Run:
     """The layers of `tree` as one function of a float64 input (batch, channels, *size).
 

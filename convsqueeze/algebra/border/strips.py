@@ -152,8 +152,7 @@ class Lookup:
 
     def __call__(self, stored: Tensor) -> Tensor:
         """(out_channels, channels, places) to (out_channels * rows, channels, columns)."""
-        found = stored.index_select(2, self.index.flatten()) * self.factors.flatten()
-        found = found.view(*stored.shape[:2], *self.index.shape)
+        found = stored[:, :, self.index].mul_(self.factors)  # far faster than index_select
         summed = found.squeeze(2) if self.index.shape[0] == 1 else found.sum(2)
         return summed.transpose(1, 2).flatten(0, 1)
 

@@ -24,13 +24,7 @@ from convsqueeze.algebra.border.corrections import (
     SizeClass,
     Subset,
 )
-from convsqueeze.algebra.border.trace import (
-    NOTHING,
-    axis_paths,
-    merged_sources,
-    presence,
-    sources,
-)
+from convsqueeze.algebra.border.trace import NOTHING, axis_paths, merged_sources, presence, sources
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import (
     GeometryTree,
@@ -80,9 +74,7 @@ def corrections(tree: GeometryTree, size: Sequence[int] | None = None) -> Correc
         return None
     taps = [one for _, one in analyses]
     return Corrections(
-        found.axes,
-        _absent(found.subsets, taps, "weights"),
-        _absent(found.subsets, taps, "biases"),
+        found.axes, _absent(found.subsets, taps, "weights"), _absent(found.subsets, taps, "biases")
     )
 
 

@@ -18,8 +18,7 @@ def scan(
         ),
     ],
     checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", help="The model's weights: names must fit."),
+        Path | None, typer.Option("--checkpoint", help="The model's weights: names must fit.")
     ] = None,
     shapes: options.InputShapes = None,
     destination: Annotated[

@@ -22,8 +22,7 @@ def verify(
     trials: options.Trials = 3,
     seed: options.Seed = 0,
     exhaustive: Annotated[
-        bool,
-        typer.Option("--exhaustive", help="Impulses at every position: proves equality."),
+        bool, typer.Option("--exhaustive", help="Impulses at every position: proves equality.")
     ] = False,
     plot: Annotated[
         Path | None,
