@@ -95,7 +95,7 @@ def test_there_are_public_names() -> None:
     assert {"Conv.__matmul__", "layers.convolution", "SqueezedConv.forward", "squeeze"} <= set(
         CALLS
     )
-    assert "Conv.geometry" in PUBLIC
+    assert "Axis.is_pointwise" in PUBLIC
     assert len(CALLS) > 30
 
 

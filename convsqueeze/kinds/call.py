@@ -7,7 +7,7 @@ of the kinds read nothing else.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,11 @@ class Kind:
     layer: type[Layer]
     aten: Mapping[str, Rule] = field(default_factory=dict)
     modules: Mapping[type[nn.Module], str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As a manifest has it: `conv_transpose`."""
+        return get_args(self.layer.model_fields["type"].annotation)[0]
 
 
 def alike(values: Sequence[Value]) -> bool:

@@ -5,7 +5,6 @@ said here.
 """
 
 from collections.abc import Mapping
-from typing import get_args
 
 from torch import nn
 
@@ -34,9 +33,7 @@ KINDS: tuple[Kind, ...] = (
     pad.KIND,
 )
 
-LAYER_KINDS: Mapping[str, type[Layer]] = {
-    get_args(kind.layer.model_fields["type"].annotation)[0]: kind.layer for kind in KINDS
-}
+LAYER_KINDS: Mapping[str, type[Layer]] = {kind.name: kind.layer for kind in KINDS}
 """By the name that a manifest has for it."""
 MODULES: Mapping[type, str] = {t: name for kind in KINDS for t, name in kind.modules.items()}
 COMPARED = frozenset(t for kind in KINDS if kind.layer.roles for t in kind.modules)

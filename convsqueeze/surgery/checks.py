@@ -4,16 +4,15 @@ than the recipe's, or more than they do.
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Placement, placement, replaced_modules
 from convsqueeze.hooks import has_hooks
-from convsqueeze.kinds.registry import COMPARED, MODULES
+from convsqueeze.kinds.registry import COMPARED, KINDS
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.trials import NotRunError, Trials
 
@@ -124,12 +123,15 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
         elif module.eps != eps:
             yield f"{name}: has eps {module.eps} in the model, {eps} in the recipe."
     elif isinstance(module, nn.modules.conv._ConvNd):
-        rule: Any = next((MODULES[kind] for kind in MODULES if isinstance(module, kind)), None)
-        if rule is None:  # it is run
+        kind = next((kind for kind in KINDS if isinstance(module, tuple(kind.modules))), None)
+        if kind is None:  # it is run
             return
+        held = {key: value for key, value in vars(module).items() if not isinstance(value, Tensor)}
+        given = {key: held[key] for key in kind.layer.model_fields if key in held}
         weight = torch.empty(module.weight.shape, device="meta")
         try:
-            axes = rule(module, name).tree.operator({"weight": weight}, 0, 0).axes
+            layer = kind.layer.model_validate({"type": kind.name, "name": name, **given})
+            axes = layer.operator({"weight": weight}, 0, 0).axes
         except (GeometryError, TypeError, ValueError) as error:
             yield f"{name}: {error}"
             return
