@@ -119,6 +119,7 @@ def test_there_is_a_file_of_every_kind() -> None:
 # They are verified.
 
 
+@pytest.mark.stress
 @every_case
 def test_verified(case: Case) -> None:
     report = convsqueeze.verify_files(case.original, case.squeezed, key=case.key)
@@ -165,6 +166,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", FAULTS)
 def test_one_wrong_number_of_each_tensor_is_found(tmp_path: Path, name: str) -> None:
     """Eight units in the last place, in one of the first layer's tensors at a time.
@@ -219,6 +221,7 @@ def test_layers_give_what_they_gave(case: Case) -> None:
             assert one.is_met_by(module, torch.float64), (name, one.input.shape)
 
 
+@pytest.mark.stress
 @every_case
 def test_layers_give_what_they_gave_in_their_own_dtype(case: Case) -> None:
     for name, module in loaded(case).items():
@@ -319,6 +322,7 @@ def test_applied_to_the_sample(name: str) -> None:
 # The same merge gives the same again.
 
 
+@pytest.mark.stress
 @every_case
 def test_merged_again_alike(case: Case, tmp_path: Path) -> None:
     """The recipe as data, what is around it and every untouched tensor are equal. What was computed

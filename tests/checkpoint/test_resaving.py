@@ -76,6 +76,7 @@ PLAIN_VALUES: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("value", "says"), PLAIN_VALUES.values(), ids=PLAIN_VALUES)
 def test_plain_values_beside_the_weights(tmp_path: Path, value: Any, says: str) -> None:
     """Their advice needs no trust: it allows these classes and no others."""
@@ -88,6 +89,7 @@ def test_plain_values_beside_the_weights(tmp_path: Path, value: Any, says: str) 
     same(followed(message, path), STATE)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_all_foreign_objects_are_named(tmp_path: Path, zipped: bool) -> None:
     """A training checkpoint as scripts write it, with everything in it."""
@@ -101,6 +103,7 @@ def test_all_foreign_objects_are_named(tmp_path: Path, zipped: bool) -> None:
     same(followed(message, path), STATE)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("value", "says"),
     [
@@ -124,6 +127,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.Linear(2, 2)))
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_whole_module(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "net.pth"
@@ -145,6 +149,7 @@ def test_modules_in_a_dictionary(tmp_path: Path) -> None:
     same(found, dict(network().half().state_dict()), "ema")
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore")
 def test_archives_of_code(tmp_path: Path) -> None:
     net = network()[0]  # type: ignore[index]

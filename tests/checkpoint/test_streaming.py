@@ -119,6 +119,7 @@ def test_every_format_gives_the_same_tensors_and_recipe(
     assert len(load_layers(output)) == PAIRS
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_only_one_merge_is_in_memory(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -174,6 +175,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("before", "after"), [(SUFFIXES[0],) * 2, (SUFFIXES[0], ".pt")])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, before: str, after: str) -> None:
     """Resident memory above that of importing torch: the same for 1 MB and for 400 MB."""

@@ -157,6 +157,7 @@ def test_shell_completion() -> None:
         assert outcome.stderr == ""
 
 
+@pytest.mark.stress
 def test_reader_that_goes_away(tmp_path: Path) -> None:
     """`convsqueeze inspect model.pt | head -1` ends without a traceback."""
     bash = shutil.which("bash")

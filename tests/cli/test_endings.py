@@ -99,6 +99,7 @@ def test_names_in_messages_do_not_reach_the_terminal_raw(
     assert done.stderr == "error: a\\x1b[2J\\nb: is odd. Look.\n"
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_report_that_cannot_be_printed(model: Path, buffered: bool) -> None:
     with Path("/dev/full").open("wb") as full:
@@ -116,6 +117,7 @@ def test_a_report_that_cannot_be_printed(model: Path, buffered: bool) -> None:
     )
 
 
+@pytest.mark.stress
 def test_a_reader_that_is_gone_is_no_failed_verification(tmp_path: Path) -> None:
     """`inspect | head`: ends as other programs do, without a word."""
     names = {f"layer.{i}.weight": torch.zeros(1) for i in range(5000)}

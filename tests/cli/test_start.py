@@ -131,6 +131,7 @@ def test_what_needs_no_command_imports_nothing(
     assert seen.begun == ()
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "command", ["merge", "scan", "plan", "verify", "export-onnx", "inspect", "schema"]
 )
@@ -140,6 +141,7 @@ def test_help_of_a_command_waits_for_none_of_its_work(tmp_path: Path, command: s
     assert (seen.own, seen.heavy - TYPERS_OWN) == (LIGHT, set())
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -213,6 +215,7 @@ SEVERAL = {"convsqueeze.export", "convsqueeze.plot", "convsqueeze.surgery", "onn
 """What most commands have no use for."""
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("command", "needless"),
     [
@@ -284,6 +287,7 @@ class Model(nn.Module):
 """
 
 
+@pytest.mark.stress
 def test_a_whole_model_imports_its_exporter_before_its_work(scene: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     (tmp_path / "code.py").write_text(CODE)
@@ -305,6 +309,7 @@ def house(tmp_path: Path) -> Path:
     return tmp_path / "house"
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("module", "line", "found"),
     [

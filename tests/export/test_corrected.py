@@ -391,6 +391,7 @@ def test_without_its_border_the_graph_would_be_told(case: Case) -> None:
     assert max(shares) > 1000
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["twice", "strided", "mirrored", "branches", "volume", "up"])
 def test_every_storage(name: str, dtype: torch.dtype) -> None:
@@ -404,6 +405,7 @@ def test_every_storage(name: str, dtype: torch.dtype) -> None:
     assert report.worst.share < 0.6
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, DEFAULT_OPSET, newest_opset()])
 @pytest.mark.parametrize(
     "name", ["twice", "strided", "around", "branches", "constant", "dilated", "taps added up", "up"]
@@ -500,6 +502,7 @@ def test_a_check_that_any_size_passes_is_told(case: Case, monkeypatch: pytest.Mo
 # Kernels chosen by the size.
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("case", STRIDED, ids=str)
 def test_constant_kernels_and_kernels_that_are_looked_up_are_the_same(
     case: Case, monkeypatch: pytest.MonkeyPatch
@@ -623,6 +626,7 @@ def test_nothing_of_full_size_is_added_to(case: Case) -> None:
     assert ends
 
 
+@pytest.mark.stress
 @every_case
 def test_the_runtime_makes_the_kernels_of_a_single_kind_beforehand(
     case: Case, tmp_path: Path
@@ -662,6 +666,7 @@ def test_sizes_in_words() -> None:
     assert told["every size"] is told["some kinds exact"] is None
 
 
+@pytest.mark.stress
 @every_case
 def test_sizes_are_told_where_the_graph_takes_fewer_than_the_layer(case: Case) -> None:
     one = exported(case)
@@ -764,6 +769,7 @@ def moved(tensor: TensorProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values.numpy(), tensor.name))
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [*map(Case, ("twice", "constant", "strided", "branches", "up"))])
 def test_every_correction_tensor_is_compared(case: Case, dtype: torch.dtype) -> None:
@@ -905,6 +911,7 @@ def told_of(case: Case, change: Change) -> int:
     return told
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("fault", NODE_FAULTS)
 def test_a_fault_in_a_node_is_told(fault: str) -> None:
     told = Counter({name: told_of(Case(name), NODE_FAULTS[fault]) for name in FAULTY})

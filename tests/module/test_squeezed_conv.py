@@ -318,6 +318,7 @@ def test_correction_tensors_of_a_layer_that_has_no_corrections() -> None:
 # Graphs and transforms.
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", ["twice", "strided", "volume"])
 def test_export_of_one_size(name: str, strict: bool) -> None:
@@ -340,6 +341,7 @@ DYNAMIC: dict[str, tuple[dict[int, Any], tuple[int, ...], list[tuple[int, ...]]]
 }
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_export_of_any_size(name: str, strict: bool) -> None:
@@ -358,6 +360,7 @@ BACKENDS = ["aot_eager", *(["inductor"] if os.environ.get("CONVSQUEEZE_INDUCTOR"
 """Inductor takes minutes, so that it runs where it is asked for."""
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["twice", "strided", "up"])
 def test_compiled_as_one_graph(name: str, backend: str) -> None:

@@ -39,6 +39,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.stress
 @rows(REFUSED)
 def test_weights_that_are_stored_and_in_which_form(row: Row) -> None:
     plan = planned(network_of(row), row.manifest, border="corrected", growth="allow")

@@ -249,6 +249,7 @@ def run_case(folder: Path, case: Case) -> None:
     assert_merge_refused(model, pairs, folder, *case.problems, options=case.options)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("case", MANIFESTS, ids=lambda case: case.name)
 def test_manifest_that_is_none(tmp_path: Path, case: Case) -> None:
     run_case(tmp_path, case)
@@ -283,6 +284,7 @@ def test_manifest_file_that_cannot_be_read(
 # Manifests that do not fit the checkpoint.
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("case", MISFITS, ids=lambda case: case.name)
 def test_manifest_that_does_not_fit(tmp_path: Path, case: Case) -> None:
     run_case(tmp_path, case)
@@ -636,6 +638,7 @@ def test_output_name_too_long(sound: Path) -> None:
     assert state_of(sound.parent) == before
 
 
+@pytest.mark.stress
 def test_disk_that_fills_up(sound: Path) -> None:
     """A limit on the size of files stands for a full disk: the write fails in its midst."""
     large = {**tensors(), "embed.weight": torch.ones(1000, 1000)}

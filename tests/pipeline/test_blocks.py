@@ -128,6 +128,7 @@ def test_a_block_without_identity_is_left_alone_and_told() -> None:
 # Exact merges, against the network itself.
 
 
+@pytest.mark.stress
 @rows(EXACT)
 def test_squeezed_layers_are_the_network_within_rounding(row: Row) -> None:
     for size, found in differences_of(row).items():
@@ -146,6 +147,7 @@ def test_the_package_verifies_it(row: Row) -> None:
     assert all(report.policy == "exact" for report in reports)
 
 
+@pytest.mark.stress
 @rows([row for row in EXACT if row.small])
 def test_with_few_channels_it_is_proven_exhaustively(row: Row) -> None:
     assert row.small is not None
@@ -204,6 +206,7 @@ def test_the_stale_copy_of_span_is_another_network() -> None:
 # Plain merges of what is not exact: wrong where the plan says, and nowhere else.
 
 
+@pytest.mark.stress
 @rows(REFUSED)
 def test_interior_differs_exactly_where_told(row: Row) -> None:
     assert row.refusal is not None
@@ -222,6 +225,7 @@ def test_interior_is_verified_away_from_the_border(row: Row) -> None:
     assert report.border_error > 0.01 * report.border_range > 0
 
 
+@pytest.mark.stress
 def test_the_table_holds_every_row() -> None:
     table = "\n".join(lines())
     for row in EVERY:

@@ -49,6 +49,7 @@ def test_refused(tmp_path: Path, name: str) -> None:
         assert state_of(tmp_path) == before
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", [name for name, case in ALL.items() if not case.refused])
 def test_merged_exactly(tmp_path: Path, name: str) -> None:
     case = ALL[name]

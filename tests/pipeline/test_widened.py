@@ -125,6 +125,7 @@ def test_only_that_tensor_is_wider(widened: Any, name: str) -> None:
     assert "widened" not in parts.layer("plain")
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_told_and_verified(tmp_path: Path, name: str, suffix: str) -> None:

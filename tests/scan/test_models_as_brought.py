@@ -178,6 +178,7 @@ class Chunks(nn.Module):
         return torch.cat([self.act(norm(conv(part))) for part, conv, norm in every], 1)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "parts",
     [

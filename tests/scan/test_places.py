@@ -68,6 +68,7 @@ def branch_with_unused_tensors() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), both)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("build", "merges"),
     [

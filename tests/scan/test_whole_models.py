@@ -81,6 +81,7 @@ SUMS: Sequence[tuple[str, Callable[[Any, Tensor], Tensor], dict[str, nn.Module]]
 )
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("forward", "parts"), [row[1:] for row in SUMS], ids=[row[0] for row in SUMS]
 )
@@ -116,6 +117,7 @@ PASSED: Sequence[tuple[str, Callable[[Any, Tensor], Tensor]]] = (
 )
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("between", [row[1] for row in PASSED], ids=[row[0] for row in PASSED])
 def test_what_gives_what_it_takes_is_nothing_between(
     between: Callable[[Any, Tensor], Tensor],

@@ -43,6 +43,7 @@ OUTPUTS: Mapping[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_outputs_keep_their_form(output: str) -> None:
     class Giving(Two):
@@ -89,6 +90,7 @@ MASK = (X > 0).float()
 BATCH = {"images": [X, None], "table": image(4), "index": torch.tensor([3, 1])}
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("kind", "examples", "inputs"),
     [

@@ -84,6 +84,7 @@ def test_the_given_model_is_untouched() -> None:
         assert heard == ["model", "act", "backward"]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("step", ["squeeze_checkpoint", "verify_whole"])
 def test_the_given_model_is_untouched_where_squeezing_fails(
     step: str, monkeypatch: pytest.MonkeyPatch
@@ -171,6 +172,7 @@ def with_buffer(make: Callable[[], Tensor]) -> Callable[[nn.Module], None]:
     return lambda model: model.register_buffer("beside", make())
 
 
+@pytest.mark.stress
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize(
     ("edit", "weights_after"),
@@ -277,6 +279,7 @@ def with_lock() -> nn.Module:
     return model
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -325,6 +328,7 @@ def test_values_that_are_not_finite_beside_a_merge_stay() -> None:
 CONTEXTS = (torch.inference_mode, torch.no_grad, lambda: torch.device("meta"))
 
 
+@pytest.mark.stress
 def test_what_is_set_around_it_does_not_matter() -> None:
     model = made(chain)
     wanted, _ = convsqueeze.squeeze(model, X)

@@ -27,6 +27,7 @@ from tests.scan.small_models import (
 )
 
 
+@pytest.mark.stress
 @models
 def test_a_squeezed_model_is_left_as_it_is_and_that_is_said(small: Small) -> None:
     found = squeezed(small)

@@ -33,6 +33,7 @@ ROUNDINGS = 3.0
 # Dtypes
 
 
+@pytest.mark.stress
 @models
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_dtype_stays_and_so_does_the_size_of_rounding_errors(

@@ -52,6 +52,7 @@ for model, x, wanted in torch.load(sys.argv[1], weights_only=False):
 """
 
 
+@pytest.mark.stress
 def test_a_saved_model_is_loaded_by_another_process(tmp_path: Path) -> None:
     every = [squeezed(small) for small in SMALL]
     saved = [(one.model, one.example, run(one.model, one.example)) for one in every]

@@ -48,6 +48,7 @@ def _a_buffer(model: Pairs) -> None:
     model.register_buffer("halves", model.one.weight.detach()[:4], persistent=False)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("tie", [_one_storage, _a_view, _a_part, _an_attribute, _a_buffer])
 def test_a_layer_whose_tensor_shares_memory_stays(tie: Callable[[Pairs], None]) -> None:
     model = made(Pairs)

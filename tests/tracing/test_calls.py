@@ -49,6 +49,7 @@ def _before_attention(self: Any, x: Tensor) -> Any:
     return self.attention(y, y, y)[0]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("prepare", "forward", "merges", "kinds"),
     [

@@ -28,6 +28,7 @@ def _half(enabled: bool) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "context",
     [torch.enable_grad, torch.no_grad, torch.inference_mode, lambda: _half(False)],
@@ -164,6 +165,7 @@ def _result(self: Any, x: Tensor) -> Any:
     return self.two(self.one(x)).add_(1)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("forward", "merges"),
     [

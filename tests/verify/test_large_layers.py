@@ -183,6 +183,7 @@ def channel_of(one: Made, key: str, place: tuple[int, ...]) -> int:
     return group * (geometry.out_channels // groups) + place[1]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("dtype", NARROW)
 @every_case
 def test_any_number_changed_by_two_ulps(name: str, dtype: str) -> None:

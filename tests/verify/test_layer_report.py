@@ -168,6 +168,7 @@ def assert_bound_of_single_numbers(merge: Merge, module: SqueezedConv, load: Loa
         torch.testing.assert_close(both.bound(-x), expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", ["bound301", "bound896"])
 def test_a_border_that_is_left_of_large_sums(name: str, tmp_path: Path) -> None:
     """The bound follows what was summed: these merges are right, and were once called wrong."""
