@@ -25,6 +25,10 @@ def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
     # nothing has been begun, so nothing is to be tidied up, and no import is broken off halfway
     on_signals(lambda number, frame: _end_stopped(Stopped(number)))
+    sys.stdout, sys.stderr = (  # one that is closed from the start is None
+        stream or open(os.devnull, "w")  # noqa: SIM115  (open to the end)
+        for stream in (sys.stdout, sys.stderr)
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
             stream.reconfigure(errors="backslashreplace")

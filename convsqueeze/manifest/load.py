@@ -149,6 +149,9 @@ class _Reading:
         Raises RecursionError for what holds itself, and where aliases make too many values.
         """
         if isinstance(node, CommentedMap | CommentedSeq):
+            if node.tag.value is not None:
+                told = f"has the tag {shown(str(node.tag.value))}, plain data was needed."
+                return self._refuse(path, f"{told} Write it without a tag.")
             self._note_lines(node, path)
         if isinstance(node, Mapping):
             if odd := [key for key in node if not isinstance(key, str)]:
@@ -174,12 +177,8 @@ class _Reading:
         if self._values > MOST_VALUES:
             raise RecursionError
         self.lines.setdefault(path, node.lc.line + 1)
-        places = node if isinstance(node, CommentedMap) else range(len(node))
-        for key in places:
-            if isinstance(node, CommentedSeq):
-                self.lines[(*path, key)] = node.lc.item(key)[0] + 1
-            elif node.lc.data and key in node.lc.data:
-                self.lines[(*path, key)] = node.lc.key(key)[0] + 1
+        for key, (line, *_) in (node.lc.data or {}).items():
+            self.lines[(*path, key)] = line + 1
 
     def _refuse(self, path: KeyPath, told: str) -> None:
         self.problems.append(f"{self.where(path)}: {told}")

@@ -3,7 +3,7 @@ model in memory and for the file that a model's weights are in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, get_args
@@ -207,8 +207,9 @@ def plan_from_code(
     if found.document is None:
         why = f"`convsqueeze scan {place}` says why"
         raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
-    merges = found.merged
-    return plan_of(Manifest(found.document, place), merges, checkpoint, growth=growth)
+    manifest = Manifest(found.document, place)
+    plan = plan_of(manifest, found.merged, checkpoint, growth=growth)
+    return replace(plan, notes=(*found.notes, *plan.notes))
 
 
 def apply(

@@ -89,12 +89,13 @@ class SqueezedConv(nn.Module):
         """The widest dtype of its tensors, in which it computes."""
         return reduce(torch.promote_types, (tensor.dtype for tensor in self.parameters()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(batch, in_channels, *size) to (batch, out_channels, *output_size).
 
-        Channels come last for a linear layer. Raises GeometryError for a size whose border is not
-        corrected.
+        Channels come last for a linear layer. The argument is named as in torch's own layers, for
+        code that gives it by name. Raises GeometryError for a size whose border is not corrected.
         """
+        x = input
         if not self.layer.widened:
             return self._applied(x, self.weight, self.bias)
         wide = torch.promote_types(self.dtype, x.dtype)

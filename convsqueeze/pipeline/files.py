@@ -59,9 +59,9 @@ class MergedFile(MergeReport):
 
 
 def merge_file(
-    path: Path,
-    manifest: Manifest | Path | Planner,
-    destination: Path | None = None,
+    path: str | Path,
+    manifest: Manifest | str | Path | Planner,
+    destination: str | Path | None = None,
     *,
     key: str | None = None,
     border: Border | None = None,
@@ -88,10 +88,11 @@ def merge_file(
     the layers differ, OutputError for the place of an output, and DeviceError where the device does
     not compute.
     """
-    place = device_named(device)
+    path, place = Path(path), device_named(device)
     track(f"opening {path.name}", 0, 0)
     checkpoint = open_checkpoint(path, key=key)
-    output = destination or default_destination(path, split=largest_shard is not None)
+    split = largest_shard is not None
+    output = default_destination(path, split=split) if destination is None else Path(destination)
     if not dry_run:
         check_destination(checkpoint, output, overwrite, largest_shard)
     plan = planned(manifest, checkpoint, border, growth)
@@ -140,8 +141,8 @@ def merge_file(
 
 
 def verify_files(
-    original: Path,
-    squeezed: Path,
+    original: str | Path,
+    squeezed: str | Path,
     *,
     manifest: Manifest | None = None,
     key: str | None = None,
@@ -155,7 +156,7 @@ def verify_files(
     cuda:N) runs the layers. What fails is in the report; raises CheckpointError, ManifestError or
     PlanError where there is nothing to compare, DeviceError where the device does not compute.
     """
-    place = device_named(device)
+    original, squeezed, place = Path(original), Path(squeezed), device_named(device)
     track(f"opening {original.name}", 0, 0)
     before = open_checkpoint(original, key=key)
     after = open_like(before, squeezed)

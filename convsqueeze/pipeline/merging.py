@@ -162,7 +162,7 @@ Planner = Callable[[Checkpoint], Plan]
 
 
 def planned(
-    manifest: Manifest | Path | Planner,
+    manifest: Manifest | str | Path | Planner,
     checkpoint: Checkpoint,
     border: Border | None,
     growth: Growth,
@@ -171,7 +171,7 @@ def planned(
     entries are told together.
     """
     try:
-        read = load_manifest(manifest) if isinstance(manifest, Path) else manifest
+        read = load_manifest(Path(manifest)) if isinstance(manifest, str | Path) else manifest
         if isinstance(read, Manifest):
             plan = make_plan(read, checkpoint, border=border, growth=growth)
         else:

@@ -31,7 +31,8 @@ class Zero(nn.Module):
         super().__init__()
         self.geometry = geometry
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if self.geometry is None:
             return torch.zeros_like(x)
         rank = len(self.geometry.axes)

@@ -554,3 +554,34 @@ def test_what_is_no_size(text: str, tmp_path: Path) -> None:
     assert done.status == 2
     assert "Invalid value for" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+LOOKS = """
+from torch import nn
+
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x)) if x.shape[-1] > 12 else self.a(x)
+"""
+
+
+def test_what_a_scan_notes_is_told_by_every_command_that_scans(tmp_path: Path) -> None:
+    """A model whose code looks at sizes is squeezed for those it was run on: that is told."""
+    (tmp_path / "looks.py").write_text(LOOKS)
+    place, told = f"{tmp_path / 'looks.py'}:Looks", "looks at the size of its input"
+    namespace: dict[str, Any] = {}
+    exec(LOOKS, namespace)
+    torch.save(namespace["Looks"]().state_dict(), tmp_path / "model.pt")
+    merge = ("merge", tmp_path / "model.pt", "--model", place, "--input", "1,3,16,16")
+    assert told in run_here(*merge, "-o", tmp_path / "one.pt").stdout
+    asked = run_here(*merge, "-o", tmp_path / "two.pt", "--json")
+    assert any(told in note for note in json.loads(asked.stdout)["notes"])
+    scan = ("scan", place, "--input", "1,3,16,16")
+    shown = run_here(*scan)
+    assert told in shown.stderr
+    assert told not in shown.stdout
+    assert told in run_here(*scan, "-o", tmp_path / "pairs.yaml").stdout

@@ -282,3 +282,20 @@ def test_the_command_starts_before_torch_is_there() -> None:
     code = "import sys, convsqueeze.cli.main; print('torch' in sys.modules)"
     done = run_process(command=[str(installed_command().with_name("python")), "-c", code])
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_streams_that_are_closed_from_the_start(model: Path, more: tuple[str, ...]) -> None:
+    """`>&-` and `2>&-` of a shell: the run does its work and ends with 0."""
+    output = model.with_stem("squeezed")
+    for closed in (">&-", "2>&-"):
+        given = f'exec "$@" {closed}'
+        arguments = ("merge", str(model), "--pairs", str(model.parent / "pairs.yaml"), *more)
+        done = subprocess.run(
+            ["sh", "-c", given, "sh", installed_command(), *arguments, "-o", output],
+            check=False,
+            capture_output=True,
+            env=plain_environment(),
+        )
+        assert done.returncode == 0, done.stderr
+        output.unlink()

@@ -695,3 +695,13 @@ def test_what_is_no_later_version(written: str, told: str) -> None:
     assert problems(
         f"version: {written}\npairs:\n  - {{first: {{name: a}}, second: {{name: b}}}}\n"
     ) == (f"pairs.yaml:1 version: {told}",)
+
+
+@pytest.mark.parametrize(
+    "tagged", ["!foo [{name: a}]", "!foo {a: 1}", "!!python/object/apply:os.system [x]"]
+)
+def test_what_has_a_tag_is_refused_with_its_line(tmp_path: Path, tagged: str) -> None:
+    path = tmp_path / "pairs.yaml"
+    path.write_text(f"version: 1\npairs: {tagged}\n")
+    with pytest.raises(ManifestError, match=r"pairs\.yaml:2 pairs: has the tag .*Write it without"):
+        load_manifest(path)

@@ -224,3 +224,23 @@ def test_latency_is_measured_in_torch_unless_a_function_is_given(
     with pytest.raises(ValueError, match="none was given"):
         convsqueeze.squeeze(made(chain), X, minimize="latency")
     assert asked == ["torch"]
+
+
+class ByName(nn.Module):
+    """Gives its layers what they take by name, as torch's own layers call it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 16, 1)
+        self.b = nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(input=self.a(input=x))
+        return y
+
+
+def test_layers_may_be_called_by_the_name_of_their_input() -> None:
+    model, x = ByName().eval(), torch.randn(1, 3, 9, 9)
+    squeezed, report = convsqueeze.squeeze(model, x)
+    assert report.weights_after < report.weights_before
+    assert torch.allclose(squeezed(x), model(x), atol=1e-5)

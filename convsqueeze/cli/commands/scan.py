@@ -71,6 +71,7 @@ def scan(
     if as_json:
         output.print_json(data.scan_data(found, code, built.notes))
     elif destination is None:
+        output.print_notes(errors, found.notes)
         typer.echo(text, nl=False)
     else:
         if found.entries:
