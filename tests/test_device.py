@@ -311,8 +311,6 @@ def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
         "border",
         "files",
         "outcome",
-        "maps",
-        "magnitudes",
         "comparison",
     ):
         assert any(f"{file}.py:" in site for site in jobs), file
