@@ -13,6 +13,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,11 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 ZIP64_FIELD = 20
 """Bytes that zipfile adds to the header of a record of more than 2 GiB."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
+DAMAGED = (
+    *(zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError),
+    *(struct.error, zlib.error, OverflowError, OSError),
+)
+"""What zipfile raises for an archive whose directory and records do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def read_archive(start: Start) -> Archive:
             data = archive.read(records["data.pkl"])
             # before torch 2.1 no order was told
             order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
-    except Exception as error:  # zipfile raises all kinds where directory and records do not fit
+    except DAMAGED as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
     return Archive(path, order.decode("ascii", "replace"), data, sizes)
 
