@@ -30,7 +30,7 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-LIMITS = {"LARGE": 0, "ROWS": 2, "COLUMNS": 2, "PLACES": 2, "COPIED": 8}
+LIMITS = {"LARGE": 0, "ROWS": 2, "COLUMNS": 2, "RESULT": 4, "COPIED": 8}
 
 
 @pytest.fixture(params=[0, 1 << 60], ids=["pair by pair", "all pairs"])
