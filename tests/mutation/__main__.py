@@ -34,7 +34,7 @@ MODULES = (
     "squeezing.py",
     *(f"verify/{name}.py" for name in ("layer", "probes", "reference", "files", "maps")),
     *(f"verify/{name}.py" for name in ("comparison", "groups", "magnitudes")),
-    *(f"verify/{name}.py" for name in ("numbers", "outcome")),
+    *(f"verify/{name}.py" for name in ("numbers", "outcome", "worst")),
     *(f"module/{name}.py" for name in ("layer", "border")),
 )
 
@@ -55,7 +55,8 @@ def main() -> int:
         if not (pid := os.fork()):
             collect(given.reach, given.test or ["tests"])
             os._exit(0)
-        os.waitpid(pid, 0)
+        if os.waitpid(pid, 0)[1]:
+            return 2
     done = {row["key"]: row for row in read(given.results)}
     only = {
         row["key"]

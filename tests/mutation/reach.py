@@ -1,6 +1,7 @@
 """Which test runs which lines of the package, and how long it takes, measured once."""
 
 import json
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +121,8 @@ class _Collector:
 def collect(path: Path, arguments: list[str]) -> None:
     """Run the tests and write their reach to `path`."""
     collector = _Collector()
-    pytest.main([*arguments, "-q", "-p", "no:cacheprovider"], plugins=[collector])
+    status = pytest.main([*arguments, "-q", "-p", "no:cacheprovider"], plugins=[collector])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        sys.exit(f"the tests did not run: {status!r}")
     collector.reach().write(path)
     print(f"left out, as they fail: {sorted(collector.failed) or 'none'}")
