@@ -53,8 +53,7 @@ def main() -> int:
     hypothesis.settings.load_profile("mutation")
     if not given.reach.exists():
         if not (pid := os.fork()):
-            collect(given.reach, given.test or ["tests"])
-            os._exit(0)
+            os._exit(0 if collect(given.reach, given.test or ["tests"]) else 2)
         if os.waitpid(pid, 0)[1]:
             return 2
     done = {row["key"]: row for row in read(given.results)}
