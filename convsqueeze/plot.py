@@ -20,7 +20,7 @@ from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import OutputError
 from convsqueeze.names import listed, shown
-from convsqueeze.plan.wording import rows_told
+from convsqueeze.plan.wording import rows_text
 from convsqueeze.verify import DifferenceMap, Report
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _heading(one: DifferenceMap, problem: str | None) -> str:
         lines.append(f"FAILED: {problem}")
     else:
         worst = 100 * float(one.share.max())
-        rows = rows_told(one.mismatches, len(one.size)) or "no row"
+        rows = rows_text(one.mismatches, len(one.size)) or "no row"
         lines.append(f"{rows}: differs by up to {worst:.3g}\u00a0{PERCENT}")
     return "\n".join(fill(shorten(line, 3 * LINE, placeholder=" ..."), LINE) for line in lines)
 

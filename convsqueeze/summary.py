@@ -13,7 +13,7 @@ from convsqueeze.formatting import (
     format_size,
 )
 from convsqueeze.plan import Merge, Plan
-from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_told
+from convsqueeze.plan.wording import FORMS, common_stem, kernel, part_name, rows_text
 
 if TYPE_CHECKING:  # it takes a moment to import, and a plan alone has none
     from convsqueeze.verify import Report
@@ -56,7 +56,7 @@ def _merge_cells(merge: Merge) -> list[str]:
         stem = common_stem([merge.into, *labels])
     border: str = merge.border
     if border == "interior":
-        border += f": {rows_told(merge.mismatches, len(merge.geometry.axes))} differ"
+        border += f": {rows_text(merge.mismatches, len(merge.geometry.axes))} differ"
     return [
         "\n".join([merge.into, *(part_name(leaf, stem) for leaf in merge.layers)]),
         kernel(merge.geometry),
@@ -70,7 +70,7 @@ def forms_table(merges: Sequence[Merge]) -> Table | None:
     """What exactness costs, where a plain convolution is not exact."""
     rows = []
     for merge in (one for one in merges if one.mismatches):
-        rows_wrong = rows_told(merge.mismatches, len(merge.geometry.axes))
+        rows_wrong = rows_text(merge.mismatches, len(merge.geometry.axes))
         for form in merge.forms:
             is_chosen = form is merge.form
             cells = (

@@ -51,8 +51,8 @@ def output_size(tree: GeometryTree, axis: int, size: int) -> int | None:
     if isinstance(tree, Sum):
         sizes = [output_size(branch, axis, size) for branch in tree.branches]
         return None if None in sizes else sizes[0]
-    own = tree.axes[axis]
-    return own.output_size(size) if own.accepts(size) else None
+    this_axis = tree.axes[axis]
+    return this_axis.output_size(size) if this_axis.accepts(size) else None
 
 
 @lru_cache(maxsize=4096)

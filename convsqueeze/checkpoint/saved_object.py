@@ -226,11 +226,13 @@ def _spelled(value: object, key: str) -> Iterator[KeyPath]:
         yield ()
     if not isinstance(value, Mapping):
         return
-    for own, inner in value.items():
-        if own == key:
-            yield (own,)
-        elif isinstance(own, str) and own and key.startswith(own + "."):
-            yield from ((own, *rest) for rest in _spelled(inner, key[len(own) + 1 :]) if rest)
+    for key_part, inner in value.items():
+        if key_part == key:
+            yield (key_part,)
+        elif isinstance(key_part, str) and key_part and key.startswith(key_part + "."):
+            yield from (
+                (key_part, *rest) for rest in _spelled(inner, key[len(key_part) + 1 :]) if rest
+            )
 
 
 def _has_tensors(value: object, least_rank: int) -> bool:

@@ -89,8 +89,8 @@ def edited(splicing: Splice, recipe: str) -> OrderedDict[Any, Any]:
                 raise OutputError(
                     f"{name}: a new name that an entry of the state dict has already."
                 )
-            own = memory.compact(new) if isinstance(new, Tensor) else new
-            result[name] = value if own is None else own
+            compacted = memory.compact(new) if isinstance(new, Tensor) else new
+            result[name] = value if compacted is None else compacted
     metadata = copy.copy(getattr(state_dict, METADATA, None))
     if not isinstance(metadata, dict):
         metadata = OrderedDict()

@@ -82,8 +82,8 @@ def _sizes_read(graph: Graph, region: Region[LayerOp]) -> Iterator[tuple[str, Re
     nodes = frozenset(op.node for op in region.ops)
     for value in values:
         for read in graph.size_reads.get(value, ()) if value != region.result else ():
-            own = graph.nodes_in(read.by)
-            if not read.by or not own or not own <= nodes:
+            asking = graph.nodes_in(read.by)
+            if not read.by or not asking or not asking <= nodes:
                 yield value, Reason("read elsewhere", f"{read.place} asks for its size")
 
 
@@ -114,18 +114,18 @@ def unusable(graph: Graph) -> Iterator[tuple[str, Reason]]:
 
 def _shared(graph: Graph, op: Op, users: Mapping[str, Mapping[str, None]]) -> Iterator[Reason]:
     """Why the tensors of an operation are not its own."""
-    own = graph.labels[op.node]
+    label = graph.labels[op.node]
     for key in op.reads:
         if key in graph.tied:
             first = graph.tied[key]
             twins = sorted(name for name, other in graph.tied.items() if other == first)
             yield Reason("tied", f"{' and '.join(twins)} share memory (tied weights)")
         others = [graph.labels[node] for node in users[key] if node != op.node]
-        strangers = dict.fromkeys(label for label in others if label != own)
+        strangers = dict.fromkeys(other for other in others if other != label)
         if strangers:
             yield Reason("read elsewhere", f"{' and '.join(strangers)} reads {key} too")
         elif others:
-            yield Reason("used twice", f"{own} is called {len(others) + 1} times")
+            yield Reason("used twice", f"{label} is called {len(others) + 1} times")
         if key in graph.kept:
             yield Reason("read elsewhere", f"{key}: {graph.kept[key]}")
 

@@ -65,8 +65,8 @@ class Graph:
         for op in self.ops.values():
             if isinstance(op, LayerOp):
                 layers.setdefault(op.node, []).append(op.label)
-        told = {node: " + ".join(dict.fromkeys(labels)) for node, labels in layers.items()}
-        return {op.node: op.label for op in self.ops.values()} | told
+        joined = {node: " + ".join(dict.fromkeys(labels)) for node, labels in layers.items()}
+        return {op.node: op.label for op in self.ops.values()} | joined
 
     def shape(self, value: str) -> Shape | None:
         """Of a value, with the sizes of the example."""

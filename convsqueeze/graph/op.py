@@ -100,9 +100,9 @@ def layer_ops(
     if isinstance(tree, Chain):
         made: list[LayerOp | AddOp] = []
         for index, link in enumerate(tree.links):
-            own = f"{name}.{index}" if index < len(tree.links) - 1 else name
-            made += layer_ops(link, rank, own, value, **place)
-            value = own
+            op_name = f"{name}.{index}" if index < len(tree.links) - 1 else name
+            made += layer_ops(link, rank, op_name, value, **place)
+            value = op_name
         return made
     if isinstance(tree, Sum):
         branches = [

@@ -44,8 +44,8 @@ def with_kernel(
 def tensor_names(weight: Stored, bias: Stored | None, names: frozenset[str]) -> dict[str, Any]:
     """`name` where the tensors are called after one layer, else `weight` and `bias`."""
     stem, _, leaf = weight.key.rpartition(".")
-    own = f"{stem}.bias"
-    if leaf == "weight" and stem and (own == bias.key if bias else own not in names):
+    bias_key = f"{stem}.bias"
+    if leaf == "weight" and stem and (bias_key == bias.key if bias else bias_key not in names):
         return {"name": stem}
     return {"weight": weight.key} | ({"bias": bias.key} if bias else {})
 

@@ -70,12 +70,14 @@ class _Search(Generic[EntryT]):
         """The fewest entries for members that differ only in their numbers: one, or those of the
         groups in which some number is the same.
         """
-        own = list(zip(*(self._numbers[place] for place in members), strict=True))
+        every_column = list(zip(*(self._numbers[place] for place in members), strict=True))
         # places of numbers that the members have alike are one
-        columns = [column for column in dict.fromkeys(own) if len(set(column)) > 1]
+        columns = [column for column in dict.fromkeys(every_column) if len(set(column)) > 1]
         if not columns:
             return tuple(Contracted(self._entries[place], (place,)) for place in members)
-        if len(columns) <= len(PLACEHOLDERS) and (whole := self._whole(members, own, columns)):
+        if len(columns) <= len(PLACEHOLDERS) and (
+            whole := self._whole(members, every_column, columns)
+        ):
             return (whole,)
         ways: list[tuple[Contracted[EntryT], ...]] = []
         for column in columns:
@@ -89,12 +91,12 @@ class _Search(Generic[EntryT]):
     def _whole(
         self,
         members: tuple[int, ...],
-        own: Sequence[tuple[str, ...]],
+        every_column: Sequence[tuple[str, ...]],
         columns: Sequence[tuple[str, ...]],
     ) -> Contracted[EntryT] | None:
         """The one entry that stands for all members and nothing else, if there is one."""
         marks = {column: f"{{{PLACEHOLDERS[n]}}}" for n, column in enumerate(columns)}
-        written = iter([marks.get(column, column[0]) for column in own])
+        written = iter([marks.get(column, column[0]) for column in every_column])
         first = self.data[members[0]]
         template = renamed(first, lambda text: _NUMBER.sub(lambda _: next(written), text))
         templates = templates_of(template)

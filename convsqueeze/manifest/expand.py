@@ -60,8 +60,8 @@ def matches(templates: Sequence[str], names: Sequence[str]) -> tuple[list[Bindin
     """
     for template in templates:
         if max(len(_PLACEHOLDER.findall(part)) for part in template.split(".")) > MOST_IN_COMPONENT:
-            told = f"has more than {MOST_IN_COMPONENT} placeholders between two dots"
-            raise ManifestError([f"{template!r:.80} {told}. Write entries of their own"])
+            problem = f"has more than {MOST_IN_COMPONENT} placeholders between two dots"
+            raise ManifestError([f"{template!r:.80} {problem}. Write entries of their own"])
     found = {template: tuple(dict.fromkeys(_bindings(template, names))) for template in templates}
     joined: list[Binding] = [()]
     for bindings in found.values():
@@ -74,8 +74,8 @@ def matches(templates: Sequence[str], names: Sequence[str]) -> tuple[list[Bindin
     partial = []
     for template, bindings in found.items():
         complete = {filled(template, binding) for binding in joined}
-        own = (filled(template, binding) for binding in bindings)
-        partial += [name for name in own if name not in complete]
+        wanted = (filled(template, binding) for binding in bindings)
+        partial += [name for name in wanted if name not in complete]
     return joined, partial
 
 

@@ -86,8 +86,8 @@ def load_manifest(path: Path) -> Manifest:
         hint = nearest(path.name, names, "Check the path.", cutoff=0.3)
         raise ManifestError([f"{path}: there is no such file. {hint}"]) from error
     except (OSError, UnicodeDecodeError) as error:
-        told = f"{path}: cannot be read as text ({error}).{YAML_WANTED}"
-        raise ManifestError([told]) from error
+        message = f"{path}: cannot be read as text ({error}).{YAML_WANTED}"
+        raise ManifestError([message]) from error
     return parse_manifest(text, str(path))
 
 
@@ -106,8 +106,8 @@ def parse_manifest(text: str, source: str) -> Manifest:
         line = f":{mark.line + 1}" if mark else ""
         column = f", column {mark.column + 1}" if mark else ""
         problem = (error.problem or "syntax error").split("\n")[0]
-        told = f"{problem}.{_yaml_advice(text, mark.line if mark else 0)}"
-        raise ManifestError([f"{source}{line}: not valid YAML{column}: {told}"]) from error
+        message = f"{problem}.{_yaml_advice(text, mark.line if mark else 0)}"
+        raise ManifestError([f"{source}{line}: not valid YAML{column}: {message}"]) from error
     except (YAMLError, *UNREADABLE) as error:
         first = str(error).strip().split("\n")[0][:100]
         raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
@@ -150,27 +150,27 @@ class _Reading:
         """
         if isinstance(node, CommentedMap | CommentedSeq):
             if node.tag.value is not None:
-                told = f"has the tag {shown(str(node.tag.value))}, plain data was needed."
-                return self._refuse(path, f"{told} Write it without a tag.")
+                message = f"has the tag {shown(str(node.tag.value))}, plain data was needed."
+                return self._refuse(path, f"{message} Write it without a tag.")
             self._note_lines(node, path)
         if isinstance(node, Mapping):
             if odd := [key for key in node if not isinstance(key, str)]:
-                told = f"has the key {shown(str(odd[0]))}, a name was needed."
-                return self._refuse(path, f"{told} See `convsqueeze schema`.")
+                message = f"has the key {shown(str(odd[0]))}, a name was needed."
+                return self._refuse(path, f"{message} See `convsqueeze schema`.")
             return {key: self.plain(value, (*path, key)) for key, value in node.items()}
         if isinstance(node, list | tuple):
             return [self.plain(value, (*path, index)) for index, value in enumerate(node)]
         if isinstance(node, datetime.date):
             return node.isoformat()
         if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
-            told = f"is a number of {node.bit_length()} bits, no layer has such."
-            return self._refuse(path, f"{told} Write a smaller one.")
+            message = f"is a number of {node.bit_length()} bits, no layer has such."
+            return self._refuse(path, f"{message} Write a smaller one.")
         if isinstance(node, float) and not isfinite(node):
             return self._refuse(path, f"is {node}, a finite number was needed.")
         if node is None or isinstance(node, bool | int | float | str):
             return node
-        told = f"is a {type(node).__name__}, plain text, a number or a list was needed."
-        return self._refuse(path, f"{told} Write it plainly.")
+        message = f"is a {type(node).__name__}, plain text, a number or a list was needed."
+        return self._refuse(path, f"{message} Write it plainly.")
 
     def _note_lines(self, node: CommentedMap | CommentedSeq, path: KeyPath) -> None:
         self._values += len(node)
@@ -180,8 +180,8 @@ class _Reading:
         for key, (line, *_) in (node.lc.data or {}).items():
             self.lines[(*path, key)] = line + 1
 
-    def _refuse(self, path: KeyPath, told: str) -> None:
-        self.problems.append(f"{self.where(path)}: {told}")
+    def _refuse(self, path: KeyPath, message: str) -> None:
+        self.problems.append(f"{self.where(path)}: {message}")
 
 
 def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
@@ -205,9 +205,9 @@ def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
         return Manifest(_document(plain), source, reading.lines)
     except ValidationError as error:
         details = error.errors()
-        told = [_told(detail, plain, reading.where) for detail in details]
+        messages = [_message(detail, plain, reading.where) for detail in details]
         sound = _without_unsound(details, plain, reading)
-        raise ManifestError(list(dict.fromkeys(filter(None, told))), sound) from error
+        raise ManifestError(list(dict.fromkeys(filter(None, messages))), sound) from error
 
 
 def _document(plain: Any) -> Document:
@@ -242,7 +242,7 @@ def _where(source: str, lines: Mapping[KeyPath, int], path: KeyPath) -> str:
     return f"{source}{line} {dotted.lstrip('.')}".rstrip()
 
 
-def _told(detail: ErrorDetails, data: Any, where: Callable[[KeyPath], str]) -> str | None:
+def _message(detail: ErrorDetails, data: Any, where: Callable[[KeyPath], str]) -> str | None:
     """One pydantic error in the house form; None where a nearer one says it already."""
     path, value = _data_path(detail["loc"], data)
     place = where(path)

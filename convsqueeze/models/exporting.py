@@ -149,11 +149,11 @@ def _name_sizes(graph: GraphProto, traced: torch.export.ExportedProgram) -> None
                 names[size.dim_param] = f"{value.name}_{name}" if taken else name
     for value in (*graph.input, *graph.output):
         for size in value.type.tensor_type.shape.dim:
-            told = re.sub(r"\w+", lambda one: names.get(one[0], one[0]), size.dim_param)
-            if told.isdigit():
-                size.dim_value = int(told)
-            elif told:
-                size.dim_param = told
+            renamed = re.sub(r"\w+", lambda one: names.get(one[0], one[0]), size.dim_param)
+            if renamed.isdigit():
+                size.dim_value = int(renamed)
+            elif renamed:
+                size.dim_param = renamed
 
 
 class StandIn(nn.Module):
@@ -217,7 +217,7 @@ def _nodes_for(node: NodeProto, name: str, layer: SqueezedConv, call: int) -> It
     """The layer's nodes between the values that the exporter's node stands between."""
     given, element = node.input[0], helper.get_node_attr_value(node, "element")
     result = node.output[0]
-    own = ELEMENT_TYPES[exported_dtype(name, layer)]
+    element_type = ELEMENT_TYPES[exported_dtype(name, layer)]
     stem = name if call == 1 else f"{name}#{call}"
     renamed = {name + INPUT: given, name + OUTPUT: result}
 
@@ -225,15 +225,15 @@ def _nodes_for(node: NodeProto, name: str, layer: SqueezedConv, call: int) -> It
         """Of a value within this call; initializers are shared by all of them."""
         return f"{stem}{value.removeprefix(name)}" if value.startswith(f"{name}/") else value
 
-    if own != element:
+    if element_type != element:
         renamed = {name + INPUT: f"{stem}{INPUT}", name + OUTPUT: f"{stem}{OUTPUT}"}
-        yield helper.make_node("Cast", [given], [f"{stem}{INPUT}"], to=own)
+        yield helper.make_node("Cast", [given], [f"{stem}{INPUT}"], to=element_type)
     for made in layer_nodes(name, layer):
         for field in (made.input, made.output):
             field[:] = [renamed.get(one, own_name(one)) for one in field]
         made.name = own_name(made.name)
         yield made
-    if own != element:
+    if element_type != element:
         yield helper.make_node("Cast", [f"{stem}{OUTPUT}"], [result], to=element)
 
 

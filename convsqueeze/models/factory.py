@@ -178,35 +178,37 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     """
     checkpoint = open_checkpoint(Path(path), key=key)
     state = model.state_dict(keep_vars=True)  # whose tensors are one and the same if they are tied
-    own = from_state_dict(state)
-    stored = _stored_names(own, state, checkpoint)
-    problems = list(_misfits(own, checkpoint, stored))
+    model_state = from_state_dict(state)
+    stored = _stored_names(model_state, state, checkpoint)
+    problems = list(_misfits(model_state, checkpoint, stored))
     if problems:
         raise ModelMismatchError([f"{path}: {problem}" for problem in problems])
     extra = {name: state[name] for name in state if name.endswith("_extra_state")}
-    tensors = {own.prefix + name: checkpoint.load(held) for name, held in stored.items()}
+    tensors = {model_state.prefix + name: checkpoint.load(held) for name, held in stored.items()}
     on_meta = any(tensor.is_meta for tensor in state.values() if isinstance(tensor, Tensor))
-    told = f"{path}: the model does not take it"
-    load_state(model, {**tensors, **extra}, told, assign=on_meta)
+    prefix = f"{path}: the model does not take it"
+    load_state(model, {**tensors, **extra}, prefix, assign=on_meta)
     checkpoint.check_unchanged()
 
 
 def _stored_names(
-    own: Checkpoint, state: Mapping[str, Any], checkpoint: Checkpoint
+    model_state: Checkpoint, state: Mapping[str, Any], checkpoint: Checkpoint
 ) -> dict[str, str]:
     """For each tensor of the model the name in the file, if it has it: its own, or that of another
     name of the same tensor, of which safetensors keeps one.
     """
-    there = [name for name in own.tensors if name in checkpoint.tensors]
-    held = {id(state[own.prefix + name]): name for name in reversed(there)}
-    stored = {name: held.get(id(state[own.prefix + name])) for name in own.tensors}
+    there = [name for name in model_state.tensors if name in checkpoint.tensors]
+    held = {id(state[model_state.prefix + name]): name for name in reversed(there)}
+    stored = {name: held.get(id(state[model_state.prefix + name])) for name in model_state.tensors}
     stored |= {name: name for name in there}
     return {name: found for name, found in stored.items() if found is not None}
 
 
-def _misfits(own: Checkpoint, checkpoint: Checkpoint, stored: dict[str, str]) -> Iterator[str]:
-    spare = [name for name in checkpoint.tensors if name not in own.tensors]
-    for name, info in own.tensors.items():
+def _misfits(
+    model_state: Checkpoint, checkpoint: Checkpoint, stored: dict[str, str]
+) -> Iterator[str]:
+    spare = [name for name in checkpoint.tensors if name not in model_state.tensors]
+    for name, info in model_state.tensors.items():
         if name not in stored:
             if name.endswith("num_batches_tracked"):
                 continue  # older than torch 0.4.1, and a count alone
@@ -221,7 +223,8 @@ def _misfits(own: Checkpoint, checkpoint: Checkpoint, stored: dict[str, str]) ->
                 "would round it. Build the model in the wider dtype."
             )
     for name in spare:
-        yield f"has {shown(name)}, which the model has not. {nearest(name, own.tensors, _OTHER)}"
+        advice = nearest(name, model_state.tensors, _OTHER)
+        yield f"has {shown(name)}, which the model has not. {advice}"
 
 
 _OTHER = "Give the checkpoint of this model, or the factory of this checkpoint's model."

@@ -222,8 +222,8 @@ def guess_inputs(model: nn.Module, sandbox: Sandbox | None = None) -> tuple[Inpu
         spec = InputSpec(shape, torch.int64 if isinstance(layer, nn.Embedding) else like.dtype)
         problem = _refusal(sandbox, spec, like.device)
         if problem is None:
-            told = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
-            return Inputs((spec,)), f"{told}. --input says another."
+            guess = f"input {spec}: guessed from {name or 'the model'} ({type(layer).__name__})"
+            return Inputs((spec,)), f"{guess}. --input says another."
         tried.append(str(spec))
         reason = reason or problem
     raise ModelInputError(
@@ -249,9 +249,9 @@ def _check_single_argument(model: nn.Module) -> None:
     various = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     if len(needed) == 1 or (not needed and (positional or various)):
         return
-    told = ", ".join(needed) or "none"
+    names = ", ".join(needed) or "none"
     raise ModelInputError(
-        f"{type(model).__name__}: its forward needs {len(needed)} arguments ({told}), only one "
+        f"{type(model).__name__}: its forward needs {len(needed)} arguments ({names}), only one "
         f"tensor can be guessed. {_ADVICE}"
     )
 

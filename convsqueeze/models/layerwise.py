@@ -44,13 +44,13 @@ class FirstDifference:
         """In a sentence or two."""
         again = f", call {self.call + 1}" if self.call else ""
         name = self.name or "the model's own output"
-        told = f"Layer by layer, {name} ({self.kind}{again}) is the first that differs"
-        told += f" (by {self.error:.3e}, {self.bound:.3e} is rounding)"
+        message = f"Layer by layer, {name} ({self.kind}{again}) is the first that differs"
+        message += f" (by {self.error:.3e}, {self.bound:.3e} is rounding)"
         if self.after:
-            told += f"; {self.agreeing} outputs before it agree, the last is {self.after}'s"
+            message += f"; {self.agreeing} outputs before it agree, the last is {self.after}'s"
         if self.suspects:
-            told += f". Squeezed in between: {', '.join(self.suspects)}"
-        return told + "."
+            message += f". Squeezed in between: {', '.join(self.suspects)}"
+        return message + "."
 
 
 def first_difference(

@@ -119,8 +119,10 @@ def export_whole(
     against, both, whole = "squeezed model", None, None
     notes: tuple[str, ...] = (_ONLY_SQUEEZED,)
     if checkpoint is not None:
-        own = from_state_dict(model.state_dict())
-        exact = exact_parameters(plan, own.prefix, lambda merge: exact_values(merge, own.load))
+        model_state = from_state_dict(model.state_dict())
+        exact = exact_parameters(
+            plan, model_state.prefix, lambda merge: exact_values(merge, model_state.load)
+        )
         options: dict[str, Any] = {"trials": 1, "seed": seed, "track": track, "sandbox": sandbox}
         whole, *ran = verified(model, squeezed, inputs, exact=exact, **options)
         whole.raise_if_failed()

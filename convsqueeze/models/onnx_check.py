@@ -132,10 +132,10 @@ class OnnxCheck:
     ) -> Mapping[str, float]:
         """What rounding was seen to move each output by: computing in `dtype`, and storing."""
         running, seen = self.squeezed, dict[str, float]()
-        own = {**running.parameters(), **dict(running.module.named_buffers())}
+        tensors = {**running.parameters(), **dict(running.module.named_buffers())}
         for seed, (arguments, _, _) in enumerate(outcomes.values(), self.seed):
             base = _outputs(running, arguments)
-            with running.with_values(own, dtype):
+            with running.with_values(tensors, dtype):
                 computed = _outputs(running, arguments, dtype)
             with running.moved(self.steps, seed):
                 stored = _outputs(running, arguments)
@@ -203,9 +203,9 @@ def _opened(model: ModelProto, folder: Path) -> tuple[Any, torch.dtype, tuple[st
     except RUNTIME_ERRORS as error:
         if dtype == torch.float32:
             raise VerificationError([f"onnxruntime refuses it: {first_line(error)}."]) from error
-    told = f"onnxruntime has no {dtype_name(dtype)} kernels for it on the CPU; a copy in float32"
+    reason = f"onnxruntime has no {dtype_name(dtype)} kernels for it on the CPU; a copy in float32"
     session = session_of(_held(in_float32(model), folder / "float32.onnx"))
-    return session, torch.float32, (f"{told} was run",)
+    return session, torch.float32, (f"{reason} was run",)
 
 
 def _found(
@@ -225,9 +225,9 @@ def _found(
     found = _named([torch.from_numpy(one) for one in made])
     given, needed = ([tuple(y.shape) for y in one.values()] for one in (found, wanted))
     if given != needed:
-        told, other = (", ".join(map(str, one)) for one in (given, needed))
+        actual, other = (", ".join(map(str, one)) for one in (given, needed))
         raise VerificationError(
-            [f"gives outputs of shapes {told} in onnxruntime, {other} in torch, {place}."]
+            [f"gives outputs of shapes {actual} in onnxruntime, {other} in torch, {place}."]
         )
     return found
 
@@ -275,18 +275,18 @@ def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> I
     yield given
     for more in _MORE:
         sizes: dict[int | str, int] = {}
-        for shape, own in zip(given, opened, strict=True):
-            for index, (size, kind) in enumerate(zip(shape, own, strict=True)):
+        for shape, axes in zip(given, opened, strict=True):
+            for index, (size, kind) in enumerate(zip(shape, axes, strict=True)):
                 # of three, the second is the length of a sequence, or the channels of a signal
-                place = min(index, 4) if len(own) > 3 or index == 0 else index + 1
+                place = min(index, 4) if len(axes) > 3 or index == 0 else index + 1
                 half = max(size // 2, 1) if place > 1 else size
                 sizes.setdefault(kind, size + more[place] if more else half)
         shapes = tuple(
             tuple(
                 sizes[kind] if isinstance(kind, str) else size
-                for size, kind in zip(shape, own, strict=True)
+                for size, kind in zip(shape, axes, strict=True)
             )
-            for shape, own in zip(given, opened, strict=True)
+            for shape, axes in zip(given, opened, strict=True)
         )
         if shapes not in seen:
             seen.add(shapes)

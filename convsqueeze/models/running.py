@@ -73,8 +73,8 @@ class Running:
         """
         if not names or any(map(has_hooks, self.module.modules())):
             return self.run(arguments), frozenset()
-        own = dict(self.module.named_parameters())
-        chosen = [own[name].requires_grad_() for name in names]
+        by_name = dict(self.module.named_parameters())
+        chosen = [by_name[name].requires_grad_() for name in names]
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.output(arguments, gradients=True)
@@ -118,10 +118,10 @@ class Running:
     def moved(self, steps: Steps, seed: int) -> AbstractContextManager[None]:
         """Parameters after a step each meanwhile, its sign drawn from the seed."""
         generator = torch.Generator().manual_seed(seed)
-        own = self.parameters() if steps else {}
+        by_name = self.parameters() if steps else {}
         return self.with_values(
             {
-                name: own[name]
+                name: by_name[name]
                 + step * (torch.randint(0, 2, step.shape, generator=generator) * 2 - 1)
                 for name, step in steps.items()
             }

@@ -140,17 +140,19 @@ def squeeze(
         with CPU:
             if found.document is None:
                 return copied(model), SqueezeReport(found, notes=tuple(notes))
-            own = from_state_dict(model.state_dict())
+            model_state = from_state_dict(model.state_dict())
             merges = found.merged
-            plan = plan_of(Manifest(found.document, "scan"), merges, own, growth=growth)
+            plan = plan_of(Manifest(found.document, "scan"), merges, model_state, growth=growth)
             for name, tensor in model.state_dict().items():
                 if isinstance(tensor, Tensor) and tensor.is_meta:
-                    own.load(name.removeprefix(own.prefix))  # which raises
+                    model_state.load(name.removeprefix(model_state.prefix))  # which raises
             check_memory(plan)
             result = squeeze_checkpoint(
-                plan, own, growth=growth, widen=widen, settings=Settings(), keep_exact=True
+                plan, model_state, growth=growth, widen=widen, settings=Settings(), keep_exact=True
             )
-            squeezed, whole = put_in_place(model, result, inputs, own=own, sandbox=sandbox)
+            squeezed, whole = put_in_place(
+                model, result, inputs, model_state=model_state, sandbox=sandbox
+            )
     notes_of = (*plan.notes, *result.notes)
     merged = MergeReport(plan, result.verification, notes_of, widened=result.widened)
     return squeezed, SqueezeReport(found, merged, whole, tuple(notes))
@@ -162,7 +164,7 @@ def put_in_place(
     inputs: Inputs,
     *,
     sandbox: Sandbox,
-    own: Checkpoint | None = None,
+    model_state: Checkpoint | None = None,
     **options: Any,
 ) -> tuple[nn.Module, WholeReport]:
     """A copy of the model with the layers of a result, and what comparing both showed.
@@ -171,14 +173,16 @@ def put_in_place(
     those of `verified`. Raises ModelMismatchError where a merged layer has no place in the model,
     VerificationError where the two models differ by more than rounding.
     """
-    own = own or from_state_dict(model.state_dict())
+    model_state = model_state or from_state_dict(model.state_dict())
     layers = result.modules()
     squeezed = with_layers(
-        *(model, own, result.plan.merges, lambda merge: layers[merge.into]),
+        *(model, model_state, result.plan.merges, lambda merge: layers[merge.into]),
         arguments=example_arguments(model, inputs),
         sandbox=sandbox,
     )
-    exact = exact_parameters(result.plan, own.prefix, lambda merge: result.exact[merge.into])
+    exact = exact_parameters(
+        result.plan, model_state.prefix, lambda merge: result.exact[merge.into]
+    )
     report = verify_whole(model, squeezed, inputs, exact=exact, sandbox=sandbox, **options)
     report.raise_if_failed()
     return squeezed, report
@@ -277,8 +281,8 @@ def scan_model(
     _check_values(model)
     state, prefix = model.state_dict(), ""
     if any(isinstance(value, Tensor) for value in state.values()):
-        own = from_state_dict(state)
-        prefix, stored = own.prefix, own.tensors if stored is None else stored
+        model_state = from_state_dict(state)
+        prefix, stored = model_state.prefix, model_state.tensors if stored is None else stored
     sandbox = sandbox or Sandbox(model)
     try:
         graph = traced(model, example_arguments(model, inputs), prefix, sandbox)

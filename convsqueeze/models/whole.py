@@ -79,8 +79,8 @@ class WholeReport:
     def failures(self) -> tuple[str, ...]:
         if self.problem is None:
             return ()
-        told = f" {self.first.describe()}" if self.first is not None else ""
-        return (f"the whole model {self.problem}.{told}",)
+        details = f" {self.first.describe()}" if self.first is not None else ""
+        return (f"the whole model {self.problem}.{details}",)
 
     def raise_if_failed(self) -> None:
         """Raises VerificationError with what differs and where it begins."""
@@ -192,11 +192,11 @@ class _Comparison:
         exact: Mapping[str, Tensor],
     ) -> None:
         self.name, self.one, self.two = type(original).__name__, one, two
-        own, known = dict(squeezed.named_parameters()), dict(original.named_parameters())
-        self.exact = {name: exact[name] for name in exact if name in own}
+        current, known = dict(squeezed.named_parameters()), dict(original.named_parameters())
+        self.exact = {name: exact[name] for name in exact if name in current}
         merged = {
             name: p
-            for name, p in own.items()
+            for name, p in current.items()
             if p.is_floating_point()
             and not (name in known and p.dtype == known[name].dtype and p.equal(known[name]))
         }
@@ -302,10 +302,10 @@ class _Comparison:
 
     def unseen(self) -> list[str]:
         """Squeezed layers whose weights move no output: they are multiplied by zero, or not run."""
-        own, found = self.two.parameters(), []
+        current, found = self.two.parameters(), []
         generator = torch.Generator().manual_seed(0)
         for name in self.silent:
-            values = own[name]
+            values = current[name]
             drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
             moved = values + values.abs().max() * drawn / 16 + 1e-6
             with self.two.with_values({name: moved}):

@@ -19,23 +19,24 @@ def module_of(layer: RecipeLayer, tensors: Mapping[str, Tensor]) -> SqueezedConv
 
     Raises CheckpointError where the weight is missing, GeometryError where the shapes do not fit.
     """
-    own = {name.removeprefix(f"{layer.name}."): tensors[name] for name in _own(layer, tensors)}
-    if "weight" not in own:
+    stem = f"{layer.name}."
+    inside = {name.removeprefix(stem): tensors[name] for name in _names(layer, tensors)}
+    if "weight" not in inside:
         raise CheckpointError(f"{shown(layer.name)}.weight is not in the squeezed file.")
-    return SqueezedConv.of(layer, own)
+    return SqueezedConv.of(layer, inside)
 
 
 def stored_tensors(layer: RecipeLayer, source: Checkpoint) -> dict[str, Tensor]:
     """A layer's tensors by full name, those that there are."""
-    return {name: source.load(name) for name in _own(layer, source.tensors)}
+    return {name: source.load(name) for name in _names(layer, source.tensors)}
 
 
-def _own(layer: RecipeLayer, names: Iterable[str]) -> list[str]:
+def _names(layer: RecipeLayer, names: Iterable[str]) -> list[str]:
     """Names of tensors that are this layer's."""
-    own = (f"{layer.name}.weight", f"{layer.name}.bias")
+    plain = (f"{layer.name}.weight", f"{layer.name}.bias")
     inside = f"{layer.name}.{BORDER}."
     has_border = layer.corrections is not None
-    return [name for name in names if name in own or (has_border and name.startswith(inside))]
+    return [name for name in names if name in plain or (has_border and name.startswith(inside))]
 
 
 def modules_of(

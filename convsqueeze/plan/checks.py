@@ -89,12 +89,12 @@ def sorted_by_growth(
         if merge.weights_after <= merge.weights_before or growth == "allow":
             kept.append(merge)
             continue
-        told = f"{merge.place}: {merge.into} {grows(merge.weights_before, merge.weights_after)}"
+        message = f"{merge.place}: {merge.into} {grows(merge.weights_before, merge.weights_after)}"
         if growth == "skip":
-            skipped.append(f"{told} and is left as it is")
+            skipped.append(f"{message} and is left as it is")
         else:
             refused.append(
-                f"{told}, a merge must not grow the checkpoint. "
+                f"{message}, a merge must not grow the checkpoint. "
                 "Remove the entry, or use --growth skip or --growth allow."
             )
     return kept, refused, skipped

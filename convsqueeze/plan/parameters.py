@@ -142,9 +142,9 @@ def _weight_norm(g: str, v: str, infos: Infos) -> Parameter | str:
 def _missing(layer: Layer, role: str, infos: Infos) -> str:
     given = getattr(layer, role, None) if role in ("weight", "bias") else None
     key = given or f"{layer.name}.{role}"
-    own = [name for name in infos if name.rpartition(".")[0] == layer.name]
-    if own and not given:
-        roles = ", ".join(name.rpartition(".")[2] for name in own)
+    present = [name for name in infos if name.rpartition(".")[0] == layer.name]
+    if present and not given:
+        roles = ", ".join(name.rpartition(".")[2] for name in present)
         return f"{key} is not in the checkpoint, {layer.name} has {roles}. Check the layer's type"
     known = list(infos) if given else sorted({name.rpartition(".")[0] for name in infos} - {""})
     hint = nearest(given or layer.name or "", known, "See `convsqueeze inspect`.", cutoff=0.5)

@@ -80,9 +80,9 @@ def plan_of(
     kept, growing, skipped = sorted_by_growth(merges, growth)
     if against or growing:
         raise PlanError([*against, *growing])
-    told = [*notes, *skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
-    told += filter(None, map(speed_note, kept))
-    return Plan(manifest, tuple(kept), tuple(told))
+    messages = [*notes, *skipped, *tie_notes(kept, checkpoint.ties()), *small_input_notes(kept)]
+    messages += filter(None, map(speed_note, kept))
+    return Plan(manifest, tuple(kept), tuple(messages))
 
 
 def _sentence(reason: str) -> str:

@@ -188,9 +188,9 @@ class Pricing:
         counted: set[str] = set()
         found = {}
         for op in self.request.region.layers:
-            own = set(op.stored) - counted
-            counted |= own
-            found[op.name] = sum(self.infos[key].numel for key in own)
+            uncounted = set(op.stored) - counted
+            counted |= uncounted
+            found[op.name] = sum(self.infos[key].numel for key in uncounted)
         return found
 
     @cached_property
@@ -265,8 +265,8 @@ class Pricing:
         in them tells how many axes there are.
         """
         given, region = self.request, Region.of(group.part(places))
-        told = given.input_size is None and infer_rank(region.layers) == len(self.size)
-        size = None if told else group.sizes[places[0]]
+        is_known = given.input_size is None and infer_rank(region.layers) == len(self.size)
+        size = None if is_known else group.sizes[places[0]]
         if len(region.layers) == len(self.weights):
             return replace(given, region=region, input_size=size)
         return Request(region, None, given.border, size)

@@ -86,8 +86,8 @@ def infer_rank(
 
 def infer_in_channels(tree: Tree[ResolvedLayer]) -> int | None:
     """The channels that enter, told by the first layer whose weights say so."""
-    told = [op.in_channels for op in leaves(tree) if op.in_channels is not None]
-    return next(filter(None, told), told[0] if told else None)
+    channels = [op.in_channels for op in leaves(tree) if op.in_channels is not None]
+    return next(filter(None, channels), channels[0] if channels else None)
 
 
 _NO_CHANNELS = "has no channels, at least one was needed. Leave the entry out"
@@ -107,8 +107,8 @@ def resolve(
     stored: dict[str, ResolvedLayer] = {}
     for op in request.region.layers:
         if found := find(op.layer, op.path, infos, problems):
-            own = {one.name: getattr(op, one.name) for one in fields(LayerOp)}
-            stored[op.name] = ResolvedLayer(**own, parameters=found[0], counters=found[1])
+            plain = {one.name: getattr(op, one.name) for one in fields(LayerOp)}
+            stored[op.name] = ResolvedLayer(**plain, parameters=found[0], counters=found[1])
     rank = None if problems else infer_rank(list(stored.values()), request.input_size or size)
     if rank is not None:
         placing = _Placing(rank, problems)

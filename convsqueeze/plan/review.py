@@ -92,7 +92,7 @@ def review(
     found: list[Reviewed] = []
     replaced: list[Entry] = []
     for index, entry in enumerate(manifest.document.pairs):
-        own = []
+        reviewed = []
         with suppress(ManifestError):
             for binding, bound in expand(entry, names).entries:
                 if unbound(bound):
@@ -108,25 +108,25 @@ def review(
                         minimize=minimize,
                         latency=latency,
                     )
-                    own.append(Reviewed(place, binding, partition))
-        found += own
-        replaced += _replaced(entry, own, names)
+                    reviewed.append(Reviewed(place, binding, partition))
+        found += reviewed
+        replaced += _replaced(entry, reviewed, names)
     better = None
     if replaced and any(one.is_better for one in found):
         better = manifest.document.model_copy(update={"pairs": tuple(replaced)})
     return Review(minimize, tuple(found), better)
 
 
-def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> list[Entry]:
+def _replaced(entry: Entry, reviewed: Sequence[Reviewed], names: Sequence[str]) -> list[Entry]:
     """The entries in place of one: itself, its parts with its own placeholders, or the parts of all
     blocks, alike ones with new ones.
     """
-    if not any(one.is_better for one in own):
-        return [] if all(one.is_refused for one in own) else [entry]
-    parts = [one.partition.entries for one in own]
-    template, first = request_of(entry), own[0].partition
+    if not any(one.is_better for one in reviewed):
+        return [] if all(one.is_refused for one in reviewed) else [entry]
+    parts = [one.partition.entries for one in reviewed]
+    template, first = request_of(entry), reviewed[0].partition
     templates = [_at(template, merge, whole=first.is_given) for merge in first.merged]
-    if all(_stands_for(t, n, own, names) for n, t in enumerate(templates)) and (
+    if all(_stands_for(t, n, reviewed, names) for n, t in enumerate(templates)) and (
         len({len(p) for p in parts}) == 1
     ):
         return templates
@@ -135,19 +135,21 @@ def _replaced(entry: Entry, own: Sequence[Reviewed], names: Sequence[str]) -> li
 
 
 def _stands_for(
-    template: Entry, number: int, own: Sequence[Reviewed], names: Sequence[str]
+    template: Entry, number: int, reviewed: Sequence[Reviewed], names: Sequence[str]
 ) -> bool:
     """Whether a part with placeholders is that part of every one, and of nothing else."""
     wanted = [
-        (one.binding, entry) for one in own for entry in one.partition.entries[number : number + 1]
+        (one.binding, entry)
+        for one in reviewed
+        for entry in one.partition.entries[number : number + 1]
     ]
     return list(expand(template, names).entries) == wanted
 
 
 def _at(template: Request[LayerOp], merge: Merge, *, whole: bool) -> Entry:
     """The same part of an entry with placeholders: operations are named after their keys in it."""
-    own = {op.name: op for op in template.region.layers}
+    reviewed = {op.name: op for op in template.region.layers}
     given = merge.request
     terms = template if whole else given
-    region = given.region.with_layers(own)
+    region = given.region.with_layers(reviewed)
     return entry_of(Request(region, terms.into, given.border, given.input_size, terms.drop))

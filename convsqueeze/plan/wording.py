@@ -22,16 +22,16 @@ def kernel(geometry: Geometry) -> str:
     return "x".join(map(str, geometry.kernel_size)) or "linear"
 
 
-def rows_told(mismatches: Sequence[Mismatch], rank: int) -> str:
+def rows_text(mismatches: Sequence[Mismatch], rank: int) -> str:
     """`1 output row on every side`, or side by side; sides that only some sizes spoil come last."""
     always = [one for one in mismatches if not one.depends_on_size]
     sometimes = [one for one in mismatches if one.depends_on_size]
     if len(always) == 2 * rank and len({one.rows for one in always}) == 1:
         return f"{_lines(always[0].rows, 'output row')} on every side"
-    told = [", ".join(_side(one, rank) for one in part) for part in (always, sometimes) if part]
+    sides = [", ".join(_side(one, rank) for one in part) for part in (always, sometimes) if part]
     if sometimes:
-        told[-1] = f"for some input sizes {told[-1]}"
-    return " and ".join(told)
+        sides[-1] = f"for some input sizes {sides[-1]}"
+    return " and ".join(sides)
 
 
 def _side(one: Mismatch, rank: int) -> str:
@@ -65,7 +65,7 @@ def border_refusal(merge: Merge) -> str:
     exactly = "".join(f"border: corrected (exact, {_cost(merge, f)}) or " for f in corrected)
     return (
         f"{_reason(mismatches[0], inner, outer)}, so no plain convolution is exact: "
-        f"{rows_told(mismatches, len(merge.geometry.axes))} would differ. Use {exactly}"
+        f"{rows_text(mismatches, len(merge.geometry.axes))} would differ. Use {exactly}"
         f"border: interior to accept that ({_cost(merge, plain)}){_size_hint(mismatches)}, "
         "or leave these layers apart."
     )

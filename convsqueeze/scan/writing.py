@@ -35,24 +35,24 @@ def scan_yaml(found: Scan, source: str) -> str:
     left = "".join(f"# {line}\n" if line else "#\n" for line in left_lines(found.left))
     if found.document is None:
         return f"# {head}: nothing to merge.\n{left}"
-    told = [entry_told(one.merged) for one in found.entries]
-    return manifest_yaml(found.document, head=head, comments=told) + left
+    comments = [entry_text(one.merged) for one in found.entries]
+    return manifest_yaml(found.document, head=head, comments=comments) + left
 
 
-def entry_told(merged: Sequence[Merge]) -> str:
+def entry_text(merged: Sequence[Merge]) -> str:
     """What the merges of an entry save: `5 times 40,976 -> 2,320 weights, 167,772,160 -> 9,437,184
     multiplications at 64x64`, and in the next line the same for all of them together.
     """
-    alone = list(dict.fromkeys(_saving_told([one]) for one in merged))
+    alone = list(dict.fromkeys(_saving_text([one]) for one in merged))
     if len(merged) == 1:
         return alone[0]
-    together = f"in all {_saving_told(merged)}"
+    together = f"in all {_saving_text(merged)}"
     if len(alone) > 1:
         return f"{len(merged)} times, {together}"
     return f"{len(merged)} times {alone[0]}\n{together}"
 
 
-def _saving_told(merges: Sequence[Merge]) -> str:
+def _saving_text(merges: Sequence[Merge]) -> str:
     """`106,496 -> 6,400 weights, 6,815,744 -> 409,600 multiplications at 8x8`, in sum."""
     weights, macs = (
         f"{sum(getattr(one, f'{name}_before') for one in merges):,} -> "
@@ -61,12 +61,12 @@ def _saving_told(merges: Sequence[Merge]) -> str:
     )
     sizes = dict.fromkeys("x".join(map(str, one.size)) for one in merges if one.size)
     at = f" at {', '.join(sizes)}" if sizes else ""
-    told = f"{weights} weights, {macs} multiplications{at}"
+    text = f"{weights} weights, {macs} multiplications{at}"
     timings = [one.timing for one in merges if one.timing is not None]
     if timings:
         before, after = sum(t.before for t in timings), sum(t.after for t in timings)
-        told += f", {before / 1e6:.3g} -> {after / 1e6:.3g} ms"
-    return told
+        text += f", {before / 1e6:.3g} -> {after / 1e6:.3g} ms"
+    return text
 
 
 def left_lines(left: tuple[LeftAlone, ...]) -> Iterator[str]:

@@ -58,8 +58,8 @@ def applied(
     the merge; CheckpointError for the checkpoint.
     """
     recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
-    own = from_state_dict(model.state_dict())
-    plan = plan_of(own, recipe)
+    model_state = from_state_dict(model.state_dict())
+    plan = plan_of(model_state, recipe)
     by_name = {layer.name: layer for layer in recipe.layers}
 
     def layer_of(merge: Merge) -> SqueezedConv:
@@ -68,7 +68,7 @@ def applied(
 
     differences = recipe_differences(plan, recipe, str(checkpoint.path))
     squeezed = with_layers(
-        *(model, own, plan.merges, layer_of),
+        *(model, model_state, plan.merges, layer_of),
         arguments=arguments,
         sandbox=sandbox,
         problems=[*differences],
@@ -77,14 +77,14 @@ def applied(
     state = squeezed.state_dict()
     for key in [key for key, value in state.items() if isinstance(value, Tensor)]:
         del state[key]
-    state.update({own.prefix + name: checkpoint.load(name) for name in checkpoint.tensors})
+    state.update({model_state.prefix + name: checkpoint.load(name) for name in checkpoint.tensors})
     load_state(squeezed, state, "the model does not take the squeezed file")
     return squeezed, plan
 
 
 def with_layers(
     model: nn.Module,
-    own: Checkpoint,
+    model_state: Checkpoint,
     merges: Sequence[Merge],
     layer_of: Callable[[Merge], SqueezedConv],
     *,
@@ -101,7 +101,7 @@ def with_layers(
     Raises ModelMismatchError with the `problems` that are known already and whatever stands against
     it.
     """
-    against, trials = [*problems], Trials(sandbox or Sandbox(model), own, arguments)
+    against, trials = [*problems], Trials(sandbox or Sandbox(model), model_state, arguments)
     places: list[Placement[ResolvedLayer] | None] = []
     for merge in merges:
         places.append(merge.placement or placement_in(merge, trials))
@@ -112,18 +112,18 @@ def with_layers(
     squeezed, stored = copied(model), model.state_dict(keep_vars=True)
     for merge, place in zip(merges, places, strict=True):
         parameters = [p for leaf in merge.layers for p in leaf.parameters.values()]
-        old = [stored[own.prefix + key] for p in parameters for key in p.keys]
+        old = [stored[model_state.prefix + key] for p in parameters for key in p.keys]
         new = layer_of(merge).stored_as(merge.dtype).to(device=old[0].device)
         new.requires_grad_(any(tensor.requires_grad for tensor in old))
-        _replace(squeezed, own.prefix, merge, place, new)
+        _replace(squeezed, model_state.prefix, merge, place, new)
     return squeezed
 
 
-def plan_of(own: Checkpoint, recipe: Recipe) -> Plan:
+def plan_of(model_state: Checkpoint, recipe: Recipe) -> Plan:
     """The recipe's manifest planned on a model's own tensors. Raises ModelMismatchError."""
     manifest = manifest_from_data(recipe.manifest, "recipe")
     try:
-        return make_plan(manifest, own, border=recipe.border, growth=recipe.growth)
+        return make_plan(manifest, model_state, border=recipe.border, growth=recipe.growth)
     except PlanError as error:
         raise ModelMismatchError(
             [f"the model's layers are not those of the recipe: {p}" for p in error.problems]
@@ -162,11 +162,11 @@ def _silent(part: Replaced[ResolvedLayer], merge: Merge) -> nn.Module:
 
 
 def load_state(
-    model: nn.Module, state: Mapping[str, Any], told: str, *, assign: bool = False
+    model: nn.Module, state: Mapping[str, Any], prefix: str, *, assign: bool = False
 ) -> None:
     """`Module.load_state_dict`. Raises ModelMismatchError, `told` before each of its reasons."""
     try:
         model.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
-        raise ModelMismatchError([f"{told}: {line}" for line in lines]) from error
+        raise ModelMismatchError([f"{prefix}: {line}" for line in lines]) from error

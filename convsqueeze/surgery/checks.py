@@ -54,7 +54,9 @@ def _enclosing(tree: Tree[ResolvedLayer], merge: Merge, trials: Trials) -> str |
     for length in range(len(shared), 0, -1):
         name = ".".join(shared[:length])
         module, inside = trials.modules.get(name), f"{name}."
-        stays = any(k.startswith(inside) and k not in merge.consumed for k in trials.own.tensors)
+        stays = any(
+            k.startswith(inside) and k not in merge.consumed for k in trials.model_state.tensors
+        )
         if module is None or stays or any(map(has_hooks, module.modules())):
             return None
         with suppress(NotRunError):
@@ -136,10 +138,10 @@ def _layer_problems(module: nn.Module | None, leaf: ResolvedLayer) -> Iterator[s
             yield f"{name}: {error}"
             return
         if axes != leaf.geometry.axes or module.groups != leaf.geometry.groups:
-            told = ", ".join(f"{key} {value}" for key, value in settings.items())
+            expected = ", ".join(f"{key} {value}" for key, value in settings.items())
             yield (
                 f"{name}: is {module} in the model, the recipe merged a {leaf.layer.type} "
-                f"with {told}."
+                f"with {expected}."
             )
 
 

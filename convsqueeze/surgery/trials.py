@@ -33,22 +33,22 @@ class Trials:
     """
 
     def __init__(
-        self, sandbox: Sandbox, own: Checkpoint, arguments: Sequence[Any] | None = None
+        self, sandbox: Sandbox, model_state: Checkpoint, arguments: Sequence[Any] | None = None
     ) -> None:
-        self._sandbox, self.own, self._arguments = sandbox, own, arguments
+        self._sandbox, self.model_state, self._arguments = sandbox, model_state, arguments
         self.modules = {
-            f"{name}."[len(own.prefix) :].removesuffix("."): module
+            f"{name}."[len(model_state.prefix) :].removesuffix("."): module
             for name, module in sandbox.model.named_modules(remove_duplicate=False)
-            if f"{name}.".startswith(own.prefix)
+            if f"{name}.".startswith(model_state.prefix)
         }
 
     def computes(self, name: str, tree: Tree[ResolvedLayer]) -> bool:
         """Whether the module of this name, without the prefix of the model, computes what the
         layers do. Raises NotRunError.
         """
-        name = self.own.prefix + name
+        name = self.model_state.prefix + name
         module = self._sandbox.in_float64().get_submodule(name)
-        return computes(module, self.own, tree, lambda: self._given_shapes.get(name))
+        return computes(module, self.model_state, tree, lambda: self._given_shapes.get(name))
 
     @cached_property
     def _given_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -77,7 +77,7 @@ class Trials:
 
 def computes(
     module: nn.Module,
-    own: Checkpoint,
+    model_state: Checkpoint,
     tree: Tree[ResolvedLayer],
     given_shape: Callable[[], Sequence[int] | None] = lambda: None,
 ) -> bool:
@@ -92,7 +92,7 @@ def computes(
     channels, rank = merged(geometry).in_channels, len(merged(geometry).axes)
     small = [smallest_size(geometry, axis) + reach(geometry, axis) for axis in range(rank)]
     sizes = [(1, channels, *(size + more for size in small)) for more in (0, 1)]
-    expected = reference(tree, own.load)
+    expected = reference(tree, model_state.load)
     try:
         return all(_agree(module, expected, size) for size in sizes)
     except NotRunError:

@@ -61,9 +61,9 @@ def user_code_line(error: BaseException) -> tuple[Path, int] | None:
     if isinstance(error, SyntaxError) and error.filename:
         return Path(error.filename), error.lineno or 1
     frames = ((Path(f.f_code.co_filename), number) for f, number in walk_tb(error.__traceback__))
-    own = [(path, number) for path, number in frames if is_user_code(path)]
-    near = [one for one in own if "site-packages" not in one[0].parts]
-    return (near or own)[-1] if own else None
+    user_frames = [(path, number) for path, number in frames if is_user_code(path)]
+    near = [one for one in user_frames if "site-packages" not in one[0].parts]
+    return (near or user_frames)[-1] if user_frames else None
 
 
 def is_user_code(path: Path) -> bool:

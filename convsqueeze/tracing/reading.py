@@ -98,8 +98,8 @@ class _Exported(Reader):
         self.ops = {name: op for name, op in self.ops.items() if name in needed}
         size_reads: dict[str, dict[SizeRead, None]] = {}
         for value, read in self._of_calls(self._made.size_reads):
-            own = SizeRead(self.bare(read.made), self.bare(read.by), read.place)
-            size_reads.setdefault(value, {})[own] = None
+            size_read = SizeRead(self.bare(read.made), self.bare(read.by), read.place)
+            size_reads.setdefault(value, {})[size_read] = None
         return self.graph(
             materialized=dict(self._of_calls(self._made.materialized)),
             size_reads={value: tuple(reads) for value, reads in size_reads.items()},
@@ -173,11 +173,11 @@ class _Exported(Reader):
         self.ops[node.name] = replace(self.ops[node.name], shape=shape_of(node))
         return True
 
-    def _of_calls(self, told: Iterable[tuple[Node, T]]) -> Iterator[tuple[str, T]]:
+    def _of_calls(self, by_node: Iterable[tuple[Node, T]]) -> Iterator[tuple[str, T]]:
         """Values of the module calls that made the nodes of which something is told: which of them,
         names do not tell from one graph to the other.
         """
-        for node, what in told:
+        for node, what in by_node:
             calls = self.calls(_origin(node))
             for name, op in self.ops.items():
                 if node.op == "call_function" and op.calls[-1:] == calls[-1:]:

@@ -68,8 +68,8 @@ class Groups:
         dim = next((dim for dim, n in enumerate(tensor.shape) if n > 1), None)
         if dim is None or tensor.shape[dim] % groups:
             return tensor
-        own = tensor.unflatten(dim, (groups, -1)).index_select(dim, self.chosen.to(tensor.device))
-        return own.flatten(dim, dim + 1)
+        kept = tensor.unflatten(dim, (groups, -1)).index_select(dim, self.chosen.to(tensor.device))
+        return kept.flatten(dim, dim + 1)
 
     def _fewer(self, leaf: ResolvedLayer) -> ResolvedLayer:
         geometry, layer = self._fewer_channels(leaf.geometry), leaf.layer
