@@ -51,11 +51,8 @@ def main() -> int:
         report_multiple_bugs=False,
     )
     hypothesis.settings.load_profile("mutation")
-    if not given.reach.exists():
-        if not (pid := os.fork()):
-            os._exit(0 if collect(given.reach, given.test or ["tests"]) else 2)
-        if os.waitpid(pid, 0)[1]:
-            return 2
+    if not given.reach.exists() and not _reach_collected(given.reach, given.test or ["tests"]):
+        return 2
     done = {row["key"]: row for row in read(given.results)}
     only = {
         row["key"]
@@ -98,6 +95,13 @@ def main() -> int:
             serve_all(None)
     print_table(given.results)
     return 0
+
+
+def _reach_collected(path: Path, tests: list[str]) -> bool:
+    """Run the tests in a process of their own, so that faults are loaded by one that ran none."""
+    if not (pid := os.fork()):
+        os._exit(0 if collect(path, tests) else 2)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def _try(one: Trial, served: Served | None, results: Results) -> None:

@@ -31,9 +31,8 @@ from convsqueeze.verify.probes import (
     small_size,
     telling_size,
 )
-
-from .drawn import MODES, channel_counts, convolutions, law, seeds, whole
-from .test_border import chains, geometries, mergeable
+from tests.algebra.drawn import MODES, channel_counts, convolutions, law, seeds, whole
+from tests.algebra.test_border import chains, geometries, mergeable
 
 
 def past(tree: Tree[Geometry], axis: int, times: int) -> int:
