@@ -99,6 +99,17 @@ def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
     return found, stride
 
 
+def past_both_borders(tree: GeometryTree, axis: int, least: int = 0) -> int:
+    """An input size, `least` or more, with a place between the borders that neither reaches."""
+    return max(smallest_size(tree, axis) + 2 * reach(tree, axis), least)
+
+
+def equivalent_size(tree: GeometryTree, axis: int, size: int, least: int = 0) -> int:
+    """The size itself, or a smaller one past both borders that meets them in the same way."""
+    repeat, enough = period(tree, axis), past_both_borders(tree, axis, least)
+    return size if size <= enough + repeat else enough + (size - enough) % repeat
+
+
 def _width(axis: Axis) -> int:
     return axis.extent + abs(axis.before) + abs(axis.after)
 

@@ -16,7 +16,15 @@ from convsqueeze.algebra.border.corrections import AxisCorrections, Corrections,
 from convsqueeze.algebra.border.mismatches import wrong_rows
 from convsqueeze.algebra.border.taps import corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
-from convsqueeze.algebra.sizes import merged, output_size, period, reach, smallest_size
+from convsqueeze.algebra.sizes import (
+    equivalent_size,
+    merged,
+    output_size,
+    past_both_borders,
+    period,
+    reach,
+    smallest_size,
+)
 from convsqueeze.algebra.tree import Tree, leaves
 from convsqueeze.errors import GeometryError
 
@@ -202,21 +210,12 @@ def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
     for axis, whole in enumerate(axes := merged(tree).axes):
         least = -(-_OUTPUTS_SHOWN[len(axes)] * whole.stride // whole.upsample)
         if fixed is not None:
-            chosen.append(_equivalent(tree, axis, fixed[axis], least))
+            chosen.append(equivalent_size(tree, axis, fixed[axis], least))
             continue
-        repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
+        repeat, enough = period(tree, axis), past_both_borders(tree, axis, least)
         spoiled = {n: _spoiled(tree, axis, n) for n in range(enough, enough + repeat)}
         chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
     return tuple(chosen)
-
-
-def _equivalent(tree: Tree[Geometry], axis: int, size: int, least: int = 0) -> int:
-    repeat, enough = period(tree, axis), _past_both_borders(tree, axis, least)
-    return size if size <= enough + repeat else enough + (size - enough) % repeat
-
-
-def _past_both_borders(tree: Tree[Geometry], axis: int, least: int) -> int:
-    return max(smallest_size(tree, axis) + 2 * reach(tree, axis), least)
 
 
 def _spoiled(tree: Tree[Geometry], axis: int, size: int) -> tuple[int, int]:
@@ -260,7 +259,7 @@ def exhaustive_sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
     """
     axes = range(len(merged(tree).axes))
     if fixed is not None:
-        return [tuple(_equivalent(tree, axis, n) for axis, n in enumerate(fixed))]
+        return [tuple(equivalent_size(tree, axis, n) for axis, n in enumerate(fixed))]
     smallest = tuple(smallest_size(tree, axis) for axis in axes)
     whole = tuple(smallest[a] + reach(tree, a) + period(tree, a) for a in axes)
     return list(dict.fromkeys([smallest, whole]))

@@ -19,8 +19,16 @@ from torch import Tensor
 
 from convsqueeze import layers
 from convsqueeze.algebra import Chain, Conv, Geometry, Sum
+from convsqueeze.algebra.border import mismatches as border
 from convsqueeze.algebra.border.mismatches import mismatches, wrong_rows
-from convsqueeze.algebra.sizes import output_size, sizes_to_examine, smallest_size
+from convsqueeze.algebra.sizes import (
+    along,
+    output_size,
+    past_both_borders,
+    period,
+    sizes_to_examine,
+    smallest_size,
+)
 from convsqueeze.algebra.tree import Tree, fold
 from convsqueeze.errors import GeometryError
 
@@ -255,6 +263,28 @@ def test_each_axis_answers_for_itself(data: st.DataObject, seed: int) -> None:
 def sides_of(chain: Chain[Conv]) -> dict[str, int]:
     """Rows that differ, by side."""
     return {leak.side: leak.rows for leak in mismatches(geometries(chain))}
+
+
+@law(200)
+@given(st.data(), seeds, st.integers(0, 40))
+def test_a_large_input_meets_the_border_as_a_small_one(
+    data: st.DataObject, seed: int, more: int
+) -> None:
+    """Rows are those of the layers themselves on it, counted from the end that they are near."""
+    tree = data.draw(st.one_of(chains(), pairs(), pairs(modes=MODES)))
+    assume(mergeable(tree))
+    alone = geometries(tree)
+    size = past_both_borders(alone, 0) + period(alone, 0) + 1 + more
+    assume(size < 600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(border, "equivalent_size", lambda tree, axis, size: size)
+        every = [border._wrong_rows.__wrapped__(along(alone, 0), size)]
+        expected = border._on_axis.__wrapped__(along(alone, 0), size)
+    assert wrong_rows(alone, 0, size) == every[0]
+    found = border._on_axis(along(alone, 0), size)
+    assert [(one.side, one.rows, one.cause, one.link) for one in found] == [
+        (one.side, one.rows, one.cause, one.link) for one in expected
+    ]
 
 
 @law(150)

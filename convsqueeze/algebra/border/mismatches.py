@@ -23,7 +23,15 @@ from torch import Tensor
 
 from convsqueeze.algebra.border.trace import samples_at
 from convsqueeze.algebra.geometry import Geometry
-from convsqueeze.algebra.sizes import GeometryTree, along, merged, reach, sizes_to_examine
+from convsqueeze.algebra.sizes import (
+    GeometryTree,
+    along,
+    equivalent_size,
+    merged,
+    output_size,
+    reach,
+    sizes_to_examine,
+)
 from convsqueeze.algebra.tree import Chain, Sum
 
 Side = Literal["low", "high"]
@@ -84,7 +92,11 @@ def wrong_rows(tree: GeometryTree, axis: int, size: int) -> frozenset[int]:
 def _wrong_rows(tree: GeometryTree, size: int) -> frozenset[int]:
     if _pads_only_input(tree):
         return frozenset()
-    return frozenset(_Run(tree, [size]).wrong[:, 0].any(0).nonzero().flatten().tolist())
+    alike = equivalent_size(tree, 0, size)
+    rows = _Run(tree, [alike]).wrong[:, 0].any(0).nonzero().flatten().tolist()
+    outputs = output_size(tree, 0, alike) or 0
+    further = (output_size(tree, 0, size) or 0) - outputs
+    return frozenset(row if 2 * row < outputs else row + further for row in rows)
 
 
 @lru_cache(maxsize=4096)
@@ -92,7 +104,8 @@ def _on_axis(tree: GeometryTree, fixed: int | None) -> tuple[Mismatch, ...]:
     """Those of a tree with a single axis."""
     if _pads_only_input(tree):
         return ()
-    sizes = sizes_to_examine(tree, 0) if fixed is None else range(fixed, fixed + 1)
+    alike = None if fixed is None else equivalent_size(tree, 0, fixed)
+    sizes = sizes_to_examine(tree, 0) if alike is None else range(alike, alike + 1)
     step = max(1, AT_ONCE // (sizes[-1] + 2 * reach(tree, 0)))
     runs = [_Run(tree, sizes[start : start + step]) for start in range(0, len(sizes), step)]
     found = []
