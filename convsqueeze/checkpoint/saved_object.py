@@ -112,13 +112,15 @@ Inside = Callable[[Place, Any], Iterable[tuple[Any, Any]]]
 
 
 def walk(saved: Any, inside: Inside) -> Iterator[tuple[Place, Any]]:
-    """Every value that is reached, each once, breadth first, with the keys that lead to it."""
+    """Every value by each way that leads to it, breadth first; what lies in one that several lead
+    to is walked once.
+    """
     waiting: list[tuple[Place, Any]] = [((), saved)]
     seen: set[int] = set()
     for place, value in waiting:  # grows while it is walked
+        yield place, value
         if id(value) not in seen:
             seen.add(id(value))
-            yield place, value
             waiting += [((*place, key), inner) for key, inner in inside(place, value)]
 
 
@@ -130,8 +132,11 @@ def _everything(place: Place, value: Any) -> Iterable[tuple[Any, Any]]:
 
 def tensors_in(saved: object) -> dict[Place, torch.Tensor]:
     """Every tensor, each once, by the keys that lead to it."""
-    found = walk(saved, _everything)
-    return {place: value for place, value in found if isinstance(value, torch.Tensor)}
+    found: dict[int, tuple[Place, torch.Tensor]] = {}
+    for place, value in walk(saved, _everything):
+        if isinstance(value, torch.Tensor):
+            found.setdefault(id(value), (place, value))
+    return dict(found.values())
 
 
 def hidden_method(saved: object) -> str | None:

@@ -95,14 +95,16 @@ def parse_object(text: bytes) -> dict[str, Any]:
     """
     try:
         parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
-        # not every text that Python reads: NaN, 1e999 and halves of surrogate pairs are not written
-        json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
     except UnicodeError as error:
         raise ValueError("not UTF-8 text") from error
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+    try:
+        json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except ValueError as error:  # Python reads NaN, 1e999 and halves of surrogate pairs
+        raise ValueError("JSON with a number or a text that cannot be written again") from error
     if not isinstance(parsed, dict):
         raise ValueError("not a JSON object")
     return parsed

@@ -218,6 +218,15 @@ def test_raw_and_averaged_weights_are_asked_for(tmp_path: Path, raw: str, averag
     assert torch.equal(open_checkpoint(path, key=averaged).load("a"), torch.zeros(2, 2))
 
 
+def test_one_state_dict_under_two_keys_is_asked_for(tmp_path: Path) -> None:
+    """Only the one that is chosen is merged: a loader may read the other."""
+    weights = dict(STATE)
+    path = saved(tmp_path / "model.pt", {"params": weights, "params_ema": weights})
+    with pytest.raises(CheckpointError, match=r"holds 2 state dicts \(params_ema, params\)"):
+        open_checkpoint(path)
+    assert torch.equal(open_checkpoint(path, key="params").load("a"), STATE["a"])
+
+
 @pytest.mark.parametrize("averaged", ["ema", "ema_weights"])
 def test_an_average_below_the_weights_is_asked_for(tmp_path: Path, averaged: str) -> None:
     path = saved(tmp_path / "model.pt", {**STATE, averaged: {"a": torch.zeros(2, 2)}})
@@ -237,7 +246,6 @@ def test_an_average_below_the_weights_is_asked_for(tmp_path: Path, averaged: str
         ({"model_ema": STATE, "epoch": 3, "optimizer": ADAM}, "model_ema"),
         ({"model": STATE, "ema": None, "ema_decay": 0.99}, "model"),
         ({"model": STATE, "ema": {"decay": torch.tensor(0.9), "updates": 3}}, "model"),
-        ({"model": STATE, "model_ema": STATE}, "model"),
         ({"model": STATE, "schema": {"tensor": torch.ones(3)}}, "model"),
         ({"model": STATE, "optimizer_ema": {"a": torch.ones(3)}}, "model"),
     ],
