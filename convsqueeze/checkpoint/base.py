@@ -77,12 +77,19 @@ class Checkpoint:
     def sha256(self, progress: Progress = no_progress) -> str:
         """Of the file. Sharded: of the index, then of each shard in the order of their names.
 
-        In memory: of each tensor's full name, dtype, shape and bytes, in order. `progress` is
-        called with the bytes of files that are done. Raises CheckpointError for an unreadable file.
+        In memory: `tensors_sha256`. `progress` is called with the bytes of files that are done.
+        Raises CheckpointError for an unreadable file.
         """
         if self.files or self.saved is None:
             return files_sha256((version.path for version in self.files), progress)
-        return memory.sha256(self.saved.tensors)
+        return self.tensors_sha256()
+
+    def tensors_sha256(self) -> str:
+        """Of each tensor's full name, dtype, shape and bytes, in order, wherever they are kept.
+
+        Raises CheckpointError for a file that cannot be read.
+        """
+        return memory.sha256((name, entry.load()) for name, entry in self.entries.items())
 
     def ties(self) -> tuple[tuple[str, ...], ...]:
         """Groups of names whose tensors share memory, so that writing one would change another."""

@@ -88,10 +88,10 @@ def dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [*(getattr(tensor, name)() for name in indices), tensor.values()]
 
 
-def sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+def sha256(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Of each tensor's name, dtype, shape and bytes, in order."""
     digest = hashlib.sha256()
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         described = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(json.dumps(described).encode() + b"\n")
         for values in dense_parts(tensor):

@@ -24,12 +24,16 @@ METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""
 
 
+IN_MEMORY = "<state dict>"
+"""What the recipe of a state dict that was squeezed in memory calls its source."""
+
+
 def from_state_dict(state_dict: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint of what `Module.state_dict()` gave. Nothing is copied until it is loaded.
 
     Raises CheckpointError where no tensor is in it.
     """
-    path, saved = Path("<state dict>"), SavedObject(state_dict)
+    path, saved = Path(IN_MEMORY), SavedObject(state_dict)
     if not saved.tensors:
         raise CheckpointError(
             f"{path}: holds no tensor, a state dict (tensors by name) was needed."

@@ -348,3 +348,19 @@ def test_one_value_of_many_that_overflows_is_refused_with_its_place() -> None:
         network[1].weight[3] = 300.0
     with pytest.raises(TensorDataError, match=r"0\.weight would hold 3\.6e\+06 at \[3, 5, 1, 2\]"):
         convsqueeze.merge_state_dict(network.state_dict(), PAIR)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "under model"])
+def test_what_was_merged_in_memory_is_verified_in_files(tmp_path: Path, wrapped: bool) -> None:
+    """The original's file holds the very tensors, which is all that a state dict has to be known
+    by; another original is told.
+    """
+    state = pair().state_dict()
+    merged, _ = convsqueeze.merge_state_dict(state, PAIR, growth="allow")
+    for name, whole in (("a.pt", state), ("b.pt", merged)):
+        torch.save({"model": whole} if wrapped else whole, tmp_path / name)
+    assert convsqueeze.verify_files(tmp_path / "a.pt", tmp_path / "b.pt").ok
+    renamed = dict(reversed(state.items()))
+    torch.save({"model": renamed} if wrapped else renamed, tmp_path / "a.pt")
+    report = convsqueeze.verify_files(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert "a.pt: is not the file that was squeezed (<state dict>, sha256" in report.problems[0]
