@@ -4,8 +4,8 @@ torch shares a long sum among its threads in as many parts as there are threads,
 on their number. Here torch has one thread, and threads take whole blocks of the result.
 """
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -43,52 +43,24 @@ def in_parallel(work: Callable[[Block], None], blocks: Sequence[Block], *, large
     that have begun are done.
     """
     with one_thread():
-        helpers = min(_available.get(), len(blocks)) - 1 if large else 0
-        if helpers < 1:
+        threads = min(_available.get(), len(blocks)) if large else 1
+        if threads < 2:
             for block in blocks:
                 work(block)
             return
-        remaining, lock = iter(blocks), threading.Lock()
         inference = torch.is_inference_mode_enabled()
-        failures: list[BaseException] = []
 
-        def take_blocks() -> None:
-            while not failures:
-                with lock:
-                    block = next(remaining, None)
-                if block is None:
-                    return
+        def work_as_here(block: Block) -> None:
+            # a new thread has the processor's modes of the calling one, but not torch's
+            with torch.no_grad(), torch.inference_mode(inference):
                 work(block)
 
-        def help_with_blocks(done: threading.Event) -> None:
-            # a new thread has the processor's modes of the calling one, but not torch's
-            torch.set_num_threads(1)
-            try:
-                with torch.no_grad(), torch.inference_mode(inference):
-                    take_blocks()
-            except BaseException as failure:  # noqa: BLE001 - raised again in the calling thread
-                failures.append(failure)
-            finally:
-                done.set()
-
-        started: list[tuple[threading.Thread, threading.Event]] = []
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for _ in range(helpers):
-                done = threading.Event()
-                thread = threading.Thread(target=help_with_blocks, args=(done,))
-                thread.start()
-                started.append((thread, done))
-            take_blocks()
-            _wait_for(started)
-        except BaseException as failure:  # noqa: BLE001 - raised again below
-            failures.append(failure)
+            done = [pool.submit(work_as_here, block) for block in blocks]
+            wait(done, return_when=FIRST_EXCEPTION)
         finally:
-            _wait_for(started)
-        if failures:
-            raise failures[0]
-
-
-def _wait_for(started: Sequence[tuple[threading.Thread, threading.Event]]) -> None:
-    for thread, done in started:
-        done.wait()  # a join that a signal interrupts takes the thread for ended: bpo-45274
-        thread.join()
+            pool.shutdown(cancel_futures=True)
+        for one in done:
+            if not one.cancelled():
+                one.result()
