@@ -104,7 +104,10 @@ class AxisEnds:
         """
         found = [entries(one, self.rows, self.columns)[role == "bias"] for one in self.classes]
         added = [
-            [[n for tap, factor in place for n in _repeated(tap, factor)] for place in places]
+            [
+                [n for tap, f in one for n in [tap + 1 if f > 0 else -tap - 1] * abs(f)]
+                for one in places
+            ]
             for places in found
         ]
         terms = max((len(place) for places in added for place in places), default=0)
@@ -113,10 +116,6 @@ class AxisEnds:
         rows = span_length(self.rows)
         columns = span_length(self.columns) if role == "weight" else 1
         return table.transpose(0, 2, 1).reshape(len(added), terms, rows, columns)
-
-
-def _repeated(tap: int, factor: int) -> list[int]:
-    return [tap + 1 if factor > 0 else -tap - 1] * abs(factor)
 
 
 def ends_of(layer: SqueezedConv) -> tuple[AxisEnds, ...]:

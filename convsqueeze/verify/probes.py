@@ -67,11 +67,7 @@ def interior_sizes(tree: Tree[Geometry], fixed: Size | None) -> list[Size]:
 
 def small_size(tree: Tree[Geometry], size: Size) -> Size:
     """The size itself, or one hardly larger than the smallest that the layers take."""
-    return tuple(_small(tree, axis, n) for axis, n in enumerate(size))
-
-
-def _small(tree: Tree[Geometry], axis: int, size: int) -> int:
-    return min(smallest_size(tree, axis) + _SMALL, size)
+    return tuple(min(smallest_size(tree, axis) + _SMALL, n) for axis, n in enumerate(size))
 
 
 def _along_the_diagonal(per_axis: Sequence[Sequence[int]]) -> list[Size]:

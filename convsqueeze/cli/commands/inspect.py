@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from convsqueeze.cli import options
-from convsqueeze.cli.importing import importing
+from convsqueeze.cli.signals import importing
 
 
 def inspect(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from convsqueeze.cli import options
-from convsqueeze.cli.importing import importing
+from convsqueeze.cli.signals import importing
 
 
 def merge(

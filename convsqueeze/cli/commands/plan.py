@@ -1,7 +1,7 @@
 """`plan`: what merging would do, and what would be better."""
 
 from convsqueeze.cli import options
-from convsqueeze.cli.importing import importing
+from convsqueeze.cli.signals import importing
 
 
 def plan(

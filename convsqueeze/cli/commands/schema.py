@@ -1,6 +1,6 @@
 """`schema`: the manifest's JSON Schema."""
 
-from convsqueeze.cli.importing import importing
+from convsqueeze.cli.signals import importing
 
 
 def schema() -> None:
