@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
-from convsqueeze.hooks import has_hooks
+from convsqueeze.tracing.hooks import has_hooks
 from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.verify import Worst, worst_of
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from convsqueeze.algebra.tree import Chain, Sum, Tree, leaves
 from convsqueeze.errors import GeometryError
 from convsqueeze.graph import Placement, placement, replaced_modules
-from convsqueeze.hooks import has_hooks
 from convsqueeze.kinds.registry import COMPARED, KINDS
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.surgery.trials import NotRunError, Trials
+from convsqueeze.tracing.hooks import has_hooks
 
 
 def placement_in(merge: Merge, trials: Trials) -> Placement[ResolvedLayer] | None:

@@ -19,11 +19,11 @@ from convsqueeze.kinds.semantics import Reason
 from convsqueeze.tracing.changes import Effects, changes, crossed
 from convsqueeze.tracing.constants import operator_name, tensors_in
 from convsqueeze.tracing.contexts import graph_under_autocast, inline
+from convsqueeze.tracing.hooks import marked
 from convsqueeze.tracing.quiet import torch_quiet
 from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
 from convsqueeze.tracing.sizes import SizesAsked
 from convsqueeze.tracing.stored import caller_of, calls_of
-from convsqueeze.tracing.watched import marked
 
 CONVERTED = Reason("read elsewhere", "code under autocast reads it")
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import TracingError
+from convsqueeze.tracing.hooks import marked
 from convsqueeze.tracing.raised import describe_error, exits_caught
-from convsqueeze.tracing.watched import marked
 
 IN_PLACE = tuple(
     getattr(operator, name)

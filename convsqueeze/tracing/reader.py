@@ -11,8 +11,8 @@ from convsqueeze.graph import AddOp, Graph, LayerOp, ModuleCall, Op, OpaqueOp, S
 from convsqueeze.kinds.call import Constant
 from convsqueeze.kinds.scale import ScaleLayer
 from convsqueeze.kinds.semantics import Adding, Identity, Linear, Semantics
+from convsqueeze.tracing.hooks import hooked
 from convsqueeze.tracing.stored import calls_of, tied
-from convsqueeze.tracing.watched import hooked
 
 
 class Reader:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map
-
-from convsqueeze.hooks import has_hooks
 
 _LIBRARY = torch.library.Library("convsqueeze", "FRAGMENT")
 _LIBRARY.define("seen(Tensor value, str module) -> Tensor")
@@ -23,6 +22,15 @@ _LIBRARY.define("seen(Tensor value, str module) -> Tensor")
 @torch.library.impl(_LIBRARY, "seen", "CompositeExplicitAutograd")
 def _seen(value: Tensor, module: str) -> Tensor:
     return value.clone()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module calls a hook of the user's own: weight norm's is a part of the layer."""
+    hooks = [
+        *(*module._forward_hooks.values(), *module._forward_pre_hooks.values()),
+        *(*module._backward_hooks.values(), *module._backward_pre_hooks.values()),
+    ]
+    return bool(hooks) and any(not isinstance(hook, WeightNorm) for hook in hooks)
 
 
 def hooked(model: nn.Module) -> Iterator[str]:
