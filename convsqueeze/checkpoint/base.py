@@ -89,6 +89,8 @@ class Checkpoint:
 
         Raises CheckpointError for a file that cannot be read.
         """
+        if self.saved is not None:
+            return memory.sha256(self.saved.tensors.items())
         return memory.sha256((name, entry.load()) for name, entry in self.entries.items())
 
     def ties(self) -> tuple[tuple[str, ...], ...]:

@@ -119,7 +119,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shown(twice)} stands there twice")
+        raise ValueError(f"JSON in which the key {shown(twice)} stands twice")
     return result
 
 

@@ -210,6 +210,6 @@ ATTACKS = [
     Attack("header nested a million deep", deep_header, "recursion limit"),
     Attack("tensors that overlap", overlapping_tensors, "invalid offset for tensor `b`"),
     Attack("tensor beyond the file", tensor_beyond_the_file, "file not fully covered"),
-    Attack("tensor listed twice", key_twice, "the key a stands there twice"),
+    Attack("tensor listed twice", key_twice, "the key a stands twice"),
     Attack("link to /dev/zero", link_to_a_device, "no regular file"),
 ]

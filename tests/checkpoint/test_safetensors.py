@@ -322,7 +322,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
         (f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry())}}}'.encode(), "key a .* twice"),
         (
             f'{{"a":{json.dumps(entry())},"__metadata__":{{"x":"1","x":"2"}}}}'.encode(),
-            "the key x stands there twice",
+            "the key x stands twice",
         ),
         (b'{"a":{"dtype":"F32","dtype":"F32"}}', "duplicate field `dtype`"),
         (b'["a"]', "invalid JSON"),
