@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, contiguous_format, float64
 
 from convsqueeze.algebra.geometry import AxisMerge
 from convsqueeze.algebra.threads import in_parallel
@@ -81,9 +81,7 @@ def _one_outer_tap(outer: Tensor, inner: Tensor, large: bool) -> Tensor:
         some, rows, columns = block
         sums = result[block].flatten(2)
         for part in parts(inner.shape[1], COLUMNS):
-            right = inner[some, part, columns].to(
-                torch.float64, memory_format=torch.contiguous_format
-            )
+            right = inner[some, part, columns].to(float64, memory_format=contiguous_format)
             beta = min(part.start, 1)
             sums.baddbmm_(left[some, rows, part], right.flatten(2), beta=beta)
 
@@ -101,7 +99,7 @@ def _run_by_run(second: Tensor, first: Tensor, table: Tensor, large: bool) -> Te
     cells, outs, cell, _ = second.shape
     ins, inner_taps = first.shape[2:]
     places = table.shape[1]
-    inner = first.new_empty((cells, cell, inner_taps, ins), dtype=torch.float64)
+    inner = first.new_empty((cells, cell, inner_taps, ins), dtype=float64)
 
     def copy(rows: slice) -> None:
         inner.flatten(0, 1)[rows] = first.flatten(0, 1)[rows].mT
@@ -112,7 +110,7 @@ def _run_by_run(second: Tensor, first: Tensor, table: Tensor, large: bool) -> Te
 
     def multiply(block: tuple[slice, slice]) -> None:
         part, right, sums = second[block], inner[block[0]], result[block].zero_()
-        left = part.movedim(3, 0).to(torch.float64, memory_format=torch.contiguous_format)
+        left = part.movedim(3, 0).to(float64, memory_format=contiguous_format)
         for outer_tap, there, taps in runs:
             columns = right[:, :, taps].flatten(2)
             sums[:, :, there].flatten(2).baddbmm_(left[outer_tap], columns)

@@ -18,11 +18,10 @@ from convsqueeze.checkpoint.formats import (
     suffix_of,
     write_checkpoint,
 )
-from convsqueeze.checkpoint.state_dict import IN_MEMORY, edited_state_dict, from_state_dict
+from convsqueeze.checkpoint.state_dict import edited_state_dict, from_state_dict
 from convsqueeze.checkpoint.tensors import ScratchFile, TensorInfo, TensorOnDisk
 
 __all__ = [
-    "IN_MEMORY",
     "KNOWN_SUFFIXES",
     "RECIPE_KEY",
     "Checkpoint",

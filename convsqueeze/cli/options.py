@@ -27,7 +27,7 @@ Key = Annotated[
     str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")
 ]
 Trials = Annotated[int, typer.Option(min=1, help="Random images for each input size.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the random images.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the images.")]
 Device = Annotated[
     str, typer.Option("--device", help="Where torch computes: cpu, cuda or cuda:N, the N-th GPU.")
 ]

@@ -4,7 +4,7 @@
 functions; `check`: the two against each other; `files`: where models are written.
 """
 
-from convsqueeze.export.check import ExportReport, check_model
+from convsqueeze.export.check import check_model
 from convsqueeze.export.files import (
     CheckedModel,
     ExportResult,
@@ -21,7 +21,6 @@ from convsqueeze.export.session import DEFAULT_OPSET, check_opset, newest_opset
 __all__ = [
     "DEFAULT_OPSET",
     "CheckedModel",
-    "ExportReport",
     "ExportResult",
     "OnnxLayers",
     "build_model",

@@ -78,7 +78,10 @@ def operator(nodes: Nodes, x: str, op: Operator) -> str:
 
 def _convolution(nodes: Nodes, x: str, op: Operator) -> str:
     """Conv with zero padding, each side its own; behind other padding, which Conv has not."""
-    outside = [axis if _is_beyond_conv(axis) else Axis() for axis in op.axes]
+    outside = [
+        axis if axis.padding_mode != "zeros" or min(axis.before, axis.after) < 0 else Axis()
+        for axis in op.axes
+    ]
     inside = [
         (axis.before - other.before, axis.after - other.after)
         for axis, other in zip(op.axes, outside, strict=True)
@@ -92,11 +95,6 @@ def _convolution(nodes: Nodes, x: str, op: Operator) -> str:
         strides=[axis.stride for axis in op.axes],
         **_kernel(op),
     )
-
-
-def _is_beyond_conv(axis: Axis) -> bool:
-    """Whether an axis is padded by what Conv cannot do: another mode than zeros, or cropping."""
-    return axis.padding_mode != "zeros" or min(axis.before, axis.after) < 0
 
 
 def _kernel(op: Operator) -> dict[str, Any]:

@@ -3,6 +3,6 @@
 Each part is run with random weights on one random image. Knows no checkpoint and no manifest.
 """
 
-from convsqueeze.latency.timing import Runtime, measuring
+from convsqueeze.latency.timing import measuring
 
-__all__ = ["Runtime", "measuring"]
+__all__ = ["measuring"]

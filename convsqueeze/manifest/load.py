@@ -169,8 +169,9 @@ class _Reading:
             return self._refuse(path, f"is {node}, a finite number was needed.")
         if node is None or isinstance(node, bool | int | float | str):
             return node
-        message = f"is a {type(node).__name__}, plain text, a number or a list was needed."
-        return self._refuse(path, f"{message} Write it plainly.")
+        kind = type(node).__name__.removeprefix("Commented").lower()
+        message = f"is a {kind}, plain text, a number or a list was needed. Write it plainly."
+        return self._refuse(path, message)
 
     def _note_lines(self, node: CommentedMap | CommentedSeq, path: KeyPath) -> None:
         self._values += len(node)

@@ -3,13 +3,12 @@ state dict in memory.
 """
 
 from convsqueeze.pipeline.files import MergedFile, compose, merge_file, verify_files
-from convsqueeze.pipeline.merging import MergeReport, Result, squeeze_checkpoint
+from convsqueeze.pipeline.merging import MergeReport, squeeze_checkpoint
 from convsqueeze.pipeline.state_dicts import merge_state_dict
 
 __all__ = [
     "MergeReport",
     "MergedFile",
-    "Result",
     "compose",
     "merge_file",
     "merge_state_dict",

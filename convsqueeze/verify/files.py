@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from convsqueeze.algebra.precision import is_wider
-from convsqueeze.checkpoint import IN_MEMORY, Checkpoint, differences_around, kept_difference
+from convsqueeze.checkpoint import Checkpoint, differences_around, kept_difference
 from convsqueeze.checkpoint.disk import Progress, no_progress
+from convsqueeze.checkpoint.state_dict import IN_MEMORY
 from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import CheckpointError, GeometryError, PlanError, VerificationError
 from convsqueeze.manifest import Manifest, manifest_from_data

@@ -97,5 +97,4 @@ def number_place(merge: Merge, name: str, place: tuple[int, ...]) -> str:
         channel = group * (geometry.out_channels // geometry.groups) + rest.pop(1)
     else:
         channel = rest.pop(0)
-    at = f", at {rest}" if rest else ""
-    return f"{merge.into}.{name}, output channel {channel}{at}"
+    return f"{merge.into}.{name}, output channel {channel}" + (f", at {rest}" if rest else "")

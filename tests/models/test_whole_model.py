@@ -423,6 +423,23 @@ def test_hooks_on_gradients_are_not_called(single: Scene) -> None:
     assert called == []
 
 
+class AsksForGradients(nn.Module):
+    """A reluctant pair: linear only where no gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y.relu() if torch.is_grad_enabled() else y)
+
+
+def test_code_that_computes_something_else_with_gradients_is_no_success() -> None:
+    with pytest.raises(VerificationError, match="something else where gradients are recorded"):
+        convsqueeze.squeeze(AsksForGradients().eval(), torch.randn(1, 3, 8, 8))
+
+
 def test_what_interior_gets_wrong_is_told_and_accepted(tmp_path: Path) -> None:
     one = scene(tmp_path, border="interior")
     report = whole(one)
