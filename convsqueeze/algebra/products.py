@@ -80,7 +80,7 @@ def _one_outer_tap(outer: Tensor, inner: Tensor, large: bool) -> Tensor:
     def multiply(block: tuple[slice, ...]) -> None:
         some, rows, columns = block
         sums = result[block].flatten(2)
-        for part in parts(inner.shape[1], COLUMNS):
+        for part in parts(max(1, inner.shape[1]), COLUMNS):
             right = inner[some, part, columns].to(float64, memory_format=contiguous_format)
             beta = min(part.start, 1)
             sums.baddbmm_(left[some, rows, part], right.flatten(2), beta=beta)
