@@ -44,7 +44,7 @@ def summed_products(second: Tensor, first: Tensor, tables: Sequence[Tensor]) -> 
     cells, outs, cell, ins = *second.shape[:3], first.shape[2]
     outer_taps = len(table)
     second = second.reshape(cells, outs, cell, outer_taps)
-    first = first.reshape(cells, cell, ins, -1)
+    first = first.flatten(3) if tables else first.unsqueeze(3)
     inner_taps = first.shape[3]
     large = cells * outs * cell * ins * int((table >= 0).sum()) >= LARGE
     large &= first.device.type == "cpu" and not (first.requires_grad or second.requires_grad)
