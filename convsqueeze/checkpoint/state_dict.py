@@ -24,8 +24,7 @@ METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""
 
 
-IN_MEMORY = "<state dict>"
-"""What the recipe of a state dict that was squeezed in memory calls its source."""
+IN_MEMORY = "<state dict>"  # what the recipe of one that was squeezed in memory calls its source
 
 
 def from_state_dict(state_dict: Mapping[str, Any]) -> Checkpoint:

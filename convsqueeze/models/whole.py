@@ -46,8 +46,7 @@ MEASURED = 3
 """So many times rounding is measured at most: once, and again where a difference is beyond that."""
 TRIALS = 2
 """Random inputs."""
-GROSS = 1e-3
-"""Of the largest output: a difference that storing seldom makes, and other code mostly."""
+GROSS = 1e-3  # of the largest output, which storing seldom moves it by, and other code mostly
 SLACK = 2.0**-44
 """Of a tensor's largest value: what another order of float64 sums can come to."""
 

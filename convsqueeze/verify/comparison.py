@@ -80,15 +80,16 @@ def comparison(
     *,
     rounded: bool = True,
     stored: Run | None = None,
+    layers: Run | None = None,
 ) -> Comparison:
     """The original layers and the squeezed one, or the linear `part` of both, and their bound.
 
     Unless `rounded`, the module's values are held to be those before they were rounded. `stored`
-    are the magnitudes at a corrected border, where they are known.
+    are the magnitudes at a corrected border and `layers` those of the layers, where they are known.
     """
     terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
     noise, floor, biases = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST, part == "affine"
-    layers, cost = reference(merge.tree, load, part, magnitude=True), None
+    sums, cost = layers or reference(merge.tree, load, part, magnitude=True), None
     if rounded:
         cost = module.converted(half_ulp, half_ulp if biases else None, signs=False)
     if module.border is not None and stored is None:
@@ -96,7 +97,7 @@ def comparison(
 
     def bound(x: Tensor) -> Tensor:
         x = x.abs()
-        found = noise * layers(x) + floor * x.max().clamp(min=1.0)
+        found = noise * sums(x) + floor * x.max().clamp(min=1.0)
         if stored is not None:
             found = found + noise * stored(x)
         return found if cost is None else found + cost(x)

@@ -238,12 +238,10 @@ def verify_checkpoints(
 
 
 def _source_problems(original: Checkpoint, recipe: Recipe, sha256: str) -> Iterator[str]:
-    known = recipe.source.sha256
-    in_memory = recipe.source.file == IN_MEMORY
-    if sha256 != known and not (in_memory and original.tensors_sha256() == known):
+    file, known = recipe.source.file, recipe.source.sha256
+    if sha256 != known and (file != IN_MEMORY or original.tensors_sha256() != known):
         yield (
-            f"{original.path}: is not the file that was squeezed "
-            f"({recipe.source.file}, sha256 {known[:12]}...)."
+            f"{original.path}: is not the file that was squeezed ({file}, sha256 {known[:12]}...)."
         )
 
 

@@ -39,7 +39,7 @@ from convsqueeze.verify.probes import (
     plain_sizes,
     small_size,
 )
-from convsqueeze.verify.reference import Load
+from convsqueeze.verify.reference import Load, reference
 from convsqueeze.verify.worst import nearer
 
 Named = Mapping[str, Tensor]
@@ -158,8 +158,9 @@ def _probes(
     if module.border is not None:
         sums = stored_magnitudes(merge, module, load, scales)
     before = SqueezedConv.of(module.layer, values).requires_grad_(False)
-    exact = comparison(merge, before, load, rounded=False, stored=sums)
-    stored = comparison(merge, module, load, stored=sums)
+    layers = reference(merge.tree, load, magnitude=True)
+    exact = comparison(merge, before, load, rounded=False, stored=sums, layers=layers)
+    stored = comparison(merge, module, load, stored=sums, layers=layers)
 
     def images(size: Size, count: int, *, zeros: bool = True) -> Tensor:
         x = bounded_image(merge.geometry, size, generator, count)

@@ -5,7 +5,7 @@ the manifest's layers and their stored tensors, nothing of merging.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from typing import Literal, TypeVar
 
@@ -28,17 +28,19 @@ def reference(
     """The layers of `tree` as one function of a float64 input (batch, channels, *size).
 
     `part`: the whole `affine` function, or its `linear` part (no biases, shifts or means).
-    `magnitude`: the same sums over absolute values, which bounds what rounding can do to them. Each
-    layer loads its tensors when it runs, so that one at a time is there in float64.
+    `magnitude`: the same sums over absolute values, which bounds what rounding can do to them.
     """
+    known: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def run(resolved: ResolvedLayer, x: Tensor) -> Tensor:
-        layer, tensors = resolved.layer, stored_tensors(resolved, load)
-        if part == "linear":
-            layer, tensors = layer.linear_part(tensors)
-        if magnitude:
-            layer, tensors = layer.magnitudes(tensors)
-        return layer.run(x, tensors)
+        if id(resolved) not in known:
+            layer, tensors = resolved.layer, stored_tensors(resolved, load)
+            if part == "linear":
+                layer, tensors = layer.linear_part(tensors)
+            if magnitude:
+                layer, tensors = layer.magnitudes(tensors)
+            known[id(resolved)] = partial(layer.run, tensors=tensors)
+        return known[id(resolved)](x)
 
     return run_of_tree(tree, run)
 
