@@ -31,10 +31,7 @@ LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
     "convsqueeze.cli",
-    *(
-        f"convsqueeze.cli.{name}"
-        for name in ("app", "commands", "importing", "main", "options", "signals")
-    ),
+    *(f"convsqueeze.cli.{name}" for name in ("app", "commands", "main", "options", "signals")),
     *(
         f"convsqueeze.cli.commands.{name}"
         for name in ("export_onnx", "inspect", "merge", "plan", "scan", "schema", "verify")
@@ -47,11 +44,11 @@ DRIVER = """
 import gc, json, os, sys
 
 place, sys.argv = sys.argv[1], ["convsqueeze", *sys.argv[2:]]
-from convsqueeze.cli import importing, main
+from convsqueeze.cli import main, signals
 
 begun = []
-stop_on_signals = importing.stop_on_signals
-importing.stop_on_signals = lambda: (begun.append([*sys.modules]), stop_on_signals())
+stop_on_signals = signals.stop_on_signals
+signals.stop_on_signals = lambda: (begun.append([*sys.modules]), stop_on_signals())
 try:
     main.main()
 finally:

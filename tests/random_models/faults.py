@@ -19,7 +19,7 @@ from convsqueeze.kinds.batch_norm import BatchNormLayer
 from convsqueeze.kinds.semantics import Adding, Identity, Linear, Semantics
 from convsqueeze.scan import placing, scanning
 from convsqueeze.surgery import checks
-from convsqueeze.tracing import exported, watched
+from convsqueeze.tracing import exported, hooks
 
 from .cases import fixed_case
 from .oracle import Disagreement, examine
@@ -102,7 +102,7 @@ def dead_readers_ignored(patch: Patch) -> None:
 
 
 def hooks_ignored(patch: Patch) -> None:
-    for module in (watched, checks):
+    for module in (hooks, checks):
         patch.setattr(module, "has_hooks", lambda module: False)
 
 
@@ -111,7 +111,7 @@ def ties_ignored(patch: Patch) -> None:
 
 
 def training_taken_for_eval(patch: Patch) -> None:
-    patch.setattr(exported, "marked", lambda model: watched.marked(model.eval()))
+    patch.setattr(exported, "marked", lambda model: hooks.marked(model.eval()))
 
 
 def wrong_eps(patch: Patch) -> None:
