@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convsqueeze.algebra.precision import SMALLEST, round_once
+from convsqueeze.algebra.precision import round_once
 from convsqueeze.checkpoint import from_state_dict
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.plan import make_plan
@@ -92,11 +92,12 @@ def test_what_is_granted_counts_where_rounding_is_not_enough_and_only_there() ->
     assert worst.bound == 1.5 * ulp
 
 
-def test_two_sums_of_the_same_products_may_differ_by_their_roundings() -> None:
-    """Five terms, so twice five units of what they add up to in absolute value; where nothing is
-    added up, nothing.
+@pytest.mark.parametrize("between", [5, 500])
+def test_two_sums_of_the_same_products_may_differ_by_their_roundings(between: int) -> None:
+    """By twice as many units as there are roundings, or ten of their square roots, of what is added
+    up in absolute values; where nothing is added up, by nothing.
     """
-    first, second = torch.randn(5, 2), torch.randn(3, 5)
+    first, second = torch.randn(between, 2), torch.randn(3, between)
     first[:, 1] = 0
     tensors = {"a.weight": first[..., None, None], "b.weight": second[..., None, None]}
     data = {"version": 1, "pairs": [{"first": {"name": "a"}, "second": {"name": "b"}}]}
@@ -105,6 +106,8 @@ def test_two_sums_of_the_same_products_may_differ_by_their_roundings() -> None:
     granted = recomputed(merge, checkpoint.load, torch.device("cpu"))
     found = granted("weight", torch.arange(6)).view(3, 2)
     sums = second.abs().double() @ first.abs().double()
-    torch.testing.assert_close(found, 2 * 5 * 2.0**-53 * sums + 5 * SMALLEST * (sums > 0))
+    terms = (2 + 8) + (between + 8)
+    roundings = 23 if between == 5 else 10 * terms**0.5
+    torch.testing.assert_close(found, 2 * roundings * 2.0**-53 * sums, rtol=1e-12, atol=0)
     assert found[:, 1].tolist() == [0.0] * 3
     assert torch.equal(granted("weight", torch.tensor([4, 0])), found.flatten()[[4, 0]])
