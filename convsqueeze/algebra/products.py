@@ -42,17 +42,15 @@ def summed_products(second: Tensor, first: Tensor, tables: Sequence[Tensor]) -> 
     """
     table = _table_of_all_axes(tables, first.shape[3:])
     cells, outs, cell, ins = *second.shape[:3], first.shape[2]
-    outer_taps = len(table)
-    second = second.reshape(cells, outs, cell, outer_taps)
     first = first.flatten(3) if tables else first.unsqueeze(3)
-    inner_taps = first.shape[3]
+    outer_taps, inner_taps = len(table), first.shape[3]
+    second = second.reshape(cells, outs, cell, outer_taps)
     large = cells * outs * cell * ins * int((table >= 0).sum()) >= LARGE
     large &= first.device.type == "cpu" and not (first.requires_grad or second.requires_grad)
     if outer_taps == 1 and table[0].equal(torch.arange(inner_taps)):
         result = _one_outer_tap(second.squeeze(3), first, large)
     elif inner_taps == 1 and table.equal(torch.eye(outer_taps, dtype=torch.int64) - 1):
-        swapped = _one_outer_tap(first.squeeze(3).mT, second.transpose(1, 2), large)
-        result = swapped.transpose(1, 2)
+        result = _one_outer_tap(first.squeeze(3).mT, second.transpose(1, 2), large).transpose(1, 2)
     else:
         result = _run_by_run(second, first, table, large)
     return result.unflatten(3, [one.shape[1] for one in tables]) if tables else result.squeeze(3)
@@ -82,8 +80,7 @@ def _one_outer_tap(outer: Tensor, inner: Tensor, large: bool) -> Tensor:
         sums = result[block].flatten(2)
         for part in parts(max(1, inner.shape[1]), COLUMNS):
             right = inner[some, part, columns].to(float64, memory_format=contiguous_format)
-            beta = min(part.start, 1)
-            sums.baddbmm_(left[some, rows, part], right.flatten(2), beta=beta)
+            sums.baddbmm_(left[some, rows, part], right.flatten(2), beta=min(part.start, 1))
 
     width = max(1, COLUMNS // max(1, taps))
     few = max(1, RESULT // max(1, min(outs, COLUMNS) * min(ins, width) * taps))

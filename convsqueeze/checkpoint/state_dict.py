@@ -22,9 +22,8 @@ from convsqueeze.names import shown
 
 METADATA = "_metadata"
 """The attribute that `Module.state_dict()` leaves on its OrderedDict."""
-
-
-IN_MEMORY = "<state dict>"  # what the recipe of one that was squeezed in memory calls its source
+IN_MEMORY = "<state dict>"
+"""What a recipe calls its source that was no file."""
 
 
 def from_state_dict(state_dict: Mapping[str, Any]) -> Checkpoint:

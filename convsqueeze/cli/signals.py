@@ -1,7 +1,8 @@
 """Signals that ask the run to stop: an exception, or, where some library swallowed it, a question.
 
 An exception that is raised while foreign code runs (an import, a finalizer) may be lost there. So
-what was asked is kept, and the run asks at every step whether it should stop.
+what was asked is kept, and the run asks at every step whether it should stop. `importing` keeps
+the exception out of a command's imports.
 """
 
 import contextlib

@@ -46,7 +46,8 @@ MEASURED = 3
 """So many times rounding is measured at most: once, and again where a difference is beyond that."""
 TRIALS = 2
 """Random inputs."""
-GROSS = 1e-3  # of the largest output, which storing seldom moves it by, and other code mostly
+GROSS = 1e-3
+"""Of the largest output: more than storing mostly moves it, less than other code does."""
 SLACK = 2.0**-44
 """Of a tensor's largest value: what another order of float64 sums can come to."""
 
@@ -254,10 +255,9 @@ class _Comparison:
         if is_first and self.exact:
             storing = Counter(distances(found, self.gave))
             _, self.stored = nearest(wanted, self.gave, self.unit, self.noise + storing)
-            if any(storing[p] > GROSS * largest_value(t) for p, t in wanted.items()):
-                again = distances(self.two.run(given), self.gave)
-                if any(again[p] > GROSS * largest_value(t) for p, t in wanted.items()):
-                    self.problem = "gives something else where gradients are recorded"
+            gross = _is_gross(storing, wanted)  # or `gave`, run with gradients, is of other code
+            if gross and _is_gross(distances(self.two.run(given), self.gave), wanted):
+                self.problem = "gives something else where gradients are recorded"
 
     def _difference(
         self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors
@@ -318,6 +318,10 @@ class _Comparison:
             if not any(distances(self.gave, again).values()):
                 found.append(name.removesuffix("weight").removesuffix("."))
         return found
+
+
+def _is_gross(moved: Mapping[str, float], outputs: NamedTensors) -> bool:
+    return any(moved[place] > GROSS * largest_value(t) for place, t in outputs.items())
 
 
 def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:

@@ -424,7 +424,7 @@ def test_hooks_on_gradients_are_not_called(single: Scene) -> None:
 
 
 class AsksForGradients(nn.Module):
-    """A reluctant pair: linear only where no gradients are recorded."""
+    """A pair with nothing in between only where no gradients are recorded."""
 
     def __init__(self) -> None:
         super().__init__()

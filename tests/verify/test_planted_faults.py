@@ -124,7 +124,7 @@ def test_bias_changed_by_four_ulps(squeezing: Any, tmp_path: Path, dtype: str, n
     parts = made.parts()
     bias = parts.tensors[f"{name}.bias"]
     parts.tensors[f"{name}.bias"] = moved_by_ulps(bias, (2,), 4)
-    assert_told(made.verified(parts, tmp_path), f"{name}: ", f"{name}.bias, output channel 2")
+    assert_told(made.verified(parts, tmp_path), f"{name}: ", f"{name}.bias, output channel 2.")
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -131,7 +131,7 @@ def test_entry_moved_as_far_as_is_promised(corrected: Make, tmp_path: Path, spot
         outcome = made.verified(parts, tmp_path)
         for name, key in faulty.items():
             channel = place(made.parts(), key)[0]
-            at = "" if key == "bias" else ", at ["
+            at = "." if key == "bias" else ", at ["
             assert_told(outcome, f"{name}: ", "differs by", f"output channel {channel}{at}")
 
 

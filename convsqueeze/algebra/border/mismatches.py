@@ -104,8 +104,7 @@ def _on_axis(tree: GeometryTree, fixed: int | None) -> tuple[Mismatch, ...]:
     """Those of a tree with a single axis."""
     if _pads_only_input(tree):
         return ()
-    alike = None if fixed is None else equivalent_size(tree, 0, fixed)
-    sizes = sizes_to_examine(tree, 0) if alike is None else range(alike, alike + 1)
+    sizes = sizes_to_examine(tree, 0) if fixed is None else [equivalent_size(tree, 0, fixed)]
     step = max(1, AT_ONCE // (sizes[-1] + 2 * reach(tree, 0)))
     runs = [_Run(tree, sizes[start : start + step]) for start in range(0, len(sizes), step)]
     found = []
