@@ -466,8 +466,9 @@ def without_bias(merge: Merge, load: Callable[[str], Tensor], **options: Any) ->
 def test_merge_that_squeezes_wrongly_writes_nothing(
     squeezing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any, told: str
 ) -> None:
+    made = squeezing()  # before the fault is there
     monkeypatch.setattr("convsqueeze.pipeline.merging.squeeze_one", wrong)
-    assert_merge_fails(squeezing(), tmp_path, f"{told}: ")
+    assert_merge_fails(made, tmp_path, f"{told}: ")
 
 
 def assert_merge_fails(made: Squeezing, folder: Path, *words: str) -> None:
@@ -494,8 +495,9 @@ def test_merge_with_an_inner_bias_dropped(
             return outer.bias
         return torch.zeros(outer.weight.shape[0], dtype=torch.float64)
 
+    made = squeezing()  # before the fault is there
     monkeypatch.setattr(conv, "_composed_bias", wrong)
-    assert_merge_fails(squeezing(), tmp_path, "stem: ", "output channel")
+    assert_merge_fails(made, tmp_path, "stem: ", "output channel")
 
 
 def test_merge_with_another_eps(
@@ -506,8 +508,9 @@ def test_merge_with_another_eps(
     def wrong(*tensors: Any, eps: float, **rest: Any) -> Conv:
         return fold(*tensors, eps=1e-5, **rest)
 
+    made = squeezing()  # before the fault is there
     monkeypatch.setattr(batch_norm, "batch_norm", wrong)
-    assert_merge_fails(squeezing(), tmp_path, "stem: ", "output channel")
+    assert_merge_fails(made, tmp_path, "stem: ", "output channel")
 
 
 def test_merge_with_a_wrong_recipe(
@@ -520,8 +523,9 @@ def test_merge_with_a_wrong_recipe(
         turned = {"padding": ((0, 1), (2, 1))} if layer.name == "stem" else {}
         return layer.model_copy(update=turned)
 
+    made = squeezing()  # before the fault is there
     monkeypatch.setattr("convsqueeze.pipeline.merging.recipe_layer", wrong)
-    assert_merge_fails(squeezing(), tmp_path, "stem: ")
+    assert_merge_fails(made, tmp_path, "stem: ")
 
 
 def test_the_trained_sample_as_a_user_sees_it(tmp_path: Path) -> None:
