@@ -1,7 +1,8 @@
 """Copies of modules, and a copy to run a model's own code on."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -34,6 +35,18 @@ def copied(module: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Modu
         ) from error
 
 
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Every part of a module in eval mode meanwhile, then in its own again."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 class Sandbox:
     """A copy of a model to run the model's code on, for as long as nothing is left in it.
 
@@ -52,7 +65,9 @@ class Sandbox:
         tensors = _shareable(self.model)
 
         def shared() -> nn.Module:
-            return copied(self.model, {id(tensor): _alias(tensor) for tensor in tensors})
+            # torch computes with single numbers where it computes without values
+            several = [tensor for tensor in tensors if tensor.numel() > 1]
+            return copied(self.model, {id(tensor): _alias(tensor) for tensor in several})
 
         return self._kept("shared", tensors, shared)
 

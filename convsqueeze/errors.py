@@ -4,13 +4,43 @@ Inner code raises these with terse reasons; the boundary adds the place; the com
 them and leaves with the exit status each class carries. Knows nothing of tensors or files.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+LONGEST_WORD = 500
+LONGEST_TEXT = 20_000
+
 
 def printable(text: str) -> str:
-    """On one line, whatever names a file has: none of them moves a cursor or rings a bell."""
+    """On one line and not endless, whatever names a file has: none of them moves a cursor or rings
+    a bell.
+    """
+    text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: _cut(word[0], LONGEST_WORD), text)
+    text = _cut(text, LONGEST_TEXT)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str, longest: int) -> str:
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+
+
+_NO_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "bad allocation",
+    "Storage size calculation overflowed",  # more than any machine has
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory was refused: that says nothing of what was to be computed. torch and
+    onnxruntime word it as errors that can be anything else.
+    """
+    return isinstance(error, MemoryError) or any(one in str(error) for one in _NO_MEMORY)
 
 
 class ConvsqueezeError(Exception):
@@ -24,6 +54,10 @@ class ConvsqueezeError(Exception):
 
 class GeometryError(ConvsqueezeError):
     """Layers whose geometry is not legal, or whose combination is not one convolution."""
+
+
+class TooLargeError(GeometryError):
+    """Layers that make one operator, but too much would have to be looked at to know its border."""
 
 
 class DeviceError(ConvsqueezeError):

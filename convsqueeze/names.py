@@ -4,6 +4,7 @@ Knows strings only.
 """
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from itertools import islice
 
@@ -13,6 +14,8 @@ KeyPath = tuple[str | int, ...]
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before each name; they nest."""
 LONGEST_SHOWN = 100
+LONGEST_COMPARED = 1000
+"""Characters of two names together: comparing takes the square of it."""
 
 
 def common_prefix(names: Collection[str]) -> str:
@@ -32,6 +35,18 @@ def shown(name: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
+def as_unicode(name: str) -> str:
+    """A file's name as text that any reader of JSON takes: `?` where its bytes are no UTF-8."""
+    return name.encode(errors="replace").decode()
+
+
+def plain_file_name(name: str) -> str:
+    """A name for a file that stands in another one, and so in text of UTF-8: what is no character,
+    or separates folders somewhere, is `_`.
+    """
+    return re.sub(r"[/\\:\x00-\x1f\x7f\ud800-\udfff]", "_", name)
+
+
 def listed(names: Collection[str], most: int = 5) -> str:
     """`a, b and 7 more`: a list short enough for one line."""
     first = ", ".join(shown(name) for name in islice(names, most))
@@ -42,5 +57,6 @@ def nearest(
     name: str, candidates: Iterable[str], otherwise: str, *, most: int = 3, cutoff: float = 0.6
 ) -> str:
     """`Did you mean a or b?`, or the advice `otherwise` where nothing comes near."""
-    close = difflib.get_close_matches(name, list(candidates), n=most, cutoff=cutoff)
+    near = [one for one in candidates if len(name) + len(one) <= LONGEST_COMPARED]
+    close = difflib.get_close_matches(name, near, n=most, cutoff=cutoff)
     return f"Did you mean {' or '.join(map(shown, close))}?" if close else otherwise

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convsqueeze.algebra.border.corrections import Corrections
 from convsqueeze.algebra.geometry import Axis, Geometry
+from convsqueeze.checkpoint.sharded import parse_object
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.names import shown
 from convsqueeze.version import newer_version
@@ -95,6 +96,10 @@ class RecipeLayer(_Value):
         rank = len(self.kernel_size)
         given = (self.stride, self.padding, self.dilation, self.output_stride, self.padding_mode)
         counts = {len(one) for one in given if isinstance(one, tuple)}
+        if self.kind == "linear" and rank:
+            raise GeometryError(
+                f"{shown(self.name)}: its recipe has {rank} axes for a linear layer, which has none"
+            )
         if counts != {rank} or rank > MOST_AXES:
             raise GeometryError(
                 f"{shown(self.name)}: its recipe has numbers for {sorted(counts | {rank})} axes, "
@@ -158,6 +163,10 @@ def read_recipe(text: str | None, where: str) -> Recipe:
             f"{where}: holds no recipe, a file written by `convsqueeze merge` was needed."
         )
     try:
+        parse_object(text.encode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise _unreadable(where, str(error)) from error
+    try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
         found = [one["input"] for one in error.errors() if one["loc"] == ("version",)]
@@ -167,7 +176,11 @@ def read_recipe(text: str | None, where: str) -> Recipe:
             ) from error
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{where}: its recipe is not one this version reads ({place}: {first['msg']}). "
-            "Merge again, or use the version that wrote it."
-        ) from error
+        raise _unreadable(where, f"{place}: {first['msg']}") from error
+
+
+def _unreadable(where: str, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: its recipe is not one this version reads ({reason}). Merge again, or use the "
+        "version that wrote it."
+    )

@@ -73,11 +73,11 @@ class Archive:
         starts = [span.start for span in spans]
         regions = []
         table = Path("/proc/self/maps")
-        for line in table.read_text().splitlines() if table.exists() else ():
+        for line in table.read_bytes().splitlines() if table.exists() else ():
             addresses, _, place, _, inode, *_ = line.split(maxsplit=5)
-            first, end = [int(address, 16) for address in addresses.split("-")]
+            first, end = [int(address, 16) for address in addresses.split(b"-")]
             above = bisect_left(starts, first)
-            if inode != "0" and above < len(spans) and spans[above].stop <= end:
+            if inode != b"0" and above < len(spans) and spans[above].stop <= end:
                 regions.append((first, end, int(place, 16)))
         return replace(self, regions=tuple(regions))
 
@@ -117,7 +117,21 @@ def read_archive(start: Start) -> Archive:
             order = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
     except DAMAGED as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
+    if not torch_reads(path, data):
+        raise wrong(path, "a zip archive that torch reads otherwise, or not at all", AGAIN)
     return Archive(path, order.decode("ascii", "replace"), data, sizes)
+
+
+def torch_reads(path: Path, data: bytes) -> bool:
+    """Whether torch's own reader, which takes other ways through a zip archive, finds this pickle,
+    in the folder of the first record.
+    """
+    try:
+        with path.open("rb") as file:
+            found: bytes = torch._C.PyTorchFileReader(file).get_record("data.pkl")
+    except (RuntimeError, OSError):
+        return False
+    return found == data
 
 
 def archive_writer(

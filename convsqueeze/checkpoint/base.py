@@ -59,6 +59,11 @@ class Checkpoint:
         """The dotted key under which the state dict lay, "" at the top level."""
         return "" if self.saved is None else ".".join(self.saved.key_path)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of the files that it is read from."""
+        return tuple(version.path for version in self.files)
+
     def load(self, name: str) -> torch.Tensor:
         """The tensor on the CPU as it is stored: never converted, maybe a view of the file.
 
@@ -81,7 +86,7 @@ class Checkpoint:
         Raises CheckpointError for an unreadable file.
         """
         if self.files or self.saved is None:
-            return files_sha256((version.path for version in self.files), progress)
+            return files_sha256(self.paths, progress)
         return self.tensors_sha256()
 
     def tensors_sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""Files as files: which version was read, ranges of bytes, hashes, and where one may be written.
+"""Files as files: which version was read, ranges of bytes, hashes.
 
 Knows nothing of what the files hold.
 """
@@ -6,12 +6,14 @@ Knows nothing of what the files hold.
 import contextlib
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 
-from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.errors import CheckpointError
+from convsqueeze.names import as_unicode
 
 BLOCK = 1 << 20
 """Bytes that are read at a time: what a core keeps near to itself."""
@@ -30,15 +32,18 @@ class FileVersion:
 
     path: Path
     size: int
-    device_inode_time: tuple[int, int, int]
+    device_inode_times: tuple[int, int, int, int]
+    """Times of its last writing, which a program may set, and of its last change, which none may.
+    """
 
     @classmethod
     def of(cls, path: Path) -> "FileVersion":
         try:
-            stat = path.stat()
+            found = path.stat()
         except OSError as error:
             raise unreadable(path, error) from error
-        return cls(path, stat.st_size, (stat.st_dev, stat.st_ino, stat.st_mtime_ns))
+        times = found.st_mtime_ns, found.st_ctime_ns
+        return cls(path, found.st_size, (found.st_dev, found.st_ino, *times))
 
     def check_unchanged(self) -> None:
         if FileVersion.of(self.path) != self:
@@ -102,6 +107,20 @@ def no_file(start: int, stop: int) -> FileRange | None:
     return None
 
 
+def read_whole(path: Path, most: int) -> bytes:
+    """The bytes of a small file. Raises OSError where it cannot be read, ValueError in a few words
+    for what is no regular file, and for one of more than `most` bytes, which is not read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("is a directory" if path.is_dir() else "is no regular file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise ValueError(f"has {size:,} bytes, at most {most:,} are read")
+    return data
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
@@ -109,6 +128,21 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
             yield file
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+@contextlib.contextmanager
+def unicode_path(path: Path) -> Iterator[str]:
+    """A path in UTF-8 to a file or a directory, for libraries that take no other: its own, or that
+    of a descriptor, where bytes of its name are no text.
+    """
+    if as_unicode(str(path)) == str(path):
+        yield str(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/dev/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -127,41 +161,3 @@ def files_sha256(paths: Iterable[Path], progress: Progress = no_progress) -> str
                 digest.update(buffer[:got])
                 progress(got)
     return digest.hexdigest()
-
-
-def check_place(place: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Raises OutputError where a file cannot or must not be written at `place`; touches nothing.
-
-    One of the `inputs`, under whatever name, is never replaced.
-    """
-    directory = place.parent
-    with usable(place):
-        if not directory.is_dir():
-            what = "is not a directory" if directory.exists() else "does not exist"
-            raise OutputError(f"{place}: the directory {directory} {what}. Create it first.")
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise OutputError(
-                f"{place}: the directory {directory} cannot be written. "
-                "Choose another, or change its permissions."
-            )
-        if place.exists() and not place.is_file():
-            raise OutputError(f"{place}: no regular file, which was needed. Choose another name.")
-        if place.exists() and any(one.exists() and place.samefile(one) for one in inputs):
-            raise OutputError(
-                f"{place}: is an input, which is never replaced. Choose another name."
-            )
-        if os.path.lexists(place) and not overwrite:
-            raise OutputError(
-                f"{place}: exists already. Choose another name, or replace it with --overwrite."
-            )
-
-
-@contextlib.contextmanager
-def usable(place: Path) -> Iterator[None]:
-    """Around questions about a place: raises OutputError where the system does not answer them."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{place}: cannot be used ({error.strerror}). Choose another place."
-        ) from error

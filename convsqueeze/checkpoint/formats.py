@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from convsqueeze.checkpoint.base import Checkpoint
-from convsqueeze.checkpoint.disk import Progress, check_place, no_progress, usable
+from convsqueeze.checkpoint.disk import Progress, no_progress
 from convsqueeze.checkpoint.edits import Edit, splice
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
@@ -17,6 +17,7 @@ from convsqueeze.checkpoint.sharded import SHARDED
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX, examine, unknown
 from convsqueeze.errors import CheckpointError, OutputError
 from convsqueeze.names import listed
+from convsqueeze.paths import check_outputs, usable
 
 FORMATS: tuple[Format, ...] = (PICKLED, SHARDED, SAFETENSORS)
 """In the order in which they are asked; the last takes a file by its name alone."""
@@ -88,7 +89,8 @@ def write_checkpoint(
     form = check_destination(source, destination, overwrite, largest_shard)
     suffix = suffix_of(destination)
     splicing = splice(source, edits)
-    with NewFiles(overwrite=overwrite) if files is None else nullcontext(files) as new:
+    alone = NewFiles(overwrite=overwrite, inputs=source.paths)
+    with alone if files is None else nullcontext(files) as new:
         output = Output(splicing, recipe, destination, suffix, largest_shard, progress)
         notes = form.stage(output, new)
         new.commit(source.check_unchanged)
@@ -106,10 +108,14 @@ def bytes_to_write(source: Checkpoint, edits: Sequence[Edit]) -> int:
 
 
 def check_destination(
-    source: Checkpoint, destination: Path, overwrite: bool, largest_shard: int | None = None
+    source: Checkpoint,
+    destination: Path,
+    overwrite: bool,
+    largest_shard: int | None = None,
+    inputs: Sequence[Path] = (),
 ) -> Format:
-    """The format of an output. Raises OutputError where it cannot or must not be written; touches
-    nothing.
+    """The format of an output of a run that reads `source` and the `inputs`. Raises OutputError
+    where it cannot or must not be written; touches nothing.
     """
     suffix = suffix_of(destination)
     with usable(destination):
@@ -129,7 +135,6 @@ def check_destination(
                 f"bytes, an index was needed. Name the output -o {destination.with_name(index)}."
             )
         form = next(form for form in FORMATS if suffix in form.suffixes)
-        inputs = [version.path for version in source.files]
-        for place in (destination, *form.parts(destination)):
-            check_place(place, overwrite=overwrite, inputs=inputs)
+        outputs = (destination, *form.parts(destination))
+    check_outputs(outputs, overwrite=overwrite, inputs=(*source.paths, *inputs))
     return form

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from filecmp import cmp
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from convsqueeze.checkpoint.disk import files_sha256
 from convsqueeze.errors import OutputError
+from convsqueeze.paths import check_not_read, is_read
 
 try:
     import fcntl
@@ -51,11 +52,12 @@ class NewFiles:
     """A context in which files are written; they stand in their places after `commit`.
 
     Leaving it without, by an exception or not, removes them. Their mode is what the umask makes of
-    0666. An existing file is replaced only with `overwrite`, even one that appeared meanwhile.
+    0666. An existing file is replaced only with `overwrite`, even one that appeared meanwhile; one
+    of the `inputs`, the files that the run reads, never.
     """
 
-    def __init__(self, *, overwrite: bool) -> None:
-        self._overwrite = overwrite
+    def __init__(self, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+        self._overwrite, self._inputs = overwrite, tuple(inputs)
         self._staged: list[_Staged] = []
         self._open: list[BinaryIO] = []
         self._retired: list[Path] = []
@@ -112,17 +114,20 @@ class NewFiles:
         return file
 
     def retire(self, path: Path) -> None:
-        """Remove a part of an earlier output once the new one is in its place."""
-        self._retired.append(path)
+        """Remove a part of an earlier output once the new one is in its place; an input stays."""
+        if not is_read(path, self._inputs):
+            self._retired.append(path)
 
     def commit(self, ready: Callable[[], None] = lambda: None) -> None:
         """Call `ready`, which may still raise, then put all files in their places in the order in
         which they were added.
 
-        A signal that arrives meanwhile waits until all is done. Raises OutputError where a rename
-        fails; files in places that were vacant are taken back then.
+        A signal that arrives meanwhile waits until all is done. Raises OutputError where a place is
+        that of an input, and where a rename fails; files in places that were vacant are taken back
+        then.
         """
         ready()
+        check_not_read(self.places, self._inputs)
         complete = False
         try:
             with _signals_waiting():

@@ -7,56 +7,30 @@ dict needs is refused before torch sees it.
 """
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import prod
 from typing import Any, BinaryIO
+
+from convsqueeze.checkpoint.pickle_calls import (
+    Global,
+    Item,
+    Made,
+    Tuple,
+    UnsafePickle,
+    check_call,
+    view_numel,
+)
 
 DEEPEST = 64
 """Levels of tuples in tuples."""
 MOST_IN_TUPLE = 100_000
 """Values in a tuple, all that its inner tuples repeat included."""
-LARGEST_EXPANSION = 64
-"""How many times the size of its file a tensor may be."""
-LATIN = ("latin1", "latin-1")
-
-Item = Any
-"""A value's description: itself for None, a number or a string, else one of the classes below."""
-
-
-@dataclass(frozen=True)
-class Global:
-    """A class or function by its name."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Tuple:
-    items: tuple[Item, ...]
-    depth: int
-    size: int
-
-
-@dataclass(eq=False)
-class Made:
-    """Anything else: the name of what made it, the strings of a list, what stands under the string
-    keys of a mapping, and the state that was given to an object.
-    """
-
-    maker: str
-    strings: list[str] = field(default_factory=list)
-    entries: dict[str, Item] = field(default_factory=dict)
-    state: Item = None
-
-
-class UnsafePickle(ValueError):
-    """Says what a pickle does that no state dict needs."""
 
 
 class PickleScan:
     """The stack of an unpickler and, once it has followed a pickle, what that makes (`top`), the
-    storages that it names (their elements by key), and every class and function that it names.
+    storages that it names (their elements by key), every class and function that it names, and
+    those that it calls and nothing is known of.
     """
 
     def __init__(self, size: int) -> None:
@@ -67,13 +41,17 @@ class PickleScan:
         self.memo: dict[int, Item] = {}
         self.storages: dict[str, int] = {}
         self.names: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
 
     def push(self, item: Item) -> None:
         self.stack.append(item)
 
     def push_global(self, name: str) -> None:
         self.names[name] = None
-        self.push(Global(name.replace(" ", ".")))
+        module, _, last = name.partition(" ")
+        if (module, last) in NAME_MAPPING:  # names of Python 2, as torch reads them
+            module, last = NAME_MAPPING[module, last]
+        self.push(Global(f"{IMPORT_MAPPING.get(module, module)}.{last}"))
 
     def remember(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
@@ -123,13 +101,17 @@ class PickleScan:
         (state,) = self.pop(1)
         if isinstance(made := self.stack[-1], Made):
             made.state = state
+            if made.maker.startswith("torch.") and isinstance(state, Tuple):  # set_(*state)
+                made.numel = view_numel(state.items)
 
     def call(self) -> None:
         called, given = self.pop(2)
         if not isinstance(called, Global) or not isinstance(given, Tuple):
             raise ValueError("a call of what is no function")
-        _check_call(called.name, given.items, self.size)
-        self.stack.append(Made(called.name))
+        numel = check_call(called.name, given.items, self.size)
+        if numel is None:
+            self.unknown[called.name] = None
+        self.stack.append(Made(called.name, numel=numel or 0))
 
     def name_storage(self) -> None:
         (given,) = self.pop(1)
@@ -144,23 +126,7 @@ class PickleScan:
         self.storages[key] = max(numel, self.storages.get(key, 0))
         if sum(self.storages.values()) > self.size:
             raise UnsafePickle("names more values than the file has bytes")
-        self.stack.append(Made("a storage"))
-
-
-def _check_call(name: str, given: Sequence[Item], size: int) -> None:
-    """Raises UnsafePickle for a call whose cost its arguments do not bear out."""
-    if name in ("builtins.bytearray", "__builtin__.bytearray") and not (
-        given and isinstance(given[0], str)
-    ):
-        raise UnsafePickle("makes a bytearray of a size that it does not hold")
-    if name == "_codecs.encode" and (len(given) < 2 or given[1] not in LATIN):
-        raise UnsafePickle("encodes text by another code than torch does")
-    if name.startswith("torch.") and name.endswith(("Tensor", "Storage")) and given:
-        raise UnsafePickle(f"makes a {name} of a size that it does not hold")
-    if name == "torch._utils._rebuild_qtensor" and len(given) > 2:
-        sizes = given[2].items if isinstance(given[2], Tuple) else ()
-        if prod(n for n in sizes if isinstance(n, int)) > LARGEST_EXPANSION * size:
-            raise UnsafePickle("makes a quantized tensor far larger than the file")
+        self.stack.append(Made("a storage", numel=numel))
 
 
 ARGUMENTS = (

@@ -21,18 +21,14 @@ import torch
 from convsqueeze.checkpoint import memory
 from convsqueeze.checkpoint.archive import Archive, archive_writer, read_archive
 from convsqueeze.checkpoint.base import RECIPE_KEY, Checkpoint
-from convsqueeze.checkpoint.disk import FileVersion, no_file
+from convsqueeze.checkpoint.disk import FileVersion, no_file, unicode_path
 from convsqueeze.checkpoint.format import Format, Output, Start
 from convsqueeze.checkpoint.new_files import NewFiles
-from convsqueeze.checkpoint.pickle_scan import (
-    LARGEST_EXPANSION,
-    PickleScan,
-    UnsafePickle,
-    scan,
-    scan_legacy,
-)
+from convsqueeze.checkpoint.pickle_calls import LARGEST_EXPANSION, UnsafePickle
+from convsqueeze.checkpoint.pickle_scan import PickleScan, scan, scan_legacy
 from convsqueeze.checkpoint.resaving import foreign_message, foreign_names, without_foreign
 from convsqueeze.checkpoint.saved_object import (
+    NestedTooDeeply,
     Place,
     SavedObject,
     dotted,
@@ -42,7 +38,7 @@ from convsqueeze.checkpoint.saved_object import (
 )
 from convsqueeze.checkpoint.sniff import AGAIN, wrong
 from convsqueeze.checkpoint.state_dict import edited, open_saved
-from convsqueeze.errors import CheckpointError, OutputError
+from convsqueeze.errors import CheckpointError, OutputError, lacks_memory
 from convsqueeze.names import listed, shown
 from convsqueeze.sharing import span as memory_span
 
@@ -70,9 +66,12 @@ def _open(start: Start, key: str | None) -> Checkpoint:
     archive = None if start.records is None else read_archive(start)
     is_mapped = archive is not None and archive.byteorder == byteorder
     whole = _load(path, _scanned(path, archive, version.size), is_mapped)
-    if hidden := hidden_method(whole):
+    try:
+        hidden, tensors = hidden_method(whole), tensors_in(whole)
+    except NestedTooDeeply as error:
+        raise wrong(path, f"a pickle that {error}", "Save it anew.") from error
+    if hidden:
         raise wrong(path, f"a pickle in which {hidden}", "Save it anew.")
-    tensors = tensors_in(whole)
     maps = archive.mapped(tensors.values()) if archive is not None and is_mapped else None
     range_of_memory = no_file if maps is None else maps.file_range
     saved = SavedObject(whole, find_state_dict(path, whole, key), key, range_of_memory)
@@ -97,20 +96,33 @@ def _scanned(path: Path, archive: Archive | None, size: int) -> PickleScan:
 def _load(path: Path, scanned: PickleScan, mapping: bool) -> object:
     if path.suffix == ".safetensors":  # by this name alone torch.load would read it as such
         raise wrong(path, "a pickle named .safetensors", f"Rename it to {path.stem}.pt.")
+    if scanned.unknown:
+        if foreign := foreign_names(scanned):
+            raise _foreign(path, scanned, foreign)
+        what = f"a pickle that calls {listed(scanned.unknown)}, which no state dict needs"
+        raise wrong(path, what, AGAIN)
     try:
-        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(True):
+        with (
+            unicode_path(path) as name,
+            warnings.catch_warnings(),
+            torch.sparse.check_sparse_tensor_invariants(True),
+        ):
             warnings.simplefilter("ignore")  # deprecations of ways in which others saved
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapping)
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=mapping)
     except DAMAGED as error:
         if foreign := foreign_names(scanned):
-            advice = without_foreign(path, scanned, foreign)
-            raise wrong(path, f"a pickle with {foreign_message(foreign)}", advice) from error
+            raise _foreign(path, scanned, foreign) from error
         raise _refusal(path, error) from error
+
+
+def _foreign(path: Path, scanned: PickleScan, foreign: list[str]) -> CheckpointError:
+    advice = without_foreign(path, scanned, foreign)
+    return wrong(path, f"a pickle with {foreign_message(foreign)}", advice)
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
     reason = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in reason:
+    if lacks_memory(error):
         return wrong(path, "a pickle that asks for more memory than there is", "Save it anew.")
     if "Unsupported operand" in reason:
         what = "a pickle of another protocol, or damaged"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from convsqueeze.checkpoint.pickle_scan import Item, Made, PickleScan
+from convsqueeze.checkpoint.pickle_calls import Item, Made
+from convsqueeze.checkpoint.pickle_scan import PickleScan
 from convsqueeze.checkpoint.saved_object import DEPTH, KeyPath, is_of_weights, walk
 from convsqueeze.names import LONGEST_SHOWN, listed
 

@@ -65,6 +65,8 @@ DTYPES: dict[str, torch.dtype] = {
 STORED_NAMES = {dtype: stored for stored, dtype in DTYPES.items()}
 PACKED = "F4"
 """torch counts pairs of these along the last axis, the header counts each."""
+LONGEST_NUMBER = 100
+"""Digits."""
 LARGEST = (1 << 63) - 1
 """Bytes of a tensor, were its empty dimensions one: torch counts in signed 64-bit numbers."""
 
@@ -75,7 +77,7 @@ def read_file(path: Path) -> Checkpoint:
     try:
         with safe_open(path, "np", backend="pread") as library, path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(length), object_pairs_hook=unique_keys)
+            entries = read_json(file.read(length))
             start, places = 8 + length, {}
             for name in library.offset_keys():  # in the order of the data, without gaps
                 tensor = library.get_slice(name)
@@ -114,8 +116,19 @@ def _described(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
     return TensorInfo(shape, DTYPES[dtype])
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `object_pairs_hook`: an object of JSON, of which Python would keep the last key only."""
+def read_json(text: str | bytes) -> Any:
+    """JSON in which no key stands twice. Raises ValueError with a terse reason, or json's own."""
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_int=_whole_number)
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > LONGEST_NUMBER:
+        raise ValueError(f"JSON with a number of {len(text):,} digits")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep the last key only."""
     result = dict(pairs)
     if len(result) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]

@@ -40,6 +40,8 @@ KNOWN = (
 AVERAGED = {"ema", "swa", "average", "averaged", "averaging", "avg", "polyak", "teacher"}
 """Words in a key that say of weights that they are an average of others, in lower case."""
 WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+DEEPEST = 100
+"""Mappings and lists in each other: what is looked at by each way that leads there."""
 DEPTH = 4
 """How deep a state dict is looked for; a saved object may contain itself."""
 
@@ -107,17 +109,26 @@ def _replaced(saved: Any, place: KeyPath, new: object) -> Any:
     return result
 
 
+class NestedTooDeeply(ValueError):
+    """A saved object with more than DEEPEST mappings and lists in each other."""
+
+    def __init__(self) -> None:
+        super().__init__(f"nests more than {DEEPEST} mappings and lists")
+
+
 Inside = Callable[[Place, Any], Iterable[tuple[Any, Any]]]
 """What to look at inside of a value at a place, by its keys."""
 
 
 def walk(saved: Any, inside: Inside) -> Iterator[tuple[Place, Any]]:
     """Every value by each way that leads to it, breadth first; what lies in one that several lead
-    to is walked once.
+    to is walked once. Raises NestedTooDeeply.
     """
     waiting: list[tuple[Place, Any]] = [((), saved)]
     seen: set[int] = set()
     for place, value in waiting:  # grows while it is walked
+        if len(place) > DEEPEST:
+            raise NestedTooDeeply
         yield place, value
         if id(value) not in seen:
             seen.add(id(value))

@@ -20,16 +20,16 @@ from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.checkpoint.safetensors_file import (
     FROM_TORCH,
     read_file,
+    read_json,
     safetensors_writer,
     storable,
     stored_shape,
     tensors_only_notes,
-    unique_keys,
 )
 from convsqueeze.checkpoint.sniff import INDEX_SUFFIX
 from convsqueeze.checkpoint.tensors import Entry
 from convsqueeze.errors import CheckpointError
-from convsqueeze.names import listed, nearest, shown
+from convsqueeze.names import listed, nearest, plain_file_name, shown
 
 LONGEST_INDEX = 100_000_000
 SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
@@ -94,7 +94,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     terse reason.
     """
     try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=unique_keys)
+        parsed = read_json(text.decode("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos})") from error
     except UnicodeError as error:
@@ -149,7 +149,7 @@ def _misfit(path: Path, reason: str) -> CheckpointError:
 
 def _parts(index: Path) -> list[Path]:
     """What stands there with a name that the shards of an index written here may have."""
-    stem = re.escape(index.name.removesuffix(INDEX_SUFFIX))
+    stem = re.escape(_stem(index))
     pattern = re.compile(stem + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?-\d{5,}-of-\d{5,}\.safetensors")
     return [path for path in sorted(index.parent.iterdir()) if pattern.fullmatch(path.name)]
 
@@ -183,8 +183,12 @@ def _stage(output: Output, files: NewFiles) -> tuple[str, ...]:
 
 def _shard_place(index: Path, number: str, digits: str) -> Path:
     """`model-00001-of-00002.safetensors`; with `digits`, `model-<digits>-00001-of-...`."""
-    stem = index.name.removesuffix(INDEX_SUFFIX)
-    return index.with_name("-".join(filter(None, (stem, digits, number))) + ".safetensors")
+    return index.with_name("-".join(filter(None, (_stem(index), digits, number))) + ".safetensors")
+
+
+def _stem(index: Path) -> str:
+    """What the names of an index's shards begin with."""
+    return plain_file_name(index.name.removesuffix(INDEX_SUFFIX))
 
 
 def _shards_of(index: Path) -> list[Path]:

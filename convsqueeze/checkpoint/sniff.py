@@ -4,6 +4,7 @@ Reads at most a header and a directory of names, runs nothing, and refuses by na
 state dict, with the way to get one.
 """
 
+import contextlib
 import re
 import zipfile
 from pathlib import Path
@@ -96,6 +97,8 @@ def _check_place(path: Path) -> None:
             inside = inside or [name for name in names if name.endswith(SUFFIXES)]
             advice = f"Name a file inside: {listed(inside)}." if inside else "Name a file."
             raise wrong(path, "a directory", advice)
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # raises for a link to itself
         if not path.exists():
             there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
             advice = nearest(path.name, there, "Check the path.")
@@ -122,4 +125,7 @@ def _records(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
             found = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise wrong(path, "a zip archive cut off or damaged", AGAIN) from error
-    return {one.filename.partition("/")[2] or one.filename: one for one in found}
+    records = {one.filename.partition("/")[2] or one.filename: one for one in found}
+    if len({name.lower() for name in records}) < len(found):  # torch finds them in any case
+        raise wrong(path, "a zip archive with two records of one name", AGAIN)
+    return records

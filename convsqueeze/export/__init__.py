@@ -13,6 +13,7 @@ from convsqueeze.export.files import (
     checked_onnx,
     default_onnx_destination,
     export,
+    onnx_files,
 )
 from convsqueeze.export.graph import build_model
 from convsqueeze.export.runtime import OnnxLayers, open_onnx
@@ -32,5 +33,6 @@ __all__ = [
     "default_onnx_destination",
     "export",
     "newest_opset",
+    "onnx_files",
     "open_onnx",
 ]

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.precision import dtype_name
-from convsqueeze.errors import CheckpointError, VerificationError
+from convsqueeze.errors import CheckpointError, VerificationError, lacks_memory
 from convsqueeze.export.ends import ends_of, sizes_in_words, smallest_size
 from convsqueeze.export.graph import parameters
 from convsqueeze.export.runtime import OnnxLayer, OnnxLayers
-from convsqueeze.export.session import RUNTIME_ERRORS, first_line
+from convsqueeze.export.session import LARGEST_MESSAGE, RUNTIME_ERRORS, first_line
 from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst, worst_of
@@ -45,8 +45,6 @@ FORM_ERRORS = (
     RuntimeError,
 )
 """What onnx's checker raises; the last two for text that is none and for its own mistakes."""
-LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
-"""Bytes beyond which a model is no single protobuf message: 2 GiB."""
 _MESSAGE_MARGIN = 1 << 20
 
 
@@ -125,6 +123,8 @@ def _form_problems(runnable: OnnxLayers, layers: Mapping[str, SqueezedConv]) -> 
         try:
             onnx.checker.check_model(piece, full_check=True)
         except FORM_ERRORS as error:
+            if lacks_memory(error):
+                raise
             yield f"is not well-formed: {first_line(error)}."
 
 
@@ -133,6 +133,8 @@ def _check_layer(runnable: OnnxLayers, name: str, layer: SqueezedConv, seed: int
     try:
         exported = runnable[name]
     except RUNTIME_ERRORS as error:
+        if lacks_memory(error):
+            raise
         _check_values(runnable.part(name), name, layer)
         raise _Difference(f"onnxruntime refuses it: {first_line(error)}") from error
     _check_values(exported.model, name, layer)
@@ -266,6 +268,8 @@ def _compare(exported: OnnxLayer, reference: _Reference, x: Tensor, kind: str) -
     try:
         actual = exported(x).double()
     except RUNTIME_ERRORS as error:
+        if lacks_memory(error):
+            raise
         raise _Difference(f"onnxruntime fails on a {place}: {first_line(error)}") from error
     if actual.shape != expected.shape:
         raise _Difference(

@@ -13,15 +13,16 @@ from onnx import ModelProto
 from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
-from convsqueeze.checkpoint.disk import check_place
+from convsqueeze.checkpoint.disk import FileVersion, read_whole
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import CheckpointError, OutputError, VerificationError
 from convsqueeze.export.check import ExportReport, check_model, fits_one_message
 from convsqueeze.export.graph import DTYPES, build_model
 from convsqueeze.export.runtime import open_onnx
-from convsqueeze.export.session import DEFAULT_OPSET, check_opset
+from convsqueeze.export.session import DEFAULT_OPSET, LARGEST_MESSAGE, check_opset
 from convsqueeze.module import SqueezedConv, modules_of
-from convsqueeze.names import listed, nearest, shown
+from convsqueeze.names import listed, nearest, plain_file_name, shown
+from convsqueeze.paths import anchored, check_outputs
 from convsqueeze.recipe import Recipe, RecipeLayer, read_recipe
 
 SUFFIX = ".onnx"
@@ -58,8 +59,8 @@ class ExportResult:
     def to_data(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            "output": str(self.destination),
-            "files": [str(file) for file in self.files],
+            "output": f"{self.destination}",
+            "files": [f"{file}" for file in self.files],
             "bytes": self.bytes_written,
             "opset": self.opset,
             "seed": self.seed,
@@ -76,14 +77,16 @@ def default_onnx_destination(path: Path) -> Path:
 
 
 def check_onnx_destination(
-    destination: Path, *, overwrite: bool, source: Path | None = None
+    destination: Path, *, overwrite: bool, inputs: Sequence[Path] = ()
 ) -> None:
-    """Raises OutputError where a model cannot or must not be written; touches nothing."""
+    """Raises OutputError where a model cannot or must not be written by a run that reads the
+    `inputs`; touches nothing.
+    """
     if destination.suffix.lower() != SUFFIX:
         raise OutputError(
             f"{destination}: does not end in {SUFFIX}, which was needed. Name the model file so."
         )
-    check_place(destination, overwrite=overwrite, inputs=[] if source is None else [source])
+    check_outputs([destination], overwrite=overwrite, inputs=inputs)
 
 
 def export(
@@ -102,17 +105,23 @@ def export(
     a tensor is read, and nothing is written until onnxruntime has agreed with torch. Raises
     CheckpointError, OutputError or VerificationError.
     """
-    path = Path(path)
-    output = default_onnx_destination(path) if destination is None else Path(destination)
-    check_onnx_destination(output, overwrite=overwrite, source=path)
+    path = anchored(path)
+    output = anchored(default_onnx_destination(path) if destination is None else destination)
+    check_onnx_destination(output, overwrite=overwrite, inputs=[path])
     check_opset(DEFAULT_OPSET if opset is None else opset)
     checkpoint = open_checkpoint(path, key=key)
-    recipe = read_recipe(checkpoint.recipe, str(path))
-    chosen = _chosen(recipe, names, str(path))
-    layers = modules_of(chosen, checkpoint, str(path))
+    recipe = read_recipe(checkpoint.recipe, f"{path}")
+    chosen = _chosen(recipe, names, f"{path}")
+    layers = modules_of(chosen, checkpoint, f"{path}")
     checkpoint.check_unchanged()
     written = checked_onnx(
-        layers, output, recipe_json=recipe.to_json(), opset=opset, overwrite=overwrite, seed=seed
+        layers,
+        output,
+        recipe_json=recipe.to_json(),
+        opset=opset,
+        overwrite=overwrite,
+        inputs=checkpoint.paths,
+        seed=seed,
     ).write()
     return replace(written, state_dict=checkpoint.wrapper)
 
@@ -131,7 +140,9 @@ def _chosen(recipe: Recipe, names: Sequence[str] | None, where: str) -> list[Rec
 
 @dataclass(frozen=True, eq=False)
 class CheckedModel:
-    """A model that onnxruntime and torch agree on and that is not written yet."""
+    """A model that onnxruntime and torch agree on and that is not written yet. It replaces none of
+    the `inputs`.
+    """
 
     model: ModelProto
     destination: Path
@@ -139,11 +150,12 @@ class CheckedModel:
     reports: tuple[ExportReport, ...]
     overwrite: bool
     seed: int = 0
+    inputs: tuple[Path, ...] = ()
     _written: list[Path] = field(default_factory=list, init=False, repr=False)
 
     def write(self) -> ExportResult:
         """Write it, whole or not at all. Raises OutputError, and then leaves what stood there."""
-        with NewFiles(overwrite=self.overwrite) as files:
+        with NewFiles(overwrite=self.overwrite, inputs=self.inputs) as files:
             self.stage(files)
             files.commit()
         return self.result()
@@ -156,7 +168,7 @@ class CheckedModel:
         check_onnx_destination(self.destination, overwrite=self.overwrite)
         self._written.clear()
         if not fits_one_message(self.model):
-            check_place(_data_place(self.destination, ""), overwrite=self.overwrite)
+            check_outputs([_data_place(self.destination, "")], overwrite=self.overwrite)
             self._written.append(_stage_data(files, self.model, self.destination))
         content = self.model.SerializeToString()
         files.add(self.destination, lambda file: file.write(content))
@@ -179,17 +191,19 @@ def checked_onnx(
     recipe_json: str | None = None,
     opset: int | None = None,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
     seed: int = 0,
 ) -> CheckedModel:
     """Build and check one model of `layers`, ready to write; see `build_model`, `check_model`.
 
-    Raises OutputError or VerificationError.
+    `inputs` are files that it must not replace. Raises OutputError or VerificationError.
     """
-    check_onnx_destination(destination, overwrite=overwrite)
+    destination = anchored(destination)
+    check_onnx_destination(destination, overwrite=overwrite, inputs=inputs)
     opset = DEFAULT_OPSET if opset is None else opset
     model = build_model(layers, opset=opset, recipe_json=recipe_json)
-    reports = check_model(model, layers, seed=seed, where=str(destination))
-    return CheckedModel(model, destination, opset, reports, overwrite, seed)
+    reports = check_model(model, layers, seed=seed, where=f"{destination}")
+    return CheckedModel(model, destination, opset, reports, overwrite, seed, tuple(inputs))
 
 
 def check_onnx_file(
@@ -200,6 +214,7 @@ def check_onnx_file(
     Raises CheckpointError for a file that is no such model, VerificationError for any difference
     and for a layer that is not among `layers`.
     """
+    versions = [FileVersion.of(file) for file in onnx_files(path)]
     held = open_onnx(path)
     for name in held.names:
         if name not in layers:
@@ -208,12 +223,16 @@ def check_onnx_file(
                 [f"{path}: has a layer {shown(name)}, which the squeezed file has not. {advice}"]
             )
     chosen = {name: layers[name] for name in held.names}
-    return check_model(held.model, chosen, seed=seed, where=str(path))
+    reports = check_model(held.model, chosen, seed=seed, where=f"{path}")
+    for version in versions:
+        version.check_unchanged()
+    return reports
 
 
 def _data_place(destination: Path, digits: str) -> Path:
     """`model.onnx.data`; with `digits`, `model.onnx-<digits>.data`."""
-    return destination.with_name(f"{'-'.join(filter(None, (destination.name, digits)))}.data")
+    name = plain_file_name(destination.name)
+    return destination.with_name(f"{'-'.join(filter(None, (name, digits)))}.data")
 
 
 def _stage_data(files: NewFiles, model: ModelProto, destination: Path) -> Path:
@@ -237,11 +256,17 @@ def _stage_data(files: NewFiles, model: ModelProto, destination: Path) -> Path:
 
 def _data_of(destination: Path) -> list[Path]:
     """The file of values of an earlier model written here, if `destination` is one."""
-    pattern = re.compile(re.escape(destination.name) + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?\.data")
+    name = re.escape(plain_file_name(destination.name))
+    pattern = re.compile(name + r"(-[0-9a-f]{8}|-[0-9a-f]{64})?\.data")
+    return [file for file in onnx_files(destination)[1:] if pattern.fullmatch(file.name)]
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """Of the model at `path`: itself, and the files of values that it names, if it is one."""
     try:
-        model = onnx.load(destination, load_external_data=False)
-    except (OSError, DecodeError):
-        return []
+        model = onnx.load_model_from_string(read_whole(path, LARGEST_MESSAGE))
+    except (OSError, ValueError, DecodeError):
+        return [path]
     external = [t for t in model.graph.initializer if uses_external_data(t)]
     names = {ExternalDataInfo(tensor).location for tensor in external}
-    return [destination.with_name(name) for name in sorted(names) if pattern.fullmatch(name)]
+    return [path, *(path.parent / name for name in sorted(names))]

@@ -103,7 +103,7 @@ def layer_nodes(name: str, layer: SqueezedConv) -> list[NodeProto]:
     nodes, x = Nodes(name), name + INPUT
     doc = f"merged from {', '.join(layer.layer.sources)}"
     bias = None if layer.bias is None else f"{name}.bias"
-    op = Operator(f"{name}.weight", bias, layer.axes, layer.groups, doc)
+    op = Operator(f"{name}.weight", bias, layer.axes, layer.layer.groups, doc)
     if layer.layer.kind == "linear":
         last = _linear(nodes, x, op, layer.weight.shape[0])
     else:

@@ -13,13 +13,14 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 from onnx.utils import Extractor
 from torch import Tensor
 
-from convsqueeze.checkpoint.disk import unreadable
+from convsqueeze.checkpoint.disk import read_whole, unicode_path, unreadable
 from convsqueeze.errors import CheckpointError, VerificationError
 from convsqueeze.export.graph import DTYPES, INPUT, OUTPUT
-from convsqueeze.export.session import NO_KERNEL, first_line, session_of
+from convsqueeze.export.session import LARGEST_MESSAGE, NO_KERNEL, first_line, session_of
 from convsqueeze.names import listed, nearest, shown
 
 ORDINARY_EXPONENT = 64
@@ -106,7 +107,9 @@ def open_onnx(path: Path) -> OnnxLayers:
     Raises CheckpointError for a file that is missing, no ONNX model, or holds no squeezed layers.
     """
     try:
-        model = onnx.load(path)
+        model = onnx.load_model_from_string(read_whole(path, LARGEST_MESSAGE))
+        with unicode_path(path.parent) as folder:
+            load_external_data_for_model(model, folder)
     except OSError as error:
         raise unreadable(path, error) from error
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
@@ -119,7 +122,7 @@ def open_onnx(path: Path) -> OnnxLayers:
             f"{path}: {strange} in no model that was written here. Write it again with "
             "`convsqueeze export-onnx`."
         )
-    return OnnxLayers(model, str(path))
+    return OnnxLayers(model, f"{path}")
 
 
 def _strange_number(model: ModelProto) -> str | None:

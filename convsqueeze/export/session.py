@@ -17,6 +17,8 @@ DEFAULT_OPSET = 17
 """No operator of the graphs has changed its meaning from 13 to 26, so a newer set would gain
 nothing and shut out older runtimes; every onnxruntime since 1.12 (2022) reads 17.
 """
+LARGEST_MESSAGE = onnx.checker.MAXIMUM_PROTOBUF
+"""Bytes beyond which a model is no single protobuf message: 2 GiB."""
 
 RUNTIME_ERRORS = (
     state.EPFail,
@@ -37,6 +39,7 @@ def session_of(model: ModelProto | Path, threads: int = 0) -> onnxruntime.Infere
 
     `threads`: 0 for as many as there are cores. Raises one of `RUNTIME_ERRORS`.
     """
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads

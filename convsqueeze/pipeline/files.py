@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from convsqueeze.checkpoint import (
 )
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.device import Device, device_named
+from convsqueeze.errors import ConvsqueezeError, ManifestError, OutputError, PlanError
 from convsqueeze.manifest import Border, Manifest
 from convsqueeze.names import shown
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.merging import MergeReport, Planner, Result, planned, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track, byte_progress, untracked
-from convsqueeze.plan import Growth
+from convsqueeze.plan import Growth, Plan
 from convsqueeze.recipe import read_recipe
 from convsqueeze.verify import Report, Settings, verify_checkpoints
 
@@ -88,20 +91,31 @@ def merge_file(
     the layers differ, OutputError for the place of an output, and DeviceError where the device does
     not compute.
     """
-    path, place = Path(path), device_named(device)
+    path, place = anchored(path), device_named(device)
+    if isinstance(manifest, str | Path):
+        manifest = anchored(manifest)
     track(f"opening {path.name}", 0, 0)
     checkpoint = open_checkpoint(path, key=key)
     split = largest_shard is not None
-    output = default_destination(path, split=split) if destination is None else Path(destination)
-    if not dry_run:
-        check_destination(checkpoint, output, overwrite, largest_shard)
-    plan = planned(manifest, checkpoint, border, growth)
+    output = anchored(
+        default_destination(path, split=split) if destination is None else destination
+    )
+    inputs = (*checkpoint.paths, *([manifest] if isinstance(manifest, Path) else []))
+    plan_now = partial(planned, manifest, checkpoint, border, growth)
+    try:
+        if not dry_run:
+            check_destination(checkpoint, output, overwrite, largest_shard, inputs)
+    except OutputError as error:
+        if callable(manifest):  # which runs the model's code
+            raise
+        raise _with_problems(error, plan_now) from error
+    plan = plan_now()
     where: dict[str, Any] = {"wrapper": checkpoint.wrapper, "device": str(place)}
     report = MergedFile(plan, None, plan.notes, path, None, checkpoint.nbytes, **where)
     if dry_run:
         return report
     hash_progress = byte_progress(f"hashing {path.name}", checkpoint.nbytes, track)
-    with NewFiles(overwrite=overwrite) as files:
+    with NewFiles(overwrite=overwrite, inputs=inputs) as files:
         result = squeeze_checkpoint(
             plan,
             checkpoint,
@@ -140,6 +154,15 @@ def merge_file(
     )
 
 
+def _with_problems(error: OutputError, plan: Callable[[], Plan]) -> ConvsqueezeError:
+    """The error together with what is wrong with the manifest, if there is anything."""
+    try:
+        plan()
+    except (ManifestError, PlanError) as more:
+        return type(more)([f"{error}", *more.problems])
+    return error
+
+
 def verify_files(
     original: str | Path,
     squeezed: str | Path,
@@ -156,11 +179,11 @@ def verify_files(
     cuda:N) runs the layers. What fails is in the report; raises CheckpointError, ManifestError or
     PlanError where there is nothing to compare, DeviceError where the device does not compute.
     """
-    original, squeezed, place = Path(original), Path(squeezed), device_named(device)
+    original, squeezed, place = anchored(original), anchored(squeezed), device_named(device)
     track(f"opening {original.name}", 0, 0)
     before = open_checkpoint(original, key=key)
     after = open_like(before, squeezed)
-    recipe = read_recipe(after.recipe, str(squeezed))
+    recipe = read_recipe(after.recipe, f"{squeezed}")
     done = count()
     kept = sum(info.nbytes for name, info in before.tensors.items() if name in after.tensors)
     hash_progress = byte_progress(f"hashing {original.name}", before.nbytes, track)
@@ -177,4 +200,4 @@ def verify_files(
     )
     for checkpoint in (before, after):
         checkpoint.check_unchanged()
-    return replace(report, state_dict=before.wrapper)
+    return replace(report, state_dict=before.wrapper, files=(*before.paths, *after.paths))

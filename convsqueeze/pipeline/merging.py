@@ -13,13 +13,14 @@ from convsqueeze.device import CPU, computing_on
 from convsqueeze.errors import ManifestError, PlanError
 from convsqueeze.manifest import Border, Manifest, load_manifest
 from convsqueeze.module import SqueezedConv, module_of
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.tracking import Track, untracked
-from convsqueeze.plan import Growth, Plan, check_memory, make_plan
+from convsqueeze.plan import Growth, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import edit_of, recipe_layer, recipe_of, squeeze_one
 from convsqueeze.storage import Widened
 from convsqueeze.summary import summary
-from convsqueeze.verify import LayerReport, Report, Settings, verify_merge
+from convsqueeze.verify import LayerReport, Report, Settings, check_effort, verify_merge
 
 Keep = Callable[[Tensor], New]
 """Puts a new tensor where it is to wait."""
@@ -167,16 +168,16 @@ def planned(
     border: Border | None,
     growth: Growth,
 ) -> Plan:
-    """The plan, if there is memory for it; the problems of a manifest's wording and of its sound
-    entries are told together.
+    """The plan, if there is memory and time for it; the problems of a manifest's wording and of its
+    sound entries are told together.
     """
     try:
-        read = load_manifest(Path(manifest)) if isinstance(manifest, str | Path) else manifest
+        read = load_manifest(anchored(manifest)) if isinstance(manifest, str | Path) else manifest
         if isinstance(read, Manifest):
             plan = make_plan(read, checkpoint, border=border, growth=growth)
         else:
             plan = read(checkpoint)
-        check_memory(plan)
+        check_effort(plan)
         return plan
     except ManifestError as error:
         if error.sound is None:

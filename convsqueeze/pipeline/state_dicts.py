@@ -8,6 +8,7 @@ from typing import Any
 from convsqueeze.checkpoint import edited_state_dict, from_state_dict
 from convsqueeze.device import Device, device_named
 from convsqueeze.manifest import Border, Manifest, manifest_from_data
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.merging import MergeReport, planned, squeeze_checkpoint
 from convsqueeze.plan import Growth
 from convsqueeze.verify import Settings
@@ -35,7 +36,7 @@ def merge_state_dict(
     """
     place = device_named(device)
     if isinstance(manifest, str):
-        manifest = Path(manifest)
+        manifest = anchored(manifest)
     elif not isinstance(manifest, Manifest | Path):
         manifest = manifest_from_data(manifest)
     checkpoint = from_state_dict(state_dict)

@@ -191,7 +191,9 @@ def test_sizes_that_the_data_does_not_bear_out(tmp_path: Path, old: bytes, new: 
 
     path = tmp_path / "model.pt"
     path.write_bytes(repacked(pickled(STATE), change))
-    refused(path, "does not fit its data|names more values than the file|cut off or damaged")
+    refused(
+        path, "does not fit its data|names more values than|cut off|larger than its storage|a shape"
+    )
     path.write_bytes(repacked(pickled(STATE)))
     assert torch.equal(open_checkpoint(path).load("a"), STATE["a"])
 

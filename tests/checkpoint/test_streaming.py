@@ -307,8 +307,7 @@ def test_untouched_values_are_compared_in_their_files(
     assert not {"kept", "half"} & set(watched)
     named = load_file(output)
     named["kept"][2, 345] += 1
-    recipe = {"convsqueeze": str(open_checkpoint(output).recipe)}
-    save_file(named, output, recipe)
+    save_file(named, output, dict(open_checkpoint(output).metadata))
     report = pipeline.verify_files(path, output)
     assert report.problems == ("kept: was not merged, but differs from the original at [2, 345].",)
     monkeypatch.setattr(FileRange, "first_difference", lambda *_: None)

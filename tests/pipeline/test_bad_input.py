@@ -582,13 +582,25 @@ def test_input_is_a_link_to_the_output(sound: Path) -> None:
 
 def test_output_is_the_manifest(sound: Path) -> None:
     output = sound.with_name("pairs.yaml")
-    assert_output_refused(sound, output, "suffix", ".safetensors", options=["--overwrite"])
+    assert_output_refused(sound, output, "is an input", options=["--overwrite"])
 
 
 def test_output_exists(sound: Path) -> None:
     output = sound.with_name("out.pt")
     output.write_bytes(b"precious")
     assert_output_refused(sound, output, "exists already", "--overwrite")
+
+
+def test_an_output_that_exists_hides_no_problem_of_the_manifest(sound: Path) -> None:
+    pairs, output = sound.with_name("pairs.yaml"), sound.with_name("out.pt")
+    pairs.write_text(pairs.read_text().replace("body", "bodi"))
+    output.write_bytes(b"precious")
+    done = run_here("merge", sound, "--pairs", pairs, "-o", output)
+    assert done.status == 2
+    assert done.errors[0].startswith(f"{output}: exists already")
+    assert all("bodi" in error for error in done.errors[1:])
+    assert len(done.errors) > 1
+    assert output.read_bytes() == b"precious"
 
 
 def test_output_directory_is_missing(sound: Path) -> None:

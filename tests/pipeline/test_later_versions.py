@@ -49,6 +49,29 @@ def test_a_recipe_of_no_version(tmp_path: Path, written: str) -> None:
     assert len(str(raised.value)) < 1000
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ('"groups": 1', '"groups": 1, "groups": 1', "JSON in which the key groups stands twice"),
+        ('"kind": "conv"', '"kind": "linear"', "its recipe has 2 axes for a linear layer"),
+    ],
+)
+def test_a_recipe_that_no_version_writes(
+    tmp_path: Path, before: str, after: str, says: str
+) -> None:
+    later = with_recipe_of(CASES["model_twice"].squeezed, tmp_path, {})
+    state_dict = torch.load(later, weights_only=True)
+    text = state_dict._metadata[RECIPE_KEY]
+    assert before in text
+    state_dict._metadata[RECIPE_KEY] = text.replace(before, after)
+    torch.save(state_dict, later)
+    with pytest.raises(CheckpointError, match=says):
+        convsqueeze.load_layers(later)
+    outcome = run_here("export-onnx", later, "-o", tmp_path / "o.onnx")
+    assert outcome.status == 2
+    assert says in outcome.errors[0]
+
+
 def test_a_manifest_of_a_later_version_in_a_recipe(tmp_path: Path) -> None:
     """It is not needed to run the layers, but to verify and place them."""
     case = CASES["model_twice"]
