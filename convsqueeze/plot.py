@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from convsqueeze.checkpoint.disk import check_place
 from convsqueeze.checkpoint.new_files import NewFiles
 from convsqueeze.errors import OutputError
 from convsqueeze.names import listed, shown
+from convsqueeze.paths import anchored, check_outputs
 from convsqueeze.plan.wording import rows_text
 from convsqueeze.verify import DifferenceMap, Report
 
@@ -60,7 +60,7 @@ def check_plot(place: Path, *, overwrite: bool, inputs: Sequence[Path] = ()) -> 
             f"{place}: does not end in {', '.join(METADATA)}, one of which was needed. "
             "Name the figure so."
         )
-    check_place(place, overwrite=overwrite, inputs=inputs)
+    check_outputs([place], overwrite=overwrite, inputs=inputs)
     try:
         import matplotlib
         import matplotlib.figure  # noqa: F401
@@ -76,15 +76,17 @@ def write_plot(
 ) -> Plot:
     """Draw the maps of a report and write them, whole or not at all; no file if there are none.
 
-    Raises OutputError as `check_plot` does, and where the disk refuses.
+    It replaces none of the files that were compared, nor of the `inputs`. Raises OutputError as
+    `check_plot` does, and where the disk refuses.
     """
+    place, inputs = anchored(place), (*report.files, *inputs)
     check_plot(place, overwrite=overwrite, inputs=inputs)
     if not report.maps:
         return Plot(None, (), (f"nothing to draw: {_why_nothing(report)}",))
     content = rendered(report, place.suffix.lower())
-    with NewFiles(overwrite=overwrite) as files:
+    with NewFiles(overwrite=overwrite, inputs=inputs) as files:
         files.add(place, lambda file: file.write(content))
-        files.commit(lambda: check_place(place, overwrite=overwrite, inputs=inputs))
+        files.commit()
     names = tuple(one.name for one in panels(report))
     return Plot(place, names, tuple(_not_drawn(report)))
 

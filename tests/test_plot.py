@@ -551,7 +551,7 @@ def test_a_file_that_appears_meanwhile_is_kept(
         return b"a picture"
 
     monkeypatch.setattr("convsqueeze.plot.rendered", meanwhile)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="has come to exist while"):
         write_plot(report, plot, overwrite=False)
     assert plot.read_bytes() == b"somebody else's"
     assert [path.name for path in tmp_path.glob(".convsqueeze*")] == []

@@ -3,11 +3,10 @@
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.checkpoint import Checkpoint
-from convsqueeze.cli.output import picked, print_table
+from convsqueeze.cli.output import picked, print_table, words
 from convsqueeze.formatting import Row, Table, format_size
 from convsqueeze.inspection import FoundLayer
 from convsqueeze.names import shown
@@ -50,9 +49,9 @@ def print_inspection(console: Console, checkpoint: Checkpoint, layers: list[Foun
         facts.append(f"names without their prefix {shown(checkpoint.prefix)}")
     if checkpoint.recipe is None:
         facts.append("no recipe")
-    console.print(escape("; ".join(facts)))
+    console.print(words("; ".join(facts)))
     if checkpoint.recipe is not None:
-        _print_recipe(console, read_recipe(checkpoint.recipe, str(checkpoint.path)))
+        _print_recipe(console, read_recipe(checkpoint.recipe, f"{checkpoint.path}"))
 
 
 def _print_recipe(console: Console, recipe: Recipe) -> None:

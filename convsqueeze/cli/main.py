@@ -5,33 +5,30 @@ verification failed, 2 usage or input, 3 an error of this program; a run that a 
 by that signal, as a shell expects.
 """
 
-import contextlib
 import os
 import signal
 import sys
 import traceback
-from io import TextIOWrapper
 from typing import NoReturn
 
 from convsqueeze.cli.signals import Stopped, on_signals, stop_if_asked
-from convsqueeze.errors import ConvsqueezeError, ModelCodeError, ReportedTogether, printable
+from convsqueeze.cli.streams import guard_streams
+from convsqueeze.errors import (
+    ConvsqueezeError,
+    ModelCodeError,
+    ReportedTogether,
+    lacks_memory,
+    printable,
+)
 
 BUG_STATUS = 3
-OUT_OF_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")
-"""How torch and onnxruntime word it, as a RuntimeError."""
 
 
 def main() -> None:
     """Run the command line; leaves by SystemExit, or by the signal that stopped it."""
     # nothing has been begun, so nothing is to be tidied up, and no import is broken off halfway
     on_signals(lambda number, frame: _end_stopped(Stopped(number)))
-    sys.stdout, sys.stderr = (  # one that is closed from the start is None
-        stream or open(os.devnull, "w")  # noqa: SIM115  (open to the end)
-        for stream in (sys.stdout, sys.stderr)
-    )
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a frame shows its code
-            stream.reconfigure(errors="backslashreplace")
+    guard_streams()
     try:
         from convsqueeze.cli.app import app
 
@@ -39,7 +36,8 @@ def main() -> None:
     except Stopped as stopped:
         _end_stopped(stopped)
     except SystemExit as leaving:
-        # 1 is typer's word for a reader that is gone: a failed verification is an exception
+        # 1 is typer's word for a reader that is gone: a failed verification is an exception, and
+        # what a model's own code leaves by as well
         if leaving.code == 1 and hasattr(signal, "SIGPIPE"):
             _end_by(signal.SIGPIPE)
         if error := _flushed():
@@ -72,13 +70,13 @@ def _worded(error: Exception) -> tuple[int, str]:
         place = error.filename or "an output"
         return 2, f"{place}: {error.strerror or error}. Mend that and run it again."
     text = str(error).strip().partition("\n")[0]
-    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+    if lacks_memory(error):
         why = f"there is not enough of it ({text or 'refused by the system'})"
         return 2, f"memory: {why}. Free some, or merge fewer layers at a time."
     return BUG_STATUS, (
         f"internal: {type(error).__name__}: {text or 'no message'}. This is a mistake in "
-        "convsqueeze and not in your files; nothing was written. Run it again with --debug and "
-        "report what it prints."
+        "convsqueeze and not in your files. Outputs appear whole or not at all. Run it again with "
+        "--debug and report what it prints."
     )
 
 
@@ -94,30 +92,24 @@ def _leave(error: Exception, status: int, *problems: str) -> NoReturn:
 
 
 def _flushed() -> OSError | None:
-    """Write out what is buffered; why it cannot be, if it cannot.
-
-    Python would try it once more on the way out, and leave with a status of its own.
-    """
+    """Write out what is buffered; why it cannot be, if it cannot."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _end_by(signal.SIGPIPE)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
 
 
 def _tell(*problems: str) -> None:
-    with contextlib.suppress(OSError):  # standard error is gone: the status has to do
-        for problem in problems:
-            sys.stderr.write(f"error: {printable(problem)}\n")
+    for problem in problems:
+        sys.stderr.write(f"error: {printable(problem)}\n")
 
 
 def _end_by(number: int) -> NoReturn:
     """As if the signal had not been caught. Nothing may be flushed where no one reads."""
-    with contextlib.suppress(OSError):
-        sys.stderr.flush()
+    sys.stderr.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # the signal is blocked, or on its way

@@ -22,6 +22,8 @@ def byte_count(text: str) -> int:
     return count
 
 
+WRITTEN = "written"
+"""Stands beside the options whose path is that of an output; every other path is read."""
 Model = Annotated[Path, typer.Argument(help="Checkpoint: .pt .pth .ckpt .bin .safetensors, index.")]
 Key = Annotated[
     str | None, typer.Option("--key", help="Entry of the file that holds the state dict.")

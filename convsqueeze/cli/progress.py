@@ -1,9 +1,10 @@
 """How far a run is: one line on stderr, of rich's own columns, once work takes a moment."""
 
+import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from rich.console import Console
@@ -32,14 +33,15 @@ RATE_S = 600
 class DelayedProgress(AbstractContextManager["DelayedProgress", None]):
     """Usable as the pipeline's `track`: nothing is drawn in the first moment, nor when quiet.
 
-    Within it, what a user's own code prints goes to stderr: stdout is for the report.
+    Within it, what a user's own code prints goes to stderr, whoever writes it: stdout is for the
+    report.
     """
 
     def __init__(
         self, console: Console, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console, self._clock = console, clock
-        self._aside = redirect_stdout(sys.stderr)
+        self._aside = _stdout_aside()
         self._shows = not quiet and console.is_terminal
         self._starts = clock() + MOMENT_S
         self._bar: Progress | None = None
@@ -84,6 +86,20 @@ class DelayedProgress(AbstractContextManager["DelayedProgress", None]):
         """Another bar has a rate of its own, and stands in the place of this one."""
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextmanager
+def _stdout_aside() -> Iterator[None]:
+    """What is written to stdout meanwhile, by other programs too, goes to stderr."""
+    with ExitStack() as restored:
+        with suppress(OSError):  # closed
+            sys.stdout.flush()
+            kept = os.dup(1)
+            restored.callback(os.close, kept)
+            restored.callback(os.dup2, kept, 1)
+            os.dup2(2, 1)
+        restored.enter_context(redirect_stdout(sys.stderr))
+        yield
 
 
 class _Description(ProgressColumn):

@@ -65,6 +65,7 @@ def importing() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+    gc.set_threshold(100_000)  # of 200,000 tensors it would look at all, again and again
     if not gc.get_freeze_count():  # once a process: garbage of earlier runs must not stay as well
         gc.freeze()
     stop_on_signals()

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 
-from convsqueeze.cli.output import print_files, print_line, print_notes, print_table
+from convsqueeze.cli.output import print_files, print_line, print_notes, print_table, words
 from convsqueeze.formatting import (
     Row,
     Table,
@@ -49,11 +48,11 @@ def print_merge(console: Console, done: "MergedFile") -> None:
     print_notes(console, done.notes)
     if done.verification is not None:
         _print_verdict(console, done.verification)
-    source, before = escape(str(done.source)), format_bytes(done.bytes_before)
+    source, before = words(done.source), format_bytes(done.bytes_before)
     if done.output is None:
         console.print(f"{source}: {before}. Dry run: nothing written.")
     else:
-        output = f"[bold]{escape(str(done.output))}[/] {format_bytes(done.bytes_after)}"
+        output = f"[bold]{words(done.output)}[/] {format_bytes(done.bytes_after)}"
         print_line(console, f"{source} {before} -> {output}")
 
 
@@ -72,8 +71,8 @@ def print_verify(console: Console, report: "Report") -> None:
     print_table(console, Table(title, columns, tuple(rows)))
     for one in report.layers:
         if one.worst.place:
-            line = f"{escape(one.name)}: largest share {one.worst.share:.3f}, {one.worst.place}"
-            console.print(line, style="dim")
+            line = f"{one.name}: largest share {one.worst.share:.3f}, {one.worst.place}"
+            console.print(words(line), style="dim")
     if report.untouched:
         console.print(f"{report.untouched} other tensors compared bit for bit")
     _print_verdict(console, report)
@@ -81,7 +80,7 @@ def print_verify(console: Console, report: "Report") -> None:
 
 def _print_verdict(console: Console, report: "Report") -> None:
     for keyword, text in verdict(report):
-        detail = f": {escape(text)}" if report.ok else ""  # else it is printed as an error
+        detail = f": {words(text)}" if report.ok else ""  # else it is printed as an error
         console.print(f"[{KEYWORDS[keyword]}]{keyword}[/]{detail}")
 
 
@@ -90,7 +89,7 @@ def print_plot(console: Console, plot: "Plot") -> None:
     print_notes(console, plot.notes)
     if plot.output is not None:
         layers = "1 layer" if len(plot.drawn) == 1 else f"{len(plot.drawn)} layers"
-        print_line(console, f"drawn: {layers}, [bold]{escape(str(plot.output))}[/]")
+        print_line(console, f"drawn: {layers}, [bold]{words(plot.output)}[/]")
 
 
 def print_export(console: Console, result: "ExportResult") -> None:
@@ -123,13 +122,13 @@ def print_whole_export(console: Console, result: "WholeExport") -> None:
         print_whole(console, result.whole)
     checked = result.checked
     for name, sizes in checked.inputs:
-        console.print(f"input {escape(name)}: {escape(' x '.join(map(str, sizes)))}")
+        console.print(f"input {words(name)}: {words(' x '.join(map(str, sizes)))}")
     print_notes(console, (*checked.notes, *result.notes))
     shapes = ", ".join(" ".join(map(format_size, one)) for one in checked.shapes)
     print_line(
         console,
         f"[bold green]checked[/]: onnxruntime ({checked.dtype}) gives what {result.against} gives, "
-        f"on {escape(shapes)}: {checked.worst.error:.2e} / {checked.worst.bound:.2e} (opset "
+        f"on {words(shapes)}: {checked.worst.error:.2e} / {checked.worst.bound:.2e} (opset "
         f"{result.written.opset}, seed {result.written.seed})",
     )
     print_files(console, result.written.files)
@@ -139,7 +138,7 @@ def print_whole(console: Console, report: "WholeReport") -> None:
     """What the whole model gave before and after."""
     print_notes(console, report.notes)
     if report.ok:
-        print_line(console, f"[bold green]whole model[/]: {escape(report.describe())}")
+        print_line(console, f"[bold green]whole model[/]: {words(report.describe())}")
     else:
         console.print("[bold red]the whole model differs[/]")
 
@@ -168,7 +167,7 @@ def print_review(console: Console, found: "ReviewedFile") -> None:
 
 def _print_reviewed(console: Console, one: "Reviewed") -> None:
     """The best partition of an entry, and why what stays apart does."""
-    best, place = one.partition, f"[bold]{escape(one.place)}[/]"
+    best, place = one.partition, f"[bold]{words(one.place)}[/]"
     if not best.merged:
         print_line(console, f"{place}: no layers of it are worth merging.")
     elif one.is_better:
@@ -176,12 +175,12 @@ def _print_reviewed(console: Console, one: "Reviewed") -> None:
         change = f"{_measured(best, best.before)} -> {_measured(best, best.after)}"
         print_line(console, f"{place}: in parts {change} ({given})")
         for part in best.merged:
-            print_line(console, f"  one layer: {escape(_part_line(part))}")
+            print_line(console, f"  one layer: {words(_part_line(part))}")
         if best.apart:
-            print_line(console, f"  apart: {escape(', '.join(best.apart))}")
+            print_line(console, f"  apart: {words(', '.join(best.apart))}")
     for rejected in best.kept_apart:
         line = f"  {', '.join(rejected.request.labels)}: {rejected.reason}"
-        print_line(console, escape(line), style="dim")
+        print_line(console, words(line), style="dim")
     print_notes(console, best.notes)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convsqueeze import pipeline
 from convsqueeze.cli import main as entry
+from convsqueeze.export import files as export_files
 from convsqueeze.pipeline import files, merging
 from tests.attacks.files import PAIRS
 from tests.attacks.files import tensors as attacked
@@ -99,6 +100,61 @@ def test_names_in_messages_do_not_reach_the_terminal_raw(
     assert done.stderr == "error: a\\x1b[2J\\nb: is odd. Look.\n"
 
 
+class OwnError(BaseException):
+    """Of a model's code."""
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(0), SystemExit(1), SystemExit("done"), KeyboardInterrupt(), OwnError()]
+)
+def test_no_code_ends_a_run_as_if_it_had_done_its_work(
+    model: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, error)
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert (done.status, done.stdout, len(done.errors)) == (2, "", 1)
+    assert f"own code: ended the run ({type(error).__name__}: " in done.errors[0]
+    debugged = run_here("merge", model, "--pairs", model.parent / "pairs.yaml", "--debug")
+    assert "Traceback" in debugged.stderr
+
+
+NOISY = """
+import sys, warnings
+from torch import nn
+
+def build():
+    print("printed")
+    warnings.warn("warned")
+    print("told", file=sys.stderr)
+    return nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 2, 2, padding="same"))
+"""
+
+
+def test_quiet_runs_tell_errors_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch warns of `same` padding for a kernel of two, which is nobody's business here."""
+    monkeypatch.chdir(tmp_path)
+    weights = torch.randn(2, 8, 2, 2), torch.randn(8, 4, 1, 1)
+    values = {"1.weight": weights[0], "1.bias": torch.ones(2), "0.weight": weights[1]}
+    save_file(values, tmp_path / "model.safetensors")
+    Path("net.py").write_text(NOISY)
+    Path("pairs.yaml").write_text(
+        "version: 1\npairs: [{first: {name: '0'}, second: {name: '1', padding: same}}]"
+    )
+    made = ("merge", "model.safetensors", "--model", "net.py:build", "--overwrite")
+    quiet = run_process(*made, "-q", cwd=tmp_path)
+    assert (quiet.status, quiet.stdout, quiet.stderr) == (0, "", "")
+    heard = run_process(*made, cwd=tmp_path)
+    assert heard.status == 0
+    for words in ("printed", "UserWarning: warned", "told"):
+        assert words in heard.stderr
+    assert "same" not in heard.stderr
+    plain = ("merge", "model.safetensors", "--pairs", "pairs.yaml", "--overwrite")
+    told = run_process(*plain, cwd=tmp_path)
+    assert (told.status, told.stderr) == (0, "")
+    refused = run_process(*plain, "-q", "-o", "none/out.pt", cwd=tmp_path)
+    assert (refused.status, len(refused.stderr.splitlines())) == (2, 1)
+
+
 @pytest.mark.stress
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_report_that_cannot_be_printed(model: Path, buffered: bool) -> None:
@@ -113,7 +169,7 @@ def test_a_report_that_cannot_be_printed(model: Path, buffered: bool) -> None:
         )
     assert done.returncode == 2
     assert done.stderr == (
-        "error: an output: No space left on device. Mend that and run it again.\n"
+        "error: standard output: No space left on device. Mend that and run it again.\n"
     )
 
 
@@ -226,7 +282,7 @@ def test_a_signal_before_the_work_begins(model: Path, number: signal.Signals) ->
 
 
 @pytest.mark.parametrize("when", ["squeeze_one", "verify_merge", "write_checkpoint"])
-@pytest.mark.parametrize("change", ["cut", "rewritten", "removed", "replaced"])
+@pytest.mark.parametrize("change", ["cut", "rewritten", "put back", "removed", "replaced"])
 def test_an_input_that_changes_under_the_run(
     model: Path, when: str, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +296,12 @@ def test_an_input_that_changes_under_the_run(
                 os.truncate(model, len(data) // 3)
             case "rewritten":
                 model.write_bytes(data[:-8] + bytes(8))
+            case "put back":  # written in place, its time as it was
+                before = model.stat()
+                with model.open("r+b") as file:
+                    file.seek(-8, os.SEEK_END)
+                    file.write(bytes(8))
+                os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
             case "removed":
                 model.unlink()
             case "replaced":
@@ -275,6 +337,24 @@ def test_an_input_that_changes_under_a_verification(
     done = run_here("verify", model, squeezed)
     assert (done.status, len(done.errors)) == (2, 1)
     assert f"{squeezed}: changed while it was being read" in done.errors[0]
+
+
+def test_an_onnx_file_that_changes_under_a_verification(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeezed, onnx = model.with_name(f"out{model.suffix}"), model.with_name("out.onnx")
+    pairs = model.parent / "pairs.yaml"
+    assert run_here("merge", model, "--pairs", pairs, "-o", squeezed, "--onnx", onnx).status == 0
+    real = export_files.check_model
+
+    def touched(*arguments: Any, **options: Any) -> Any:
+        onnx.write_bytes(onnx.read_bytes())
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(export_files, "check_model", touched)
+    done = run_here("verify", model, squeezed, "--onnx", onnx)
+    assert (done.status, len(done.errors)) == (2, 1)
+    assert f"{onnx}: changed while it was being read" in done.errors[0]
 
 
 def test_the_command_starts_before_torch_is_there() -> None:

@@ -30,8 +30,12 @@ TYPERS_OWN = {"pydantic"}
 LIGHT = {
     "convsqueeze",
     "convsqueeze.errors",
+    "convsqueeze.paths",
     "convsqueeze.cli",
-    *(f"convsqueeze.cli.{name}" for name in ("app", "commands", "main", "options", "signals")),
+    *(
+        f"convsqueeze.cli.{name}"
+        for name in ("app", "commands", "main", "options", "run", "signals", "streams")
+    ),
     *(
         f"convsqueeze.cli.commands.{name}"
         for name in ("export_onnx", "inspect", "merge", "plan", "scan", "schema", "verify")

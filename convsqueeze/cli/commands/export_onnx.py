@@ -1,5 +1,6 @@
 """`export-onnx`: the squeezed layers, or the whole model that has them, as ONNX."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ from convsqueeze.cli.signals import importing
 def export_onnx(
     squeezed: Annotated[Path, typer.Argument(help="What `merge` wrote.")],
     destination: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Default: <stem>.onnx beside SQUEEZED.")
+        Path | None,
+        typer.Option("-o", "--output", help="Default: <stem>.onnx beside SQUEEZED."),
+        options.WRITTEN,
     ] = None,
     layer: Annotated[
         list[str] | None, typer.Option("--layer", help="Only this layer; may be given again.")
@@ -44,15 +47,17 @@ def export_onnx(
         if model is not None:
             from convsqueeze.models import code_of
             from convsqueeze.models.onnx import check_exporter, export_whole
+            from convsqueeze.tracing.raised import user_errors_told
     console, errors = output.consoles(as_json)
     place = destination or default_onnx_destination(squeezed)
-    with DelayedProgress(errors) as track:
+    as_theirs = user_errors_told() if model is not None else nullcontext()
+    with DelayedProgress(errors) as track, as_theirs:
         if model is None:
             track(f"exporting {squeezed.name}", 0, 0)
             result = export(squeezed, place, names=layer, key=key, opset=opset, overwrite=overwrite)
         else:
             # what can be refused is refused before the user's code runs
-            check_onnx_destination(place, overwrite=overwrite, source=squeezed)
+            check_onnx_destination(place, overwrite=overwrite, inputs=[squeezed])
             check_exporter(opset)
             built = code_of(model, shapes or [], track)
             output.print_notes(errors, built.notes)
@@ -68,9 +73,12 @@ def export_onnx(
                 track=track,
                 sandbox=built.sandbox,
             )
-    if as_json:
-        output.print_json(result.to_data() if model is None else whole.to_data())
-    if model is None:
-        tables.print_export(console, result)
-    else:
-        tables.print_whole_export(console, whole)
+    with output.reporting((result if model is None else whole.written).files):
+        if as_json:
+            told = result.to_data() if model is None else whole.to_data()
+            notes = built.notes if model is not None else ()
+            output.print_json({**told, "notes": [*notes, *told["notes"]]})
+        if model is None:
+            tables.print_export(console, result)
+        else:
+            tables.print_whole_export(console, whole)

@@ -1,5 +1,6 @@
 """`merge`: a manifest or the model's code in, a smaller checkpoint out."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,9 +21,12 @@ def merge(
     destination: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Default: <stem>.squeezed<suffix> beside MODEL."),
+        options.WRITTEN,
     ] = None,
     onnx: Annotated[
-        Path | None, typer.Option("--onnx", help="Also write the squeezed layers as ONNX.")
+        Path | None,
+        typer.Option("--onnx", help="Also write the squeezed layers as ONNX."),
+        options.WRITTEN,
     ] = None,
     border: options.BorderPolicy = None,
     growth: options.GrowthPolicy = "refuse",
@@ -55,6 +59,7 @@ def merge(
 
         if code is not None:
             from convsqueeze.models import WholeReport, code_of, plan_from_code, put_in_place
+            from convsqueeze.tracing.raised import user_errors_told
         if onnx is not None:
             from convsqueeze.export import CheckedModel, check_onnx_destination, checked_onnx
 
@@ -79,7 +84,8 @@ def merge(
         checked.append(checked_onnx(result.modules(), place, recipe_json=text, **settings))
         checked[0].stage(files)
 
-    with DelayedProgress(errors, quiet=quiet) as track:
+    as_theirs = user_errors_told() if code is not None else nullcontext()
+    with DelayedProgress(errors, quiet=quiet) as track, as_theirs:
         if code is not None:
             built = code_of(code, shapes or [], track, model, key)
             notes = built.notes
@@ -103,14 +109,20 @@ def merge(
         )
     exported = checked[0].result() if checked else None
     seen = wholes[0] if wholes else None
-    if as_json:
-        onnx_data = {"onnx": exported.to_data()} if exported else {}
-        whole_data = {"whole_model": seen.to_data()} if seen else {}
-        output.print_json({**data.merge_data(done), **whole_data, **onnx_data})
-    if not quiet:
-        tables.print_merge(console, done)
-        output.print_notes(console, notes)
-        if seen:
-            tables.print_whole(console, seen)
-        if exported:
-            tables.print_export(console, exported)
+    with output.reporting([done.output, *(exported.files if exported else ())]):
+        if as_json:
+            onnx_data = {"onnx": exported.to_data()} if exported else {}
+            whole_data = {"whole_model": seen.to_data()} if seen else {}
+            found = [
+                *notes,
+                *done.notes,
+                *(note for one in (seen, exported) if one for note in one.notes),
+            ]
+            output.print_json({**data.merge_data(done), "notes": found, **whole_data, **onnx_data})
+        if not quiet:
+            tables.print_merge(console, done)
+            output.print_notes(console, notes)
+            if seen:
+                tables.print_whole(console, seen)
+            if exported:
+                tables.print_export(console, exported)

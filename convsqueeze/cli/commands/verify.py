@@ -27,6 +27,7 @@ def verify(
     plot: Annotated[
         Path | None,
         typer.Option("--plot", help="Draw where layers differ: .png .pdf .svg (matplotlib)."),
+        options.WRITTEN,
     ] = None,
     device: options.Device = "cpu",
     overwrite: options.Overwrite = False,
@@ -34,7 +35,6 @@ def verify(
     debug: options.Debug = False,
 ) -> None:
     """Hold a squeezed checkpoint against its original; exit 1 where they differ."""
-    inputs = [path for path in (original, squeezed, pairs, onnx) if path is not None]
     with importing():
         from convsqueeze.cli import data, output, tables
         from convsqueeze.cli.progress import DelayedProgress
@@ -44,12 +44,12 @@ def verify(
         from convsqueeze.verify import Settings
 
         if onnx is not None:
-            from convsqueeze.export import check_onnx_file
+            from convsqueeze.export import check_onnx_file, onnx_files
             from convsqueeze.module import load_layers
         if plot is not None:
             from convsqueeze.plot import check_plot, write_plot
 
-            check_plot(plot, overwrite=overwrite, inputs=inputs)
+            check_plot(plot, overwrite=overwrite)
     console, errors = output.consoles(as_json)
     more_data: dict[str, Any] = {"onnx": []} if onnx else {}
     with DelayedProgress(errors) as track:
@@ -69,11 +69,17 @@ def verify(
             except VerificationError as error:
                 report = report.with_problems(error.problems)
     more_data["state_dict"] = report.state_dict
-    tables.print_verify(console, report)
+    drawn = None
     if plot is not None:
+        inputs = [*([pairs] if pairs else []), *(onnx_files(onnx) if onnx else [])]
         drawn = write_plot(report, plot, overwrite=overwrite, inputs=inputs)
-        tables.print_plot(console, drawn)
-        more_data["plot"] = None if drawn.output is None else str(drawn.output)
-    if as_json:
-        output.print_json({**data.report_data(report), **more_data})
-    report.raise_if_failed()
+        more_data["plot"] = drawn.output
+    try:
+        with output.reporting([drawn.output if drawn else None]):
+            tables.print_verify(console, report)
+            if drawn:
+                tables.print_plot(console, drawn)
+            if as_json:
+                output.print_json({**data.report_data(report), **more_data})
+    finally:  # a report that cannot be printed hides no failure
+        report.raise_if_failed()
