@@ -1,24 +1,19 @@
 """YAML text or plain data -> Manifest, every problem at once with file, line and key.
 
-Knows YAML and the schema, no checkpoint. YAML is read as version 1.2, so `1e-5` is a number and
-`no` is a name; ruamel.yaml keeps the lines and refuses duplicate keys.
+Knows the schema, no checkpoint.
 """
 
-import datetime
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from convsqueeze.errors import ManifestError
 from convsqueeze.kinds import LAYER_KINDS
@@ -32,16 +27,20 @@ from convsqueeze.manifest.model import (
     entry_tag,
     item_tag,
 )
+from convsqueeze.manifest.yaml_text import (
+    DEEPEST,
+    MOST_REPEATED,
+    Listed,
+    Mapped,
+    Unfit,
+    YamlProblem,
+    read_yaml,
+)
 from convsqueeze.names import KeyPath, nearest, shown
 from convsqueeze.version import newer_version
 
-UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError)
-"""What ruamel.yaml raises beside its own errors: for dates that do not exist, endless numbers."""
-LONGEST = 2_000_000
-"""Characters of a manifest, which take a minute to read."""
-DEEPEST = 100
-"""Brackets in brackets: their reader takes the square of it."""
-MOST_VALUES = 100_000
+LARGEST = 10_000_000
+"""Bytes of a manifest, which take ten seconds to read."""
 LONGEST_NUMBER = 64
 """Bits of a whole number."""
 
@@ -79,48 +78,33 @@ class Manifest:
 
 def load_manifest(path: Path) -> Manifest:
     """The manifest in a YAML file. Raises ManifestError with every problem it has."""
+    from convsqueeze.checkpoint.disk import read_whole  # takes a moment, and a schema needs none
+
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_whole(path, LARGEST).decode("utf-8")
     except FileNotFoundError as error:
         names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = nearest(path.name, names, "Check the path.", cutoff=0.3)
         raise ManifestError([f"{path}: there is no such file. {hint}"]) from error
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{path}: cannot be read as text ({error}).{YAML_WANTED}"
-        raise ManifestError([message]) from error
-    return parse_manifest(text, str(path))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ManifestError([f"{path}: cannot be read ({reason}).{YAML_WANTED}"]) from error
+    except ValueError as error:
+        reason = "is not UTF-8 text" if isinstance(error, UnicodeError) else str(error)
+        raise ManifestError([f"{path}: {reason}.{YAML_WANTED}"]) from error
+    return parse_manifest(text, f"{path}")
 
 
 def parse_manifest(text: str, source: str) -> Manifest:
     """The manifest in YAML `text`; `source` names it in messages. Raises ManifestError."""
-    if len(text) > LONGEST or _deepest_brackets(text) > DEEPEST:
-        what = "is nested too deeply" if len(text) <= LONGEST else f"has {len(text):,} characters"
-        raise ManifestError([f"{source}: {what}.{YAML_WANTED}"])
-    reader = YAML(typ="rt")
     try:
-        data = reader.load(text)
-    except RecursionError as error:
-        raise ManifestError([f"{source}: is nested too deeply.{YAML_WANTED}"]) from error
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        column = f", column {mark.column + 1}" if mark else ""
-        problem = (error.problem or "syntax error").split("\n")[0]
-        message = f"{problem}.{_yaml_advice(text, mark.line if mark else 0)}"
-        raise ManifestError([f"{source}{line}: not valid YAML{column}: {message}"]) from error
-    except (YAMLError, *UNREADABLE) as error:
-        first = str(error).strip().split("\n")[0][:100]
-        raise ManifestError([f"{source}: not valid YAML: {first}."]) from error
-    return manifest_from_data(data, source)
-
-
-def _deepest_brackets(text: str) -> int:
-    """How deeply brackets nest, those in quoted text taken for real ones."""
-    deepest = depth = 0
-    for bracket in re.findall(r"[\[\]{}]", text):
-        depth = depth + 1 if bracket in "[{" else max(depth - 1, 0)
-        deepest = max(deepest, depth)
-    return deepest
+        data, written = read_yaml(text)
+    except YamlProblem as error:
+        line = f":{error.mark.line + 1}" if error.mark else ""
+        column = f", column {error.mark.column + 1}" if error.mark else ""
+        problem = f"{error}.{_yaml_advice(text, error.mark.line if error.mark else 0)}"
+        raise ManifestError([f"{source}{line}: not valid YAML{column}: {problem}"]) from error
+    return _manifest_of(data, _Reading(source, written + MOST_REPEATED))
 
 
 def _yaml_advice(text: str, line: int) -> str:
@@ -133,25 +117,30 @@ def _yaml_advice(text: str, line: int) -> str:
     return ""
 
 
+class _TooMany(Exception):
+    pass
+
+
 class _Reading:
     """Data as what JSON can hold, with the line of every key and what JSON cannot hold."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, most: float = inf) -> None:
         self.source = source
         self.lines: dict[KeyPath, int] = {}
         self.problems: list[str] = []
         self.where = partial(_where, source, self.lines)
-        self._values = 1
+        self._left = most
 
     def plain(self, node: Any, path: KeyPath = ()) -> Any:
-        """The node as plain data. A date is text, as in YAML 1.2.
-
-        Raises RecursionError for what holds itself, and where aliases make too many values.
+        """The node as plain data. Raises RecursionError for what is nested too deeply or holds
+        itself, _TooMany for too many aliases.
         """
-        if isinstance(node, CommentedMap | CommentedSeq):
-            if node.tag.value is not None:
-                message = f"has the tag {shown(str(node.tag.value))}, plain data was needed."
-                return self._refuse(path, f"{message} Write it without a tag.")
+        if len(path) > DEEPEST:
+            raise RecursionError
+        self._left -= 1
+        if self._left < 0:
+            raise _TooMany
+        if isinstance(node, Mapped | Listed):
             self._note_lines(node, path)
         if isinstance(node, Mapping):
             if odd := [key for key in node if not isinstance(key, str)]:
@@ -160,42 +149,55 @@ class _Reading:
             return {key: self.plain(value, (*path, key)) for key, value in node.items()}
         if isinstance(node, list | tuple):
             return [self.plain(value, (*path, index)) for index, value in enumerate(node)]
-        if isinstance(node, datetime.date):
-            return node.isoformat()
-        if isinstance(node, int) and node.bit_length() > LONGEST_NUMBER:
-            message = f"is a number of {node.bit_length()} bits, no layer has such."
-            return self._refuse(path, f"{message} Write a smaller one.")
-        if isinstance(node, float) and not isfinite(node):
-            return self._refuse(path, f"is {node}, a finite number was needed.")
-        if node is None or isinstance(node, bool | int | float | str):
-            return node
-        kind = type(node).__name__.removeprefix("Commented").lower()
-        message = f"is a {kind}, plain text, a number or a list was needed. Write it plainly."
-        return self._refuse(path, message)
+        if problem := _unfit(node):
+            return self._refuse(path, problem)
+        return node
 
-    def _note_lines(self, node: CommentedMap | CommentedSeq, path: KeyPath) -> None:
-        self._values += len(node)
-        if self._values > MOST_VALUES:
-            raise RecursionError
-        self.lines.setdefault(path, node.lc.line + 1)
-        for key, (line, *_) in (node.lc.data or {}).items():
-            self.lines[(*path, key)] = line + 1
+    def _note_lines(self, node: Mapped | Listed, path: KeyPath) -> None:
+        self.lines.setdefault(path, node.line)
+        for key, line in node.lines.items():
+            self.lines[(*path, key)] = line
 
     def _refuse(self, path: KeyPath, message: str) -> None:
         self.problems.append(f"{self.where(path)}: {message}")
 
 
+def _unfit(value: Any) -> str | None:
+    """Why a manifest has no such value, which is no mapping and no list."""
+    if isinstance(value, Unfit):
+        return value.reason
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        message = f"is a number of {value.bit_length()} bits, no layer has such."
+        return f"{message} Write a smaller one."
+    if isinstance(value, float) and not isfinite(value):
+        return f"is {value}, a finite number was needed."
+    if isinstance(value, str) and re.search(r"[\ud800-\udfff]", value):
+        return f"is {value!a:.60}, which is no Unicode text. Write it in UTF-8."
+    if value is None or isinstance(value, bool | int | float | str):
+        return None
+    kind = type(value).__name__
+    return f"is a {kind}, plain text, a number or a list was needed. Write it plainly."
+
+
 def manifest_from_data(data: Any, source: str = "manifest") -> Manifest:
     """A manifest from plain data (dicts, lists, numbers, strings). Raises ManifestError."""
-    reading = _Reading(source)
+    return _manifest_of(data, _Reading(source))
+
+
+def _manifest_of(data: Any, reading: _Reading) -> Manifest:
+    source = reading.source
     try:
         plain = reading.plain(data)
-    except RecursionError as error:
-        many = f"stands for more than {MOST_VALUES:,} values, by aliases that repeat them"
+    except _TooMany as error:
+        many = f"stands for more than {MOST_REPEATED:,} values by aliases that repeat them"
         advice = "Write an entry once, with placeholders in its names."
         raise ManifestError([f"{source}: {many}. {advice}"]) from error
+    except RecursionError as error:
+        nested = "is nested too deeply, or holds itself"
+        raise ManifestError([f"{source}: {nested}.{YAML_WANTED}"]) from error
     if not isinstance(data, Mapping):
-        raise ManifestError([f"{source}: is {_shown(data)}.{YAML_WANTED}"])
+        is_shown = f"{source}: is {_shown(plain)}.{YAML_WANTED}"
+        raise ManifestError(reading.problems or [is_shown])
     if newer := newer_version(data.get("version"), MANIFEST_VERSION):
         place = reading.where(("version",))
         advice = f"or write the manifest in version {MANIFEST_VERSION}"
