@@ -31,6 +31,8 @@ class AvgPoolLayer(Layer):
     has_taps = True
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
+        if not rank:
+            raise GeometryError("a pool needs an axis, these layers have channels alone")
         size = per_axis(self.kernel_size, rank, "kernel_size")
         return average_pool(channels, **{**self.settings, "kernel_size": size})
 

@@ -1,5 +1,6 @@
 """The layer that changes nothing: an identity branch."""
 
+import sys
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,7 +15,7 @@ from convsqueeze.kinds.semantics import Identity, Reason
 
 PASSING = {"alias", "clone", "detach", "contiguous", "lift_fresh_copy", "native_dropout", "dropout"}
 """Operators that give what they take, in eval mode."""
-_KEEPING = ("_to_copy", "to", "view", "reshape", "_unsafe_view", "expand", "slice")
+_KEEPING = ("_to_copy", "to", "view", "reshape", "_unsafe_view", "expand")
 """Operators that give what they take where that has their shape and dtype."""
 
 
@@ -52,9 +53,21 @@ def _keeping(call: Call) -> Identity | Reason:
     return call.changed() or Identity()
 
 
+def _cut(call: Call) -> Identity | Reason:
+    """A slice without ends. One that ends at a number may cut something off another size."""
+    start, end = call["start"] or 0, sys.maxsize if call["end"] is None else call["end"]
+    if start == 0 and isinstance(end, int) and end >= sys.maxsize:
+        return _keeping(call)
+    return call.changed() or Reason("not linear", f"slice to {start}:{end}, whatever the size is")
+
+
 KIND = Kind(
     IdentityLayer,
-    aten={**dict.fromkeys(PASSING, _passing), **dict.fromkeys(_KEEPING, _keeping)},
+    aten={
+        **dict.fromkeys(PASSING, _passing),
+        **dict.fromkeys(_KEEPING, _keeping),
+        "slice": _cut,
+    },
     modules={
         **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), "dropout"),
         nn.Identity: "alias",

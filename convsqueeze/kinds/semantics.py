@@ -19,6 +19,7 @@ ReasonKind = Literal[
     "border",
     "not one convolution",
     "axes",
+    "too large",
     "no gain",
 ]
 

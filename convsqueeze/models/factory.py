@@ -6,6 +6,7 @@ The code is run: what it does is the user's. Knows modules and checkpoints; noth
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -16,29 +17,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from convsqueeze.checkpoint import Checkpoint, from_state_dict, open_checkpoint
 from convsqueeze.copying import Sandbox
-from convsqueeze.errors import ModelCodeError, ModelMismatchError
+from convsqueeze.errors import ModelCodeError, ModelInputError, ModelMismatchError
 from convsqueeze.models.inputs import Inputs, guess_inputs, parsed_inputs
 from convsqueeze.names import nearest, shown
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.tracking import Track
 from convsqueeze.surgery.apply import load_state
-from convsqueeze.tracing.raised import is_signal, user_code_line
+from convsqueeze.tracing.raised import exits_caught, kind_and_text, user_code_line
 
 FORM = "package.module:factory or path/to/file.py:factory"
+LARGEST_CODE = 100_000_000
+"""Bytes of a file of code, which Python reads whole."""
 _FILE = "convsqueeze_model_"
 """Before the name of a module that was given as a file, which nothing else is called."""
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """A model from its own code, and where that is run; `notes` say what was guessed."""
+    """A model from its own code, and where that is run; `notes` say what was guessed, `files` are
+    those of its checkpoint.
+    """
 
     model: nn.Module
     inputs: Inputs
     notes: tuple[str, ...]
     sandbox: Sandbox
+    files: tuple[Path, ...] = ()
 
 
 def code_of(
@@ -57,13 +65,27 @@ def code_of(
     given = parsed_inputs(shapes) if shapes else None
     track(f"running {place}", 0, 0)
     model = load_model(place).eval()
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint, key)
+    check_not_compiled(model)
+    files = () if checkpoint is None else load_checkpoint(model, checkpoint, key)
     sandbox = Sandbox(model)
     if given is not None:
-        return Code(model, given, (), sandbox)
+        return Code(model, given, (), sandbox, files)
     guess, note = guess_inputs(model, sandbox)
-    return Code(model, guess, (note,), sandbox)
+    return Code(model, guess, (note,), sandbox, files)
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raises ModelInputError for what torch.jit and torch.compile make of a model."""
+    for name, module in model.named_modules():
+        is_made_by_dynamo = type(module).__name__ == "OptimizedModule" and hasattr(
+            module, "_orig_mod"
+        )
+        if is_made_by_dynamo or (not name and isinstance(module, torch.jit.ScriptModule)):
+            what = f"{type(model).__name__}: {name + ' ' if name else ''}is compiled"
+            raise ModelInputError(
+                f"{what}, so its code cannot be followed. Squeeze the module that it was made of, "
+                "then compile that."
+            )
 
 
 def load_model(place: str) -> nn.Module:
@@ -108,11 +130,15 @@ def _imported(where: str, place: str) -> ModuleType:
     """The module of a name, or in a file, which is imported anew. Its folder stays first on the
     path, for what the model imports when it is called.
     """
-    file = Path(where).resolve() if where.endswith(".py") else None
+    file = Path(os.path.realpath(where)) if where.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise ModelCodeError(f"{place}: there is no file {where}, {FORM} was needed.")
+        what = f"{where} is no regular file" if file.exists() else f"there is no file {where}"
+        raise ModelCodeError(f"{place}: {what}, {FORM} was needed.")
+    if file is not None and file.stat().st_size > LARGEST_CODE:
+        size = f"{where} has {file.stat().st_size:,} bytes, Python code was needed"
+        raise ModelCodeError(f"{place}: {size}. Name the file of the model's code.")
     folder = str(Path.cwd() if file is None else file.parent)
-    if sys.path[:1] not in ([folder], [""]):
+    if sys.path[:1] != [folder]:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
@@ -150,33 +176,43 @@ def _required(factory: Any) -> list[str]:
 
 @contextmanager
 def _running(place: str, doing: str) -> Iterator[None]:
-    """Around the user's code: its exceptions become ModelCodeError, its output goes beside ours."""
+    """Around the user's code: its exceptions become ModelCodeError, its output goes beside ours,
+    and torch's default device and Python's recursion limit are what they were.
+    """
+    device, deepest = torch.get_default_device(), sys.getrecursionlimit()
+    modes = _get_current_dispatch_mode_stack()
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), exits_caught():
             yield
+        if left := _get_current_dispatch_mode_stack()[len(modes) :]:
+            kind = type(left[-1]).__name__
+            raise ModelCodeError(f"{place}: leaves torch in a {kind}. Enter it by `with` alone.")
     except ModelCodeError:
         raise
-    except BaseException as error:
-        if is_signal(error):
-            raise
+    except Exception as error:
         line = user_code_line(error)
         at = f" at {line[0]}:{line[1]}" if line else ""
-        message = str(error).strip().partition("\n")[0].rstrip(".") or "no message"
+        kind, text = kind_and_text(error)
         raise ModelCodeError(
-            f"{place}: {doing} fails{at}: {type(error).__name__}: {message}. This is the model's "
-            "own code; --debug shows all of its traceback."
+            f"{place}: {doing} fails{at}: {kind}: {text.rstrip('.')}. This is the model's own "
+            "code; --debug shows all of its traceback."
         ) from error
+    finally:
+        sys.setrecursionlimit(deepest)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
 
 
-def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> None:
-    """Puts all tensors of a checkpoint file into `model`.
+def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> tuple[Path, ...]:
+    """Puts all tensors of a checkpoint file into `model`; returns the files that it consists of.
 
     Any format that `open_checkpoint` reads, with `key` for the state dict in a wrapped file;
     prefixes such as `module.` do not matter. Raises CheckpointError for the file,
     ModelMismatchError with every tensor that is missing, too many, of another shape, or stored in a
     wider dtype than the model holds.
     """
-    checkpoint = open_checkpoint(Path(path), key=key)
+    path = anchored(path)
+    checkpoint = open_checkpoint(path, key=key)
     state = model.state_dict(keep_vars=True)  # whose tensors are one and the same if they are tied
     model_state = from_state_dict(state)
     stored = _stored_names(model_state, state, checkpoint)
@@ -189,6 +225,7 @@ def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) 
     prefix = f"{path}: the model does not take it"
     load_state(model, {**tensors, **extra}, prefix, assign=on_meta)
     checkpoint.check_unchanged()
+    return checkpoint.paths
 
 
 def _stored_names(

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from convsqueeze.copying import Sandbox
+from convsqueeze.copying import Sandbox, in_eval_mode
 from convsqueeze.errors import ModelInputError
 from convsqueeze.names import listed
 from convsqueeze.tracing.raised import describe_error, exits_caught
@@ -29,6 +29,10 @@ DTYPES = (
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
 )
 FORM = "1,3,224,224 or 1,77:int64"
+Shapes = tuple[tuple[int, ...], ...]
+"""Of each tensor."""
+_MORE = ((1, 0, 1, 2, 3), (1, 0, 32, 64, 96), None, (0, 8, 0, 0, 0))
+"""What is added to a size by its place: batch, channels, then the axes; None: half of each axis."""
 _SHAPE = re.compile(r"\d+(,\d+)*,?")
 
 
@@ -109,6 +113,43 @@ class Inputs:
                 InputSpec, lambda spec: replace(spec, shape=next(left), example=None), self.specs
             )
         )
+
+    def other_shapes(self, opened: Sequence[Sequence[int | str]] | None = None) -> list[Shapes]:
+        """Other shapes, where sizes are open: the same name the same size everywhere. By default
+        all are open but channels, and those of one size have one name, batches another.
+
+        Larger by a few each, by 32, which most networks with strides take, and half as large, with
+        other batches; and at last with other channels too, where they are open. A model need not
+        take any of them.
+        """
+        given = tuple(spec.shape for spec in self.tensors)
+        if opened is None:
+            opened = [
+                [
+                    n if i == 1 and len(shape) > 2 else f"{min(i, 1)} {n}"
+                    for i, n in enumerate(shape)
+                ]
+                for shape in given
+            ]
+        found: dict[Shapes, None] = {}
+        for more in _MORE:
+            sizes: dict[int | str, int] = {}
+            for shape, axes in zip(given, opened, strict=True):
+                for index, (size, kind) in enumerate(zip(shape, axes, strict=True)):
+                    # of three, the second is the length of a sequence, or the channels of a signal
+                    place = min(index, 4) if len(axes) > 3 or index == 0 else index + 1
+                    half = max(size // 2, 1) if place > 1 else size
+                    sizes.setdefault(kind, size + more[place] if more else half)
+            shapes = tuple(
+                tuple(
+                    sizes[kind] if isinstance(kind, str) else size
+                    for size, kind in zip(shape, axes, strict=True)
+                )
+                for shape, axes in zip(given, opened, strict=True)
+            )
+            if shapes != given:
+                found[shapes] = None
+        return list(found)
 
 
 def parsed_inputs(given: Sequence[str]) -> Inputs:
@@ -274,15 +315,12 @@ def _candidates(layer: nn.Module) -> Iterator[tuple[int, ...]]:
 def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | None:
     """Why the model does not take an input, in a line; None where it does."""
     module = sandbox.module()
-    modes = [(part, part.training) for part in module.modules()]
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), exits_caught():
-            module.eval()(torch.empty(spec.shape, dtype=spec.dtype, device=device))
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with in_eval_mode(module), fake, torch.no_grad(), exits_caught():
+            module(torch.empty(spec.shape, dtype=spec.dtype, device=device))
     except (DataDependentOutputException, DynamicOutputShapeException):
         pass  # it was taken as far as code can run without values
     except Exception as error:  # noqa: BLE001  the user's code may raise anything
         return describe_error(error)[:200]
-    finally:
-        for part, training in modes:
-            part.training = training
     return None

@@ -21,6 +21,7 @@ from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.onnx_check import OnnxCheck, OnnxReport
 from convsqueeze.models.whole import WholeReport, exact_parameters, verified
 from convsqueeze.module import SqueezedConv
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.recipe import read_recipe
 from convsqueeze.squeezing import exact_values
@@ -49,9 +50,10 @@ class WholeExport:
     def to_data(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         data = self.written.to_data()
+        whole = () if self.whole is None else self.whole.notes
         return {
             **data,
-            "notes": [*data["notes"], *self.notes],
+            "notes": [*data["notes"], *self.notes, *self.checked.notes, *whole],
             "against": self.against,
             "whole": None if self.whole is None else self.whole.to_data(),
             "model": asdict(self.checked),
@@ -100,25 +102,28 @@ def export_whole(
     model. Nothing is written unless they agree. Raises CheckpointError, ModelMismatchError,
     ModelInputError, OutputError or VerificationError.
     """
-    check_onnx_destination(destination, overwrite=overwrite, source=path)
-    opset = check_exporter(opset)
+    path, destination = anchored(path), anchored(destination)
     held = open_checkpoint(path, key=key)
-    recipe = read_recipe(held.recipe, str(path))
-    if checkpoint is not None:
-        found = open_checkpoint(checkpoint, key=key).sha256()
+    original = None if checkpoint is None else open_checkpoint(anchored(checkpoint), key=key)
+    files = (*held.paths, *(() if original is None else original.paths))
+    check_onnx_destination(destination, overwrite=overwrite, inputs=files)
+    opset = check_exporter(opset)
+    recipe = read_recipe(held.recipe, f"{path}")
+    if original is not None:
+        found = original.sha256()
         if found != recipe.source.sha256:
             raise CheckpointError(
-                f"{checkpoint}: is not the file that {path} was squeezed from "
+                f"{original.path}: is not the file that {path} was squeezed from "
                 f"({recipe.source.file}, sha256 {recipe.source.sha256[:12]}..., this is "
                 f"{found[:12]}...). Give that one."
             )
-        load_checkpoint(model.eval(), checkpoint, key=key)
+        load_checkpoint(model.eval(), original.path, key=key)
     sandbox = sandbox or Sandbox(model)
     squeezed, plan = applied(model, held, sandbox=sandbox)
     squeezed.eval()
     against, both, whole = "squeezed model", None, None
     notes: tuple[str, ...] = (_ONLY_SQUEEZED,)
-    if checkpoint is not None:
+    if original is not None:
         model_state = from_state_dict(model.state_dict())
         exact = exact_parameters(
             plan, model_state.prefix, lambda merge: exact_values(merge, model_state.load)
@@ -132,7 +137,9 @@ def export_whole(
     check = OnnxCheck(squeezed, inputs, seed, both)
     track("exporting the whole model", 0, 0)
     layers = {n: m for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv)}
-    alone = checked_onnx(layers, destination, opset=opset, overwrite=overwrite, seed=seed)
+    alone = checked_onnx(
+        layers, destination, opset=opset, overwrite=overwrite, inputs=files, seed=seed
+    )
     problems: tuple[str, ...] = ()
     for made in exports(squeezed, inputs, opset, recipe.to_json()):
         try:

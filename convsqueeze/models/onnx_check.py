@@ -8,7 +8,7 @@ unit; `FACTOR` of them are granted, and what storing merged weights was seen to 
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import dtype_name
 from convsqueeze.copying import Sandbox, as_wide
-from convsqueeze.errors import VerificationError
+from convsqueeze.errors import VerificationError, lacks_memory
 from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.graph import DTYPES
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
-from convsqueeze.models.inputs import Inputs
+from convsqueeze.models.inputs import Inputs, Shapes
 from convsqueeze.models.running import (
     FACTOR,
     NamedTensors,
@@ -42,7 +42,6 @@ from convsqueeze.models.running import (
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
-Shapes = tuple[tuple[int, ...], ...]
 _Outcome = tuple[tuple[Any, ...], NamedTensors, NamedTensors]
 """The arguments, and what torch and onnxruntime gave, in the order in which the exporter gives it.
 """
@@ -102,7 +101,8 @@ class OnnxCheck:
         outcomes: dict[Shapes, _Outcome] = {}
         with tempfile.TemporaryDirectory(prefix="convsqueeze-") as folder:
             session, dtype, notes = _opened(model, Path(folder))
-            for shapes in _shapes_to_try(self.inputs, [sizes for _, sizes in opened]):
+            given = tuple(spec.shape for spec in self.inputs.tensors)
+            for shapes in [given, *self.inputs.other_shapes([sizes for _, sizes in opened])]:
                 arguments, wanted = self._in_torch(shapes, dtype)
                 if wanted:
                     found = _found(session, shapes, arguments, wanted)
@@ -194,6 +194,8 @@ def _opened(model: ModelProto, folder: Path) -> tuple[Any, torch.dtype, tuple[st
         else:
             onnx.checker.check_model(held, full_check=True)
     except FORM_ERRORS as error:
+        if lacks_memory(error):
+            raise
         raise VerificationError([f"is not well-formed: {first_line(error)}."]) from error
     kinds = [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)]
     floats = [DTYPES[kind] for kind in kinds if kind in DTYPES] or [torch.float32]
@@ -201,6 +203,8 @@ def _opened(model: ModelProto, folder: Path) -> tuple[Any, torch.dtype, tuple[st
     try:
         return session_of(held), dtype, ()
     except RUNTIME_ERRORS as error:
+        if lacks_memory(error):
+            raise
         if dtype == torch.float32:
             raise VerificationError([f"onnxruntime refuses it: {first_line(error)}."]) from error
     reason = f"onnxruntime has no {dtype_name(dtype)} kernels for it on the CPU; a copy in float32"
@@ -219,6 +223,8 @@ def _found(
     try:
         made = session.run(None, dict(zip(names, tensors, strict=True)))
     except (*RUNTIME_ERRORS, ValueError) as error:
+        if lacks_memory(error):
+            raise
         raise VerificationError(
             [f"onnxruntime fails on an {place}: {first_line(error)}."]
         ) from error
@@ -257,37 +263,3 @@ def _fixed(opened: Sequence[tuple[str, tuple[int | str, ...]]]) -> tuple[str, ..
             for index, size in enumerate(sizes)
         )
     )
-
-
-_MORE = ((1, 0, 32, 64, 96), (2, 0, 1, 2, 3), None, (0, 8, 0, 0, 0))
-"""What is added to a size by its place: batch, channels, then the axes; None: half of each axis."""
-
-
-def _shapes_to_try(inputs: Inputs, opened: Sequence[tuple[int | str, ...]]) -> Iterator[Shapes]:
-    """The given shapes, then others where sizes are open: the same name the same size everywhere.
-
-    Larger by 32, which most networks with strides take, by a few each, and half as large, with
-    other batches; and at last with other channels too, where they are open. Those that the model in
-    torch does not take are left out by the caller.
-    """
-    given = tuple(spec.shape for spec in inputs.tensors)
-    seen = {given}
-    yield given
-    for more in _MORE:
-        sizes: dict[int | str, int] = {}
-        for shape, axes in zip(given, opened, strict=True):
-            for index, (size, kind) in enumerate(zip(shape, axes, strict=True)):
-                # of three, the second is the length of a sequence, or the channels of a signal
-                place = min(index, 4) if len(axes) > 3 or index == 0 else index + 1
-                half = max(size // 2, 1) if place > 1 else size
-                sizes.setdefault(kind, size + more[place] if more else half)
-        shapes = tuple(
-            tuple(
-                sizes[kind] if isinstance(kind, str) else size
-                for size, kind in zip(shape, axes, strict=True)
-            )
-            for shape, axes in zip(given, opened, strict=True)
-        )
-        if shapes not in seen:
-            seen.add(shapes)
-            yield shapes

@@ -5,11 +5,13 @@ Rounding is measured, not estimated: a copy of the model whose weights are moved
 rounding shows what this network makes of such errors, however deep it is.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
+from convsqueeze.tracing.branches import SeenAs
 from convsqueeze.tracing.hooks import has_hooks
 from convsqueeze.tracing.raised import describe_error, exits_caught
 from convsqueeze.verify import Worst, worst_of
@@ -40,7 +43,8 @@ class Running:
     """A model in `dtype` (None: its own dtypes) and eval mode on the CPU; `module` is converted.
 
     `coarsest` is the coarsest dtype in which it computes, as far as that is known. `given` are the
-    arguments that it ran on first and `gave` what it gave, if it did.
+    arguments that it ran on first and `gave` what it gave, if it did. `seen_as` is what its code
+    sees of its dtype, if that is another. `draws` tells whether it has drawn random numbers.
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -53,12 +57,34 @@ class Running:
         self.coarsest = max(dtypes or [dtype or torch.float32], key=_eps)
         self.given: tuple[Any, ...] = ()
         self.gave: Any = None
+        self.seen_as: torch.dtype | None = None
+        self.draws = False
 
     def output(self, arguments: Sequence[Any], seed: int = 0, *, gradients: bool = False) -> Any:
         """What it gives; `seed` is for a model that draws random numbers itself."""
-        with torch.set_grad_enabled(gradients), torch.random.fork_rng(devices=[]), exits_caught():
-            torch.manual_seed(seed)
+        seen: AbstractContextManager[Any] = nullcontext()
+        if self.seen_as is not None:
+            seen = SeenAs(self.seen_as, self.dtype or self.seen_as)
+        with (
+            torch.set_grad_enabled(gradients),
+            exits_caught(),
+            self._seeded(seed),
+            seen,
+        ):
             return self.module(*tree_map_only(Tensor, torch.clone, tuple(arguments)))
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """The generators of torch, Python and numpy begin with a seed meanwhile."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % (1 << 32))
+            before = _generators()
+            try:
+                yield
+            finally:
+                self.draws = self.draws or _generators() != before
 
     def run(self, arguments: Sequence[Any], seed: int = 0) -> NamedTensors:
         """The tensors of what it gives."""
@@ -136,6 +162,11 @@ class Running:
         }
 
 
+def _generators() -> tuple[Any, ...]:
+    """The state of every generator of random numbers that code is likely to draw from."""
+    return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+
 def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
     """Half a unit in the last place of each value as it is stored."""
     return {name: half_ulp(tensor.detach().cpu()) for name, tensor in stored.items()}
@@ -143,6 +174,8 @@ def rounding_steps(stored: Mapping[str, Tensor]) -> Steps:
 
 class Narrowed(TorchDispatchMode):
     """Sees the coarsest dtype that an operation makes of wider values: a model's own casts."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -210,6 +243,10 @@ def named_tensors(output: Any) -> NamedTensors:
     found = {}
     for place, tensor in _tensors_in(output, "output", frozenset()):
         tensor = tensor.detach()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
         found[place] = tensor.cpu()

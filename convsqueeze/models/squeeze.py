@@ -19,15 +19,16 @@ from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, ModelMismatchError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
-from convsqueeze.models.factory import Code
+from convsqueeze.models.factory import Code, check_not_compiled
 from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of, positional
 from convsqueeze.models.running import Running, distances, largest_value, named_tensors, runnable
 from convsqueeze.models.whole import WholeReport, exact_parameters, verify_whole
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
+from convsqueeze.paths import anchored
 from convsqueeze.pipeline.merging import MergeReport, Result, squeeze_checkpoint
 from convsqueeze.pipeline.tracking import Track
-from convsqueeze.plan import Growth, Plan, check_memory, plan_of
+from convsqueeze.plan import Growth, Plan, plan_of
 from convsqueeze.plan.pricing import Latency, Minimize
 from convsqueeze.scan import LeftAlone, Scan, scan
 from convsqueeze.scan.writing import left_lines
@@ -146,7 +147,6 @@ def squeeze(
             for name, tensor in model.state_dict().items():
                 if isinstance(tensor, Tensor) and tensor.is_meta:
                     model_state.load(name.removeprefix(model_state.prefix))  # which raises
-            check_memory(plan)
             result = squeeze_checkpoint(
                 plan, model_state, growth=growth, widen=widen, settings=Settings(), keep_exact=True
             )
@@ -238,7 +238,7 @@ def apply(
     """
     arguments = None if example is None else positional(model, example, "example")
     sandbox = Sandbox(model)
-    squeezed, plan = applied(model, open_checkpoint(Path(path), key=key), arguments, sandbox)
+    squeezed, plan = applied(model, open_checkpoint(anchored(path), key=key), arguments, sandbox)
     if arguments is None:
         return squeezed
     one = runnable(sandbox, inputs_of(arguments).first, "example")
@@ -313,11 +313,7 @@ def _check_values(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         kind = model.__name__ if isinstance(model, type) else type(model).__name__
         raise ModelInputError(f"{kind}: is no torch.nn.Module, the model itself was needed.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelInputError(
-            f"{type(model).__name__}: is compiled, so its code cannot be followed. Squeeze the "
-            "module that it was made of, then compile that."
-        )
+    check_not_compiled(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ModelInputError(

@@ -10,7 +10,6 @@ the stored ones too. Where they are not known, it is measured by moving each mer
 unit in its last place. A difference may be `FACTOR` times what was measured.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
@@ -20,34 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.copying import Sandbox, copied
-from convsqueeze.errors import ModelInputError, VerificationError
+from convsqueeze.errors import VerificationError
+from convsqueeze.models.branching import Others, other_inputs
+from convsqueeze.models.comparing import Comparison
 from convsqueeze.models.inputs import Inputs
-from convsqueeze.models.layerwise import FirstDifference, first_difference
+from convsqueeze.models.layerwise import FirstDifference
 from convsqueeze.models.running import (
-    FACTOR,
-    ROUNDINGS,
-    NamedTensors,
     Running,
-    distances,
-    largest_value,
-    named_tensors,
-    nearest,
-    rounding_steps,
     runnable,
 )
 from convsqueeze.module import SqueezedConv
+from convsqueeze.names import listed
 from convsqueeze.pipeline.tracking import Track, untracked
 from convsqueeze.plan import Merge, Plan
 from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify import Worst
 from convsqueeze.verify.numbers import unfit, worst_number
 
-MEASURED = 3
-"""So many times rounding is measured at most: once, and again where a difference is beyond that."""
 TRIALS = 2
 """Random inputs."""
-GROSS = 1e-3
-"""Of the largest output: more than storing mostly moves it, less than other code does."""
 SLACK = 2.0**-44
 """Of a tensor's largest value: what another order of float64 sums can come to."""
 
@@ -59,7 +49,8 @@ class WholeReport:
     `worst` is the output nearest to its bound with the stored weights, `before_rounding` the same
     with the merged weights in float64, where those are known. `largest` is the largest output.
     `dtype` is the coarsest in which the models computed. `first` is the first module whose output
-    differs, where one was found.
+    differs, where one was found. `others` are other inputs on which they were run as well, each
+    with the line of the model's code that takes another way there.
     """
 
     inputs: str
@@ -72,6 +63,7 @@ class WholeReport:
     first: FirstDifference | None = None
     notes: tuple[str, ...] = ()
     before_rounding: Worst | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -93,9 +85,11 @@ class WholeReport:
         """In a sentence, of models that agree."""
         worst = self.before_rounding or self.worst
         how = "" if self.before_rounding is None else ", merged weights before rounding"
-        inputs = "1 random input" if self.runs == 1 else f"{self.runs} random inputs"
+        runs = self.runs - len(self.others)
+        inputs = "1 random input" if runs == 1 else f"{runs} random inputs"
+        others = "".join(f", one of {other}" for other in self.others)
         return (
-            f"same output before and after on {inputs} of {self.inputs} (largest error "
+            f"same output before and after on {inputs} of {self.inputs}{others} (largest error "
             f"{self.worst.error:.2e} of {self.largest:.3g}; in {self.dtype}{how}: "
             f"{worst.error:.2e} / {worst.bound:.2e}, seed {self.seed})"
         )
@@ -147,18 +141,26 @@ def verified(
     random in eval mode.
     """
     track("running the whole model", 0, trials)
-    before = runnable(sandbox or Sandbox(original), lambda dtype: inputs.first(dtype, seed=seed))
+    sandbox = sandbox or Sandbox(original)
+    others = other_inputs(sandbox, inputs)
+    before = runnable(sandbox, lambda dtype: inputs.first(dtype, seed=seed))
     after = Running(copied(squeezed), before.dtype)
-    found = _Comparison(original, squeezed, before, after, exact or {})
+    found = Comparison(original, squeezed, before, after, exact or {})
     found.compare(before.given)
     for trial in range(1, trials):
         if found.problem is None:
             track("running the whole model", trial, trials)
             found.compare(inputs.drawn(seed + trial, before.dtype))
+    compared, notes = [], list[str]()
+    for done, other in enumerate(others.found):
+        if found.problem is None:
+            track(f"running the whole model on {other}", done, len(others.found))
+            if found.compare_on(other, seed):
+                compared.append(str(other))
+            elif other.place:
+                notes.append(f"the model does not run on {other}, so it was not compared there")
     dtype = str(before.coarsest).removeprefix("torch.")
-    notes = []
-    if before.coarsest != torch.float64:
-        notes = [f"the model's own code computes in {dtype}: equal within rounding to that alone"]
+    notes += _notes(before, dtype, others)
     if found.problem is None and (unseen := found.unseen()):
         notes.append(
             f"{', '.join(unseen)}: no output depends on it with these weights and inputs, so the "
@@ -173,167 +175,25 @@ def verified(
         *(str(inputs), found.runs, seed, dtype, found.stored, found.largest, problem, first),
         notes=tuple(notes),
         before_rounding=found.before_rounding,
+        others=tuple(compared),
     )
     return report, before, after
 
 
-class _Comparison:
-    """What two models and rounding were seen to do; `one` and `two` are they as they run. Movements
-    by place are added, and the larger of two taken, as counters are.
-
-    With `exact` values the second is held to the noise of float64, otherwise, as it is stored, to
-    what storing the parameters costs too that the first has not, or has otherwise.
-    """
-
-    def __init__(
-        self,
-        original: nn.Module,
-        squeezed: nn.Module,
-        one: Running,
-        two: Running,
-        exact: Mapping[str, Tensor],
-    ) -> None:
-        self.name, self.one, self.two = type(original).__name__, one, two
-        current, known = dict(squeezed.named_parameters()), dict(original.named_parameters())
-        self.exact = {name: exact[name] for name in exact if name in current}
-        merged = {
-            name: p
-            for name, p in current.items()
-            if p.is_floating_point()
-            and not (name in known and p.dtype == known[name].dtype and p.equal(known[name]))
-        }
-        self.steps = {} if self.exact else rounding_steps(merged)
-        self.unit = ROUNDINGS * torch.finfo(one.coarsest).eps
-        self.noise: Any = Counter()
-        self.rounding: Any = Counter()
-        self.times_measured = 0
-        self.runs, self.largest = 0, 0.0
-        self.problem: str | None = None
-        self.first: FirstDifference | None = None
-        self.stored = Worst()
-        self.before_rounding: Worst | None = None
-        layers = (n for n, m in squeezed.named_modules() if isinstance(m, SqueezedConv))
-        self.silent = [f"{name}.weight" if name else "weight" for name in layers]
-        self.gave: NamedTensors = {}
-
-    def compare(self, given: tuple[Any, ...]) -> None:
-        """Run both on an input, which the first model may have run on.
-
-        On that the second runs with its stored weights, then, where they are known, with the exact
-        ones and another seed: what is random, or kept from one call to the next, shows as a
-        difference. Raises ModelInputError where that is why they differ, and for outputs that are
-        not finite.
-        """
-        is_first = given is self.one.given
-        wanted = named_tensors(self.one.gave) if is_first else self.one.run(given)
-        if is_first and not any(bool(t.isfinite().any()) for t in wanted.values()):
-            raise ModelInputError(
-                f"{self.name}: gives no finite number on these inputs, so nothing can be compared. "
-                "Give --input (in Python example_inputs) with shapes that it works on, and weights "
-                "that were trained."
-            )
-        if is_first and not self.exact:
-            self._measure(given, wanted)
-        try:
-            if is_first:
-                self.gave, moving = self.two.run_with_gradients(given, self.silent)
-                self.silent = [name for name in self.silent if name not in moving]
-            found = self.gave
-            if self.exact or not is_first:
-                with self.two.with_values(self.exact):
-                    found = self.two.run(given, seed=int(is_first))
-        except Exception as error:  # noqa: BLE001  the user's code may raise anything
-            text = str(error).strip().partition("\n")[0]
-            self.problem = f"does not run: {type(error).__name__}: {text}"
-            return
-        self.problem = _other_form(wanted, found) or self._difference(given, wanted, found)
-        if self.problem is not None:
-            with self.two.with_values(self.exact):
-                self.first = first_difference(self.one, self.two, given, self.unit, self.steps)
-            return
-        self.runs += 1
-        if is_first and self.exact:
-            storing = Counter(distances(found, self.gave))
-            _, self.stored = nearest(wanted, self.gave, self.unit, self.noise + storing)
-            gross = _is_gross(storing, wanted)  # or `gave`, run with gradients, is of other code
-            if gross and _is_gross(distances(self.two.run(given), self.gave), wanted):
-                self.problem = "gives something else where gradients are recorded"
-
-    def _difference(
-        self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors
-    ) -> str | None:
-        """What is more than rounding, which is measured again before it is told."""
-        place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
-        while worst.share > 1.0 and self.times_measured < MEASURED:
-            self._measure(given, wanted, found)
-            place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
-        self.largest = max(self.largest, *map(largest_value, wanted.values()))
-        if self.exact and worst.share >= (self.before_rounding or Worst()).share:
-            self.before_rounding = worst
-        elif not self.exact and worst.share >= self.stored.share:
-            self.stored = worst
-        if worst.share <= 1.0:
-            return None
-        return (
-            f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
-            f"the largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
+def _notes(before: Running, dtype: str, others: Others) -> Iterator[str]:
+    """For what the comparison of an original that ran does not stand."""
+    if before.coarsest != torch.float64:
+        yield f"the model's own code computes in {dtype}: equal within rounding to that alone"
+    if before.draws:
+        yield (
+            "the model's code draws random numbers, in eval mode too: what was compared holds for "
+            "those that were drawn"
         )
-
-    def _measure(
-        self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors | None = None
-    ) -> None:
-        """Adds to what the noise of float64 was seen to do, and storing to what is `found`.
-
-        The first time the model starts from another seed: raises ModelInputError where that moves
-        its outputs by far more than rounding, as running it again does.
-        """
-        seed = int(self.times_measured == 0)
-        with self.one.moved(self.one.noise_steps(self.unit), self.times_measured):
-            self.noise |= Counter(distances(wanted, self.one.run(given, seed)))
-        if found is not None and self.steps:
-            with self.two.moved(self.steps, self.times_measured):
-                self.rounding |= Counter(distances(found, self.two.run(given)))
-        self.times_measured += 1
-        granted = {p: FACTOR * self.unit * largest_value(t) for p, t in wanted.items()}
-        if seed == 0 or all(self.noise[place] <= granted[place] for place in wanted):
-            return
-        again = distances(wanted, self.one.run(given, seed))
-        if place := next((p for p in wanted if again[p] > granted[p]), None):
-            raise ModelInputError(
-                f"{self.name}: gives another {place} when it runs on the same input again, in eval "
-                "mode too, so nothing can be compared. Switch off what is random in it (dropout "
-                "that ignores eval mode, noise), or what it keeps from one call to the next."
-            )
-
-    def unseen(self) -> list[str]:
-        """Squeezed layers whose weights move no output: they are multiplied by zero, or not run."""
-        current, found = self.two.parameters(), []
-        generator = torch.Generator().manual_seed(0)
-        for name in self.silent:
-            values = current[name]
-            drawn = torch.rand(values.shape, generator=generator, dtype=values.dtype)
-            moved = values + values.abs().max() * drawn / 16 + 1e-6
-            with self.two.with_values({name: moved}):
-                again = self.two.run(self.one.given)
-            if not any(distances(self.gave, again).values()):
-                found.append(name.removesuffix("weight").removesuffix("."))
-        return found
-
-
-def _is_gross(moved: Mapping[str, float], outputs: NamedTensors) -> bool:
-    return any(moved[place] > GROSS * largest_value(t) for place, t in outputs.items())
-
-
-def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:
-    """What is wrong with the names and shapes of outputs."""
-    if wanted.keys() != found.keys():
-        given = ", ".join(found) or "nothing"
-        return f"gives {given}, {', '.join(wanted)} was needed"
-    for place, tensor in wanted.items():
-        if tensor.shape != found[place].shape:
-            shapes = f"shape {tuple(found[place].shape)}, {tuple(tensor.shape)} was needed"
-            return f"gives {place} of {shapes}"
-    return None
+    if others.unreached:
+        yield (
+            f"the model's code asks for sizes of its input ({listed(others.unreached)}); inputs "
+            "for which the answer is another are too large or too many, and were not compared"
+        )
 
 
 def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator[str]:
@@ -352,7 +212,7 @@ def _wrong_numbers(squeezed: nn.Module, exact: Mapping[str, Tensor]) -> Iterator
             yield f"is not what its layers give: {problem}"
 
 
-def _excuse(found: _Comparison, original: nn.Module, squeezed: nn.Module) -> str | None:
+def _excuse(found: Comparison, original: nn.Module, squeezed: nn.Module) -> str | None:
     """What is told of a difference where a border that is let differ may be all of it."""
     worst = max(found.stored, found.before_rounding or Worst(), key=lambda one: one.share)
     before = dict(original.named_modules())

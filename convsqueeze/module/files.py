@@ -11,6 +11,7 @@ from convsqueeze.checkpoint import Checkpoint, open_checkpoint
 from convsqueeze.errors import CheckpointError, GeometryError
 from convsqueeze.module.layer import SqueezedConv
 from convsqueeze.names import shown
+from convsqueeze.paths import anchored
 from convsqueeze.recipe import RecipeLayer, read_recipe
 
 
@@ -64,8 +65,9 @@ def load_layers(
 
     Raises CheckpointError where the file cannot be read or holds no recipe that fits it.
     """
-    checkpoint = open_checkpoint(Path(path), key=key)
-    recipe = read_recipe(checkpoint.recipe, str(path))
-    modules = modules_of(recipe.layers, checkpoint, str(path))
+    path = anchored(path)
+    checkpoint = open_checkpoint(path, key=key)
+    recipe = read_recipe(checkpoint.recipe, f"{path}")
+    modules = modules_of(recipe.layers, checkpoint, f"{path}")
     checkpoint.check_unchanged()
     return modules if dtype is None else {n: one.stored_as(dtype) for n, one in modules.items()}

@@ -26,6 +26,7 @@ from convsqueeze.plan.parameters import dropped_keys
 from convsqueeze.plan.partition import best_partition
 from convsqueeze.plan.pricing import Latency, Minimize, Partition
 from convsqueeze.scan.placing import Placing
+from convsqueeze.verify import effort_problem
 
 Infos = Mapping[str, TensorInfo]
 
@@ -104,7 +105,7 @@ def scan(
     chosen = [search.placed(one) for partition in partitions for one in partition.merged]
     chosen.sort(key=lambda merge: _saved(merge, minimize), reverse=True)
     entries = contract([entry_of(merge.request) for merge in chosen], list(infos))
-    left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.unsound)
+    left = (*_apart(scanned), *_beyond(graph, scanned, ends), *_alone(graph), *search.impossible)
     notes = [*graph.notes, *(note for partition in partitions for note in partition.notes)]
     return Scan(
         scanned=scanned,
@@ -138,7 +139,7 @@ class _Search:
     growth: Growth
     minimize: Minimize
     latency: Latency | None
-    unsound: list[LeftAlone] = field(default_factory=list)
+    impossible: list[LeftAlone] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._placing = Placing(self.graph)
@@ -157,7 +158,7 @@ class _Search:
             return found.into
 
         try:
-            return best_partition(
+            found = best_partition(
                 Request(region),
                 self.infos,
                 place=" + ".join(labels),
@@ -170,8 +171,13 @@ class _Search:
             )
         except PlanError as error:
             reason = Reason("not one convolution", error.problems[0])
-            self.unsound.append(LeftAlone(labels, reason))
+            self.impossible.append(LeftAlone(labels, reason))
             return None
+        for merge in found.merged:
+            if (problem := effort_problem(merge)) is not None:
+                self.impossible.append(LeftAlone(labels, Reason("too large", problem)))
+                return None
+        return found
 
     def _size(self, region: Region[LayerOp]) -> Shape | None:
         """The sizes of the region's input behind the channels."""

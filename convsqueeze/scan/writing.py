@@ -14,6 +14,7 @@ from convsqueeze.scan.scanning import LeftAlone, Scan
 HEADINGS: dict[ReasonKind, str] = {
     "border": "no plain form at the border (border: corrected and border: interior have one)",
     "growth": "would grow",
+    "too large": "too large to be merged or verified here",
     "no gain": "would gain nothing",
     "in code": "done by the code of a larger module, which would go on doing it",
     "read elsewhere": "what stands between is read elsewhere too",

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.checkpoint import Checkpoint, from_state_dict
-from convsqueeze.copying import Sandbox, copied
-from convsqueeze.errors import ModelMismatchError, PlanError
+from convsqueeze.copying import PLAIN, Sandbox, copied
+from convsqueeze.errors import ModelMismatchError, PlanError, lacks_memory
 from convsqueeze.graph import Placement, Replaced
 from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, module_of, stored_tensors
@@ -57,7 +57,7 @@ def applied(
     where the model's layers are not those of the recipe, or its own code would still do a part of
     the merge; CheckpointError for the checkpoint.
     """
-    recipe = read_recipe(checkpoint.recipe, str(checkpoint.path))
+    recipe = read_recipe(checkpoint.recipe, f"{checkpoint.path}")
     model_state = from_state_dict(model.state_dict())
     plan = plan_of(model_state, recipe)
     by_name = {layer.name: layer for layer in recipe.layers}
@@ -66,7 +66,7 @@ def applied(
         layer = by_name[merge.into]
         return module_of(layer, stored_tensors(layer, checkpoint))
 
-    differences = recipe_differences(plan, recipe, str(checkpoint.path))
+    differences = recipe_differences(plan, recipe, f"{checkpoint.path}")
     squeezed = with_layers(
         *(model, model_state, plan.merges, layer_of),
         arguments=arguments,
@@ -152,7 +152,15 @@ def _replace(
 
 
 def _put(model: nn.Module, name: str, new: nn.Module) -> None:
-    model.set_submodule(name, new.train(model.get_submodule(name).training))
+    """In the mode of the module that stood there, and with its settings (`out_channels`), which the
+    model's code may read.
+    """
+    old = model.get_submodule(name)
+    for key, value in vars(old).items():
+        values = value if isinstance(value, tuple) else (value,)
+        if not hasattr(new, key) and all(isinstance(one, PLAIN) for one in values):
+            setattr(new, key, value)
+    model.set_submodule(name, new.train(old.training))
 
 
 def _silent(part: Replaced[ResolvedLayer], merge: Merge) -> nn.Module:
@@ -168,5 +176,7 @@ def load_state(
     try:
         model.load_state_dict(state, assign=assign)
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
         raise ModelMismatchError([f"{prefix}: {line}" for line in lines]) from error

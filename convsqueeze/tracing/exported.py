@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +15,14 @@ from convsqueeze.errors import TracingError
 from convsqueeze.graph import SizeRead
 from convsqueeze.kinds.identity import PASSING
 from convsqueeze.kinds.semantics import Reason
+from convsqueeze.tracing.branches import user_guards
 from convsqueeze.tracing.changes import Effects, changes, crossed
 from convsqueeze.tracing.constants import operator_name, tensors_in
 from convsqueeze.tracing.contexts import graph_under_autocast, inline
 from convsqueeze.tracing.hooks import marked
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import describe_error, exits_caught, is_user_code
-from convsqueeze.tracing.sizes import SizesAsked
+from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.sizes import Asked, StoredRead
 from convsqueeze.tracing.stored import caller_of, calls_of
 
 CONVERTED = Reason("read elsewhere", "code under autocast reads it")
@@ -69,17 +69,17 @@ def exported(model: nn.Module, inputs: Sequence[Any], sandbox: Sandbox) -> Expor
 
 def _programs(
     model: nn.Module, inputs: tuple[Any, ...], *, is_open: bool
-) -> tuple[ExportedProgram, ExportedProgram, Collection[SizeRead]]:
-    """The program as the code is written, and without mutation; the sizes that code asks for."""
+) -> tuple[ExportedProgram, ExportedProgram, Asked]:
+    """The program as the code is written, and without mutation; what code asks of tensors."""
     shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
-        with marked(model), SizesAsked(model) as asked, exits_caught():
+        with marked(model), Asked(model) as asked, exits_caught():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
         _forget_uncalled(program, asked.called)
         functional = program.run_decompositions({})
         _put_views_back(program, functional)
-        return program, functional, asked.found
+        return program, functional, asked
 
 
 def _forget_uncalled(program: ExportedProgram, called: Collection[str]) -> None:
@@ -118,7 +118,7 @@ def _is_view(node: Node) -> bool:
 def _with_what_stays(
     program: ExportedProgram,
     functional: ExportedProgram,
-    size_reads: Collection[SizeRead],
+    asked: Asked,
     *,
     is_open: bool,
 ) -> Exported:
@@ -129,6 +129,12 @@ def _with_what_stays(
     entering = [value for node in cast for value in node.all_input_nodes]
     under_autocast = frozenset(t for value in entering if (t := stored.get(value.name)))
     kept = {
+        **{
+            name: f"code outside {read.of} reads its {read.name} ({read.place})"
+            for read in _read_without_computing(program, asked)
+            for name in (*program.graph_signature.parameters, *program.graph_signature.buffers)
+            if name.rpartition(".")[0] == read.of
+        },
         **dict.fromkeys(under_autocast, "the model's code reads it under autocast"),
         **dict.fromkeys(
             functional.graph_signature.buffers_to_mutate.values(), "the model's code changes it"
@@ -150,7 +156,7 @@ def _with_what_stays(
             (node, read)
             for node in program.graph.nodes
             for call in calls_of(node)[-1:]
-            for read in size_reads
+            for read in asked.found
             if read.made == call.name
         ),
         kept=kept,
@@ -174,6 +180,25 @@ def _read_in_vain(program: ExportedProgram) -> Iterator[tuple[Node, Reason]]:
             if value.op == "placeholder" or (value in needed and tensors):
                 reason = Reason("read elsewhere", f"{caller_of(node)} reads it too, for nothing")
                 yield value, reason
+
+
+def _read_without_computing(program: ExportedProgram, asked: Asked) -> Iterator[StoredRead]:
+    """What code of another module reads of a module and computes nothing with: its dtype, its
+    device, its size, or whether it is there. A part of the model that holds both may be merged as
+    a whole, as a LoRA layer is, and reads nothing then.
+    """
+    specs = program.graph_signature.input_specs
+    stored = {spec.arg.name: spec.target for spec in specs if spec.target}
+    computed = {
+        (stored[value.name], "".join(call.name for call in calls_of(node)[-1:]))
+        for node in program.graph.nodes
+        for value in node.all_input_nodes
+        if value.name in stored
+    }
+    for read in asked.stored:
+        holds_both = bool(read.by) and read.of.startswith(f"{read.by}.")
+        if not holds_both and (f"{read.of}.{read.name}", read.by) not in computed:
+            yield read
 
 
 def _effects(node: Node) -> Effects:
@@ -222,8 +247,8 @@ def _size_notes(program: ExportedProgram, *, is_open: bool) -> Iterator[str]:
         )
     if any(_fixed_sizes(program)):
         yield (
-            "the model's code takes inputs of the example's size alone, and what was found holds "
-            "for that size"
+            "the model's code makes numbers of the size of its input, so what was found holds for "
+            "the example's size"
         )
 
 
@@ -244,8 +269,5 @@ def _places(program: ExportedProgram) -> Iterator[str]:
     shapes = (getattr(node.meta.get("val"), "shape", ()) for node in program.graph.nodes)
     sizes = (size for shape in shapes for size in shape if isinstance(size, torch.SymInt))
     first = next(sizes, None)
-    for guard in first.node.shape_env.guards if first is not None else ():
-        frame = getattr(getattr(guard, "sloc", None), "framework_loc", None)
-        path = getattr(frame, "filename", None)
-        if path is not None and is_user_code(Path(path)):
-            yield f"{Path(path).name}:{getattr(frame, 'lineno', None)}"
+    for _, place in user_guards(first.node.shape_env) if first is not None else ():
+        yield place

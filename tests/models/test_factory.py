@@ -9,7 +9,7 @@ from torch import nn
 
 from convsqueeze.errors import CheckpointError, ModelCodeError, ModelMismatchError
 from convsqueeze.models import load_checkpoint, load_model
-from tests.command_line import SAMPLES, SESR, run_here
+from tests.command_line import SAMPLES, SESR, run_here, run_process
 
 CODE = """
 import sys
@@ -208,3 +208,66 @@ def test_the_command_line_shows_the_traceback_when_asked(
     assert outcome.status == 2
     assert "user_network.py:13" in outcome.errors[0]
     assert ("Traceback" in outcome.stderr) is debug
+
+
+MADE = """
+import sys
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+def plain():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1))
+
+def compiled():
+    return torch.compile(plain())
+
+def compiled_inside():
+    model = plain()
+    model[0] = torch.compile(model[0])
+    return model
+
+def traced():
+    return torch.jit.trace(plain(), torch.zeros(1, 3, 8, 8))
+
+def in_a_mode():
+    FakeTensorMode().__enter__()
+    return plain()
+
+def not_deep():
+    sys.setrecursionlimit(150)
+    return plain()
+
+class Sparse(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).to_sparse()
+
+def sparse():
+    return Sparse(*plain())
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "status", "says"),
+    [
+        ("compiled", 2, "is compiled, so its code cannot be followed"),
+        ("compiled_inside", 2, "0 is compiled, so its code cannot be followed"),
+        ("traced", 2, "is compiled, so its code cannot be followed"),
+        ("in_a_mode", 2, "leaves torch in a FakeTensorMode"),
+        ("not_deep", 0, ""),
+        ("sparse", 0, ""),
+    ],
+)
+def test_what_a_factory_gives_or_leaves_behind(
+    tmp_path: Path, factory: str, status: int, says: str
+) -> None:
+    """In a process of its own, whose torch it may leave in any state."""
+    (tmp_path / "made.py").write_text(MADE)
+    torch.save(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1)).state_dict(), tmp_path / "m.pt"
+    )
+    merge = ("merge", "m.pt", "--model", f"made.py:{factory}", "-o", "o.pt")
+    done = run_process(*merge, cwd=tmp_path)
+    assert done.status == status, done.stderr
+    assert says in done.stderr
+    assert (tmp_path / "o.pt").exists() == (status == 0)

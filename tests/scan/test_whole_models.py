@@ -168,7 +168,7 @@ def test_code_that_looks_at_sizes_is_followed_for_the_example_and_told() -> None
 
 def test_sizes_of_which_the_code_makes_numbers_are_told() -> None:
     """The pool is one of seven by seven for this input alone."""
-    told = "inputs of the example's size alone"
+    told = "makes numbers of the size of its input"
     pooled = four(lambda m, x: F.avg_pool2d(y := tail(m, head(m, x)), (y.shape[2], y.shape[3])))
     padded = four(lambda m, x: tail(m, F.pad(head(m, x), (1, 1))))
     for model, is_fixed in ((pooled, True), (padded, False)):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from convsqueeze.graph import SizeRead
-from convsqueeze.tracing.sizes import SizesAsked
+from convsqueeze.tracing.sizes import Asked
 from tests.scan.code import Code, image
 
 
 def asked(model: nn.Module) -> list[tuple[str, str]]:
-    with torch.no_grad(), SizesAsked(model) as sizes:
+    with torch.no_grad(), Asked(model) as sizes:
         model(image(2, 3, 5, 6))
     assert all(one.place.startswith(("test_sizes_asked.py:", "code.py:")) for one in sizes.found)
     return [(one.made, one.by) for one in sizes.found]
@@ -75,11 +75,11 @@ def test_the_line_is_that_of_the_model_and_not_of_a_library() -> None:
         y = self.one(x)
         return self.two(y)[..., : _width(y)]
 
-    with torch.no_grad(), SizesAsked(layers(forward)) as sizes:
+    with torch.no_grad(), Asked(layers(forward)) as sizes:
         pass
     assert sizes.found == {}
     model = layers(forward)
-    with torch.no_grad(), SizesAsked(model) as sizes:
+    with torch.no_grad(), Asked(model) as sizes:
         model(image(2, 3, 5, 6))
     (one,) = sizes.found
     line = _width.__code__.co_firstlineno + 1

@@ -1,0 +1,34 @@
+"""Some of `python -m tests.misbehaving`, and that its look at a run sees what is wrong."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.misbehaving.__main__ import Ended, ended, every_name, weights
+
+SOUND = Ended("Net", 0, "", "", weights())
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("name", every_name()[::9])
+def test_it_ends_in_words_or_with_a_right_output(name: str) -> None:
+    done = ended(name)
+    assert done.problem is None, done
+
+
+def test_a_wrong_end_is_seen() -> None:
+    assert SOUND.problem is None
+    merged = {"a.weight": torch.zeros(4, 3, 3, 3)}
+    for changed in (
+        {"tensors": None},
+        {"status": 2},
+        {"status": 2, "tensors": None},
+        {"status": 3, "tensors": None, "errors": "error: x"},
+        {"status": 1, "tensors": None, "errors": "Traceback\nerror: x"},
+        {"status": 1, "tensors": None, "errors": "error: " + 4000 * "x"},
+        {"tensors": merged},
+        {"tensors": {**weights(), "a.bias": torch.zeros(12)}},
+    ):
+        assert replace(SOUND, **changed).problem is not None, changed
+    assert replace(SOUND, status=2, tensors=None, errors="error: x").problem is None
