@@ -25,6 +25,8 @@ def composed_chain(links: Sequence[Conv]) -> Conv:
 
     Raises GeometryError where they are not one.
     """
+    if len(links) > LONGEST:
+        return reduce(lambda inner, outer: outer @ inner, links)
     return _composed(links, cheapest_order(tuple(link.geometry for link in links)))
 
 

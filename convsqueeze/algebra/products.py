@@ -6,9 +6,10 @@ for cells of channels (see `groups.cells`). BLAS does the products, block by blo
 the blocks and the order of every sum do not depend on the threads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from math import prod
 
 import torch
 from torch import Tensor, contiguous_format, float64
@@ -22,6 +23,10 @@ ROWS, COLUMNS = 256, 512
 """Rows and columns of a matrix that is multiplied at once, at most."""
 RESULT = 1 << 17
 """Numbers of the result of a block that holds several cells, at most: 1 MiB."""
+GATHERED = 2000
+"""Numbers of inner taps that are copied in the time of one small product."""
+Run = tuple[int, int, int]
+"""Places that follow each other and the inner taps that lead there: first ones and number."""
 
 
 @lru_cache(maxsize=1024)
@@ -40,30 +45,20 @@ def summed_products(second: Tensor, first: Tensor, tables: Sequence[Tensor]) -> 
     """The result (cells, out, in, *places), float64, of `second` (cells, out, cell, *k2) and
     `first` (cells, cell, in, *k1), with a table of taps for each axis as `tap_table` gives it.
     """
-    table = _table_of_all_axes(tables, first.shape[3:])
     cells, outs, cell, ins = *second.shape[:3], first.shape[2]
+    inner = first.shape[3:]
     first = first.flatten(3) if tables else first.unsqueeze(3)
-    outer_taps, inner_taps = len(table), first.shape[3]
-    second = second.reshape(cells, outs, cell, outer_taps)
-    large = cells * outs * cell * ins * int((table >= 0).sum()) >= LARGE
+    second = second.reshape(cells, outs, cell, -1)
+    pairs = prod(int((table >= 0).sum()) for table in tables)
+    large = cells * outs * cell * ins * pairs >= LARGE
     large &= first.device.type == "cpu" and not (first.requires_grad or second.requires_grad)
-    if outer_taps == 1 and table[0].equal(torch.arange(inner_taps)):
+    if all(one.equal(torch.arange(n)[None]) for one, n in zip(tables, inner, strict=True)):
         result = _one_outer_tap(second.squeeze(3), first, large)
-    elif inner_taps == 1 and table.equal(torch.eye(outer_taps, dtype=torch.int64) - 1):
+    elif prod(inner) == 1 and all(one.equal(torch.eye(len(one)).long() - 1) for one in tables):
         result = _one_outer_tap(first.squeeze(3).mT, second.transpose(1, 2), large).transpose(1, 2)
     else:
-        result = _run_by_run(second, first, table, large)
+        result = _tap_by_tap(second, first, tables, inner, large)
     return result.unflatten(3, [one.shape[1] for one in tables]) if tables else result.squeeze(3)
-
-
-def _table_of_all_axes(tables: Sequence[Tensor], inner_taps: Sequence[int]) -> Tensor:
-    """Of the taps of all axes, numbered in a row, the last axis fastest."""
-    whole = torch.zeros(1, 1, dtype=torch.int64)
-    for table, count in zip(tables, inner_taps, strict=True):
-        left, right = whole[:, None, :, None], table[None, :, None, :]
-        both = torch.where((left >= 0) & (right >= 0), left * count + right, -1)
-        whole = both.flatten(2, 3).flatten(0, 1)
-    return whole
 
 
 def _one_outer_tap(outer: Tensor, inner: Tensor, large: bool) -> Tensor:
@@ -89,46 +84,135 @@ def _one_outer_tap(outer: Tensor, inner: Tensor, large: bool) -> Tensor:
     return result
 
 
-def _run_by_run(second: Tensor, first: Tensor, table: Tensor, large: bool) -> Tensor:
-    """The result (cells, out, in, places) by one product for each outer tap and run of inner
-    taps, which BLAS adds up.
+def _tap_by_tap(
+    second: Tensor, first: Tensor, tables: Sequence[Tensor], inner_taps: Sequence[int], large: bool
+) -> Tensor:
+    """The result (cells, out, in, places) by products for each outer tap, which BLAS adds up: one
+    for each run of inner taps, or one for all places where runs are many and short.
     """
     cells, outs, cell, _ = second.shape
-    ins, inner_taps = first.shape[2:]
-    places = table.shape[1]
-    inner = first.new_empty((cells, cell, inner_taps, ins), dtype=float64)
+    ins, places = first.shape[2], prod(table.shape[1] for table in tables)
+    inner = first.new_empty((cells, cell, first.shape[3], ins), dtype=float64)
 
     def copy(rows: slice) -> None:
         inner.flatten(0, 1)[rows] = first.flatten(0, 1)[rows].mT
 
     in_parallel(copy, parts(cells * cell, -(-ROWS // 4)), large=large)
-    runs = list(_runs(table))
-    result = inner.new_empty((cells, outs, places, ins))
-
-    def multiply(block: tuple[slice, slice]) -> None:
-        part, right, sums = second[block], inner[block[0]], result[block].zero_()
-        left = part.movedim(3, 0).to(float64, memory_format=contiguous_format)
-        for outer_tap, there, taps in runs:
-            columns = right[:, :, taps].flatten(2)
-            sums[:, :, there].flatten(2).baddbmm_(left[outer_tap], columns)
-
+    result = inner.new_zeros((cells, outs, places * ins))
     rows = min(ROWS, max(-(-ROWS // 4), -(-outs // 2)))
     few = max(1, RESULT // max(1, min(outs, rows) * places * ins))
-    in_parallel(multiply, list(product(parts(cells, few), parts(outs, rows))), large=large)
-    return result.transpose(2, 3)
+    blocks = list(product(parts(cells, few), parts(outs, rows)))
+    gathered = cells * cell * ins * places * second.shape[3]
+    if gathered < GATHERED * _count_runs(tables) * len(blocks):
+        _gathered(result, second, inner, tables, inner_taps, large)
+    else:
+        _run_by_run(result, second, inner, _runs(tables, inner_taps), blocks, large)
+    return result.unflatten(2, (places, ins)).transpose(2, 3)
 
 
-def _runs(table: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Each outer tap with places that follow each other and the inner taps that lead there."""
-    for outer_tap, row in enumerate(table.tolist()):
-        start = 0
-        for end in range(1, len(row) + 1):
-            if end < len(row) and row[end] == row[end - 1] + 1 > 0:
-                continue
-            if row[start] >= 0:
-                first = row[start]
-                yield outer_tap, slice(start, end), slice(first, first + end - start)
-            start = end
+def _run_by_run(
+    result: Tensor,
+    second: Tensor,
+    inner: Tensor,
+    runs: Sequence[Sequence[Run]],
+    blocks: Sequence[tuple[slice, slice]],
+    large: bool,
+) -> None:
+    """Adds to the result (cells, out, places * in) the runs of each outer tap; `inner` is (cells,
+    cell, taps, in).
+    """
+    ins, inner = inner.shape[3], inner.flatten(2)
+
+    def multiply(block: tuple[slice, slice]) -> None:
+        right, sums = inner[block[0]], result[block]
+        left = second[block].movedim(3, 0).to(float64, memory_format=contiguous_format)
+        for matrix, found in zip(left, runs, strict=True):
+            for place, tap, count in found:
+                columns = right.narrow(2, tap * ins, count * ins)
+                sums.narrow(2, place * ins, count * ins).baddbmm_(matrix, columns)
+
+    in_parallel(multiply, blocks, large=large)
+
+
+def _gathered(
+    result: Tensor,
+    second: Tensor,
+    inner: Tensor,
+    tables: Sequence[Tensor],
+    inner_taps: Sequence[int],
+    large: bool,
+) -> None:
+    """The same, with the inner taps of all places side by side for each outer tap."""
+    cells, cell, taps, ins = inner.shape
+    shape = [table.shape[1] for table in tables]
+    inner = torch.cat((inner.new_zeros(cells, cell, 1, ins), inner), 2)  # the first leads nowhere
+    steps = [
+        torch.where(table >= 0, table * step, -taps).to(inner.device)
+        for table, step in zip(tables, _strides(inner_taps), strict=True)
+    ]
+    left = second.movedim(3, 0).to(float64, memory_format=contiguous_format)
+
+    def multiply(block: tuple[slice, slice]) -> None:
+        some, part = block
+        flat = torch.arange(part.start, part.stop, device=inner.device)
+        places = [flat // step % n for step, n in zip(_strides(shape), shape, strict=True)]
+        sums = result[some, :, part.start * ins : part.stop * ins]
+        for matrix, rows in zip(left, product(*steps), strict=True):
+            index = sum(row[place] for row, place in zip(rows, places, strict=True)) + 1
+            there = inner[some].index_select(2, index.clamp_(min=0))
+            sums.baddbmm_(matrix[some], there.flatten(2))
+
+    width = max(1, RESULT // max(1, cell * ins))
+    few = max(1, RESULT // max(1, cell * ins * min(width, prod(shape))))
+    in_parallel(multiply, list(product(parts(cells, few), parts(prod(shape), width))), large=large)
+
+
+def _strides(shape: Sequence[int]) -> list[int]:
+    """How far apart neighbours along each axis lie in a contiguous tensor of that shape."""
+    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _runs(tables: Sequence[Tensor], inner_taps: Sequence[int]) -> list[list[Run]]:
+    """The runs of each outer tap; taps of all axes are numbered in a row, the last fastest."""
+    behind, places, taps = [[(0, 0, 1)]], 1, 1
+    for table, count in zip(reversed(tables), reversed(inner_taps), strict=True):
+        whole = places == taps and behind == [[(0, 0, places)]]
+        axis = [_runs_of_axis(row) for row in table.tolist()]
+        behind = [
+            [
+                (place * places + behind_place, tap * taps + behind_tap, some * number)
+                for place, tap, some in (found if whole else _singly(found))
+                for behind_place, behind_tap, number in one
+            ]
+            for found in axis
+            for one in behind
+        ]
+        places, taps = places * table.shape[1], taps * count
+    return behind
+
+
+def _count_runs(tables: Sequence[Tensor]) -> int:
+    """How many runs there are, or somewhat more."""
+    *leading, last = tables
+    runs = sum(len(_runs_of_axis(row)) for row in last.tolist())
+    return runs * prod(int((table >= 0).sum()) for table in leading)
+
+
+def _runs_of_axis(row: Sequence[int]) -> list[Run]:
+    """Those of one outer tap, of whose `row` each place holds the inner tap that leads there."""
+    found, start = [], 0
+    for end in range(1, len(row) + 1):
+        if end < len(row) and row[end] == row[end - 1] + 1 > 0:
+            continue
+        if row[start] >= 0:
+            found.append((start, row[start], end - start))
+        start = end
+    return found
+
+
+def _singly(runs: Sequence[Run]) -> list[Run]:
+    """The same as runs of one place each."""
+    return [(place + i, tap + i, 1) for place, tap, count in runs for i in range(count)]
 
 
 def parts(count: int, size: int) -> list[slice]:

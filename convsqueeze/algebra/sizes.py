@@ -9,7 +9,7 @@ from math import lcm
 
 from convsqueeze.algebra.geometry import LARGEST, Axis, Geometry, add, compose
 from convsqueeze.algebra.tree import Chain, Sum, Tree, fold, mapped
-from convsqueeze.errors import GeometryError
+from convsqueeze.errors import GeometryError, TooLargeError
 
 GeometryTree = Tree[Geometry]
 
@@ -83,7 +83,7 @@ def period(tree: GeometryTree, axis: int) -> int:
 def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
     """A chain's reach is `r1 + s1*r2 + s1*s2*r3 + ...`, its stride the product.
 
-    Raises GeometryError where they are larger than any network's.
+    Raises TooLargeError where they are larger than any network's.
     """
     found, stride = fold(
         tree,
@@ -92,7 +92,7 @@ def _reach_and_stride(tree: GeometryTree, axis: int) -> tuple[int, int]:
         lambda branches: (max(r for r, _ in branches), lcm(*(s for _, s in branches))),
     )
     if max(found, stride) > FARTHEST:
-        raise GeometryError(
+        raise TooLargeError(
             f"the layers reach over {max(found, stride):,} samples of an axis, at most "
             f"{FARTHEST:,} can be"
         )
@@ -117,12 +117,12 @@ def _width(axis: Axis) -> int:
 def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
     """Input sizes after which what happens at the border repeats: past every kernel, one period.
 
-    Raises GeometryError where they are too many to look at one by one.
+    Raises TooLargeError where they are too many to look at one by one.
     """
     first = smallest_size(tree, axis)
     enough = reach(tree, axis) + _width(merged(tree).axes[axis]) + period(tree, axis)
     if enough > MOST_SIZES:
-        raise GeometryError(
+        raise TooLargeError(
             f"what happens at the border depends on {enough:,} input sizes, at most "
             f"{MOST_SIZES:,} are looked at. Leave the layer with the large padding, dilation or "
             "stride apart"

@@ -33,10 +33,14 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
 LIMITS = {"LARGE": 0, "ROWS": 2, "COLUMNS": 2, "RESULT": 4}
 
 
-@pytest.fixture
-def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads and many blocks also for the smallest layers."""
-    for name, value in LIMITS.items():
+WAYS = {"runs of taps": 0, "all places of a tap": 1 << 40}
+"""Two of the ways to sum, and the threshold by which each is chosen."""
+
+
+@pytest.fixture(params=WAYS)
+def tiny_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Threads and many blocks also for the smallest layers, either way."""
+    for name, value in {**LIMITS, "GATHERED": WAYS[request.param]}.items():
         monkeypatch.setattr(products, name, value)
 
 
@@ -86,14 +90,14 @@ def test_every_way_of_summing_is_the_sum(case: str) -> None:
 
 
 @law(60)
-@given(st.data(), ranks)
-def test_blocks_change_nothing(data: st.DataObject, rank: int) -> None:
-    """Any geometry in blocks of two channels, by threads."""
+@given(st.data(), ranks, st.sampled_from([*WAYS.values()]))
+def test_blocks_change_nothing(data: st.DataObject, rank: int, gathered: int) -> None:
+    """Any geometry in blocks of two channels, by threads, either way."""
     inner = data.draw(operators(rank))
     outer = data.draw(operators(rank, inner.geometry.out_channels))
     merged = composed(outer, inner)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in LIMITS.items():
+        for name, value in {**LIMITS, "GATHERED": gathered}.items():
             patch.setattr(products, name, value)
         assert torch.equal((outer @ inner).weight, merged.weight)
 
