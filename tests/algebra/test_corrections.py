@@ -25,7 +25,7 @@ from convsqueeze.algebra.border.corrections import (
 )
 from convsqueeze.algebra.border.mismatches import mismatches, wrong_rows
 from convsqueeze.algebra.border.taps import Vector, _Basis, axis_taps, corrections
-from convsqueeze.algebra.border.trace import NOTHING, Link, presence, sources
+from convsqueeze.algebra.border.trace import NOTHING, Link, reads
 from convsqueeze.algebra.border.values import border_bias, border_terms, border_weight
 from convsqueeze.algebra.sizes import output_size, smallest_size
 from convsqueeze.algebra.tree import Tree, mapped
@@ -34,7 +34,7 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.recipe import RecipeLayer
 
 from .drawn import MODES, convolutions, fitting, law, ranks, seeds, whole
-from .test_border import chains, geometries, mergeable, plain, run
+from .test_border import chains, examinable, geometries, mergeable, plain, run
 
 pytestmark = pytest.mark.stress
 
@@ -71,7 +71,7 @@ def trees(draw: st.DrawFn, rank: int) -> Tree[Conv]:
             links[sums] = Sum((links[sums], draw(fitting((first, second)[sums]))))
         tree = Chain(tuple(links))
     tree = in_whole_numbers(tree, draw(seeds))
-    assume(mergeable(tree))
+    assume(mergeable(tree) and examinable(geometries(tree), corrections))
     return tree
 
 
@@ -312,8 +312,8 @@ def test_sources_are_what_kernels_of_one_tap_read(axes: list[Axis], more: int) -
     path = tuple(Link(axis, bias=True) for axis in axes)
     numbered = torch.arange(1.0, size + 1, dtype=torch.float64).view(1, 1, -1)
     assert NOTHING == -1
-    assert torch.equal(sources(path, size), columns(axes, numbered).long() - 1)
-    for index, table in enumerate(presence(path, size), start=1):
+    assert torch.equal(reads(path, size)[0], columns(axes, numbered).long() - 1)
+    for index, table in enumerate(reads(path, size)[1], start=1):
         size = axes[index - 1].output_size(size)
         behind = axes[index:]
         ones = torch.ones(1, 1, size, dtype=torch.float64)
@@ -325,23 +325,23 @@ def test_more_combinations_than_a_table_may_hold(monkeypatch: pytest.MonkeyPatch
     """Two outputs through 3 * 4 combinations of taps are 24 places."""
     path = (Link(Axis(3), bias=False), Link(Axis(4), bias=False))
     monkeypatch.setattr(trace, "LARGEST_TABLE", 24)
-    assert tuple(sources(path, 7).shape) == (2, 12)
+    assert tuple(reads(path, 7)[0].shape) == (2, 12)
     monkeypatch.setattr(trace, "LARGEST_TABLE", 23)
     with pytest.raises(GeometryError, match="12 combinations"):
-        sources(path, 7)
+        reads(path, 7)
 
 
 def test_a_table_holds_four_million_places() -> None:
     """2048 taps for 2048 outputs are as many as there may be, `2**22`; no output more."""
     wide = (Link(Axis(2048), bias=False),)
-    assert tuple(sources(wide, 4095).shape) == (2048, 2048)
+    assert tuple(reads(wide, 4095)[0].shape) == (2048, 2048)
     with pytest.raises(GeometryError, match="2,048 combinations"):
-        sources(wide, 4096)
+        reads(wide, 4096)
 
 
 def test_no_layer_reads_nothing() -> None:
     with pytest.raises(GeometryError, match="at least one layer"):
-        sources((), 3)
+        reads((), 3)
 
 
 # Counts that can be worked out by hand

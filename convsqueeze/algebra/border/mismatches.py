@@ -33,6 +33,7 @@ from convsqueeze.algebra.sizes import (
     sizes_to_examine,
 )
 from convsqueeze.algebra.tree import Chain, Sum
+from convsqueeze.errors import TooLargeError
 
 Side = Literal["low", "high"]
 Cause = Literal["bias", "window", "mode"]
@@ -41,8 +42,12 @@ SIDES: tuple[Side, Side] = ("low", "high")
 
 PRIME = 2**31 - 1
 """Two values that differ are taken for equal about once in so many times."""
-AT_ONCE = 1 << 16
-"""Samples of all sizes together that are run at once, which takes some ten times their memory."""
+AT_ONCE = 1 << 19
+"""Taps of samples of all sizes together that are read at once, which takes some ten times their
+memory.
+"""
+MOST_READ = 1 << 25
+"""Taps of samples of all sizes together that are read at most: some seconds."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def _wrong_rows(tree: GeometryTree, size: int) -> frozenset[int]:
     if _pads_only_input(tree):
         return frozenset()
     alike = equivalent_size(tree, 0, size)
+    _check_amount(tree, [alike])
     rows = _Run(tree, [alike]).wrong[:, 0].any(0).nonzero().flatten().tolist()
     outputs = output_size(tree, 0, alike) or 0
     further = (output_size(tree, 0, size) or 0) - outputs
@@ -105,7 +111,7 @@ def _on_axis(tree: GeometryTree, fixed: int | None) -> tuple[Mismatch, ...]:
     if _pads_only_input(tree):
         return ()
     sizes = sizes_to_examine(tree, 0) if fixed is None else [equivalent_size(tree, 0, fixed)]
-    step = max(1, AT_ONCE // (sizes[-1] + 2 * reach(tree, 0)))
+    step = max(1, AT_ONCE // _check_amount(tree, sizes))
     runs = [_Run(tree, sizes[start : start + step]) for start in range(0, len(sizes), step)]
     found = []
     for side in range(len(SIDES)):
@@ -115,6 +121,39 @@ def _on_axis(tree: GeometryTree, fixed: int | None) -> tuple[Mismatch, ...]:
             exact = tuple(n for n in sizes if n not in wrong)
             found.append(replace(parts[-1], rows=rows, exact_sizes=exact, sizes=tuple(sizes)))
     return tuple(found)
+
+
+def _check_amount(tree: GeometryTree, sizes: Sequence[int]) -> int:
+    """How many taps of samples are read for the largest of some sizes. Raises TooLargeError where
+    all of them together read too many.
+    """
+    padded = sizes[-1] + 2 * reach(tree, 0)
+    largest = padded + _taps_read(tree, padded)[0]
+    if (read := largest * len(sizes)) > MOST_READ:
+        raise TooLargeError(
+            f"what happens at the border follows from {read:,} taps that samples of all sizes are "
+            f"read by, at most {MOST_READ:,} are looked at. Leave the layer with the large kernel, "
+            "padding or stride apart"
+        )
+    return largest
+
+
+def _taps_read(tree: GeometryTree, size: int) -> tuple[int, int]:
+    """How many taps of samples all layers read for one input of some size, and how many samples
+    leave, at most.
+    """
+    if isinstance(tree, Chain):
+        read = 0
+        for link in tree.links:
+            taps, size = _taps_read(link, size)
+            read += taps
+        return read, size
+    if isinstance(tree, Sum):
+        ways = [_taps_read(branch, size) for branch in tree.branches]
+        return sum(taps for taps, _ in ways), max(outputs for _, outputs in ways)
+    (axis,) = tree.axes
+    outputs = axis.upsample * size // axis.stride + 1
+    return outputs * axis.kernel_size, outputs
 
 
 def _pads_only_input(tree: GeometryTree, first: bool = True) -> bool:

@@ -1,13 +1,15 @@
 """Running border terms with torch: slabs of the input in, strips of the output added to.
 
-For every set of axes the samples near the ends (a slab) go through one small convolution that
-gives all wrong rows at once, as channels; on the other axes it is the merged one. Both ends of an
-axis are one slab: where they do not meet its kernel is zero, which costs less than a call for each.
+For every set of axes the samples near the ends (a slab) go through one small convolution over the
+other axes, on which it is the merged one. The samples of the slab are its input channels, and all
+wrong rows at once are its output channels. Both ends of an axis are one slab: where they do not
+meet its kernel is zero, which costs less than a call for each.
 Knows tensors, axes and `corrections`, no modules.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import prod
 from typing import Any, TypeAlias
@@ -26,6 +28,9 @@ from convsqueeze.algebra.border.corrections import (
     span_length,
 )
 from convsqueeze.algebra.geometry import Axis
+
+AT_ONCE = 1 << 22
+"""Numbers of all terms of a kernel that are looked up together."""
 
 Stored: TypeAlias = tuple[Tensor | None, Tensor | None]
 """Weight and bias of a set of axes, as they are stored."""
@@ -143,17 +148,20 @@ class Lookup:
             index = _outer(index * count, more, torch.add)
             factors = _outer(factors, factor, torch.mul)
         if absent:
-            stored = sorted(set(range(prod(grid))) - set(absent))
-            place = {one: number for number, one in enumerate(stored)}
-            places = [[place.get(one, 0), one in place] for one in range(prod(grid))]
-            moved = torch.tensor(places, dtype=torch.int64, device=device)[index]
-            index, factors = moved[..., 0], factors * moved[..., 1]
+            there = torch.ones(prod(grid), dtype=torch.int64, device=device)
+            there = there.index_fill(0, torch.tensor(absent, device=device), 0)
+            place = (there.cumsum(0) - 1).clamp(min=0)
+            index, factors = place[index], factors * there[index]
         return cls(index, factors.to(dtype))
 
     def __call__(self, stored: Tensor) -> Tensor:
         """(out_channels, channels, places) to (out_channels * rows, channels, columns)."""
-        found = stored[:, :, self.index].mul_(self.factors)  # far faster than index_select
-        summed = found.squeeze(2) if self.index.shape[0] == 1 else found.sum(2)
+        if self.index.numel() * stored.shape[0] * stored.shape[1] > AT_ONCE:
+            terms = zip(self.index, self.factors, strict=True)
+            summed = reduce(Tensor.add_, (stored[:, :, i].mul_(f) for i, f in terms))
+        else:
+            found = stored[:, :, self.index].mul_(self.factors)  # far faster than index_select
+            summed = found.squeeze(2) if self.index.shape[0] == 1 else found.sum(2)
         return summed.transpose(1, 2).flatten(0, 1)
 
 
@@ -167,12 +175,14 @@ def _outer(one: Tensor, other: Tensor, combine: Callable[[Tensor, Tensor], Tenso
 class KernelPlan:
     """How the kernel of a set of axes is made for one kind of size.
 
-    It has `axes`, and `rows` on each of them: 1 on those that are not in the set.
+    It has `rows` and taps (`kernel_size`) on each axis: 1 row on those that are not in the set,
+    which are the `axes` that it is run on.
     """
 
     subset: Subset
     strips: tuple[Strip, ...]
     rows: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     axes: tuple[Axis, ...]
     weight: Lookup | None
     bias: Lookup | None
@@ -183,8 +193,8 @@ class KernelPlan:
         if weight is None or self.weight is None:
             weight = None
         else:
-            sizes = [axis.kernel_size for axis in self.axes]
-            weight = self.weight(weight.flatten(2)).unflatten(2, sizes)
+            weight = self.weight(weight.flatten(2)).unflatten(2, self.kernel_size)
+            weight = self.to_channels(weight)
         if bias is None or self.bias is None:
             bias = None
         else:
@@ -192,13 +202,25 @@ class KernelPlan:
             bias = bias.unflatten(0, (-1, *self.rows)) if weight is None else bias
         return Kernel(self, weight, bias)
 
+    def to_channels(self, tensor: Tensor) -> Tensor:
+        """(n, channels, *sizes) with the axes of the set among the channels: (n, channels * some
+        sizes, *others).
+        """
+        order = [0, 1, *(2 + axis for axis in (*self.subset, *self.others))]
+        return tensor.permute(order).flatten(1, 1 + len(self.subset))
+
+    @property
+    def others(self) -> list[int]:
+        """The axes that are not in the set."""
+        return [axis for axis in range(len(self.rows)) if axis not in self.subset]
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """What a set of axes adds for inputs of one kind, ready to run.
 
-    With a `weight`, (out_channels * rows, in_channels / groups, *columns or kernel_size), a slab
-    of the input goes through it and `bias` is (out_channels * rows,); else `bias` is all that is
+    With a `weight`, (out_channels * rows, in_channels / groups * columns, *kernel_size), a slab of
+    the input goes through it and `bias` is (out_channels * rows,); else `bias` is all that is
     added, (out_channels, *rows).
     """
 
@@ -222,10 +244,11 @@ def kernel_plan(
     With `signs` off all factors count as positive, for bounds.
     """
     chosen = tuple(strips[axis] for axis in subset)
-    rows, small = [1] * len(axes), list(axes)
+    rows, taps = [1] * len(axes), [axis.kernel_size for axis in axes]
+    grid = corrections.grid(subset, taps)
     for axis, strip in zip(subset, chosen, strict=True):
         rows[axis] = span_length(strip.rows)
-        small[axis] = Axis(max(span_length(strip.columns), 1))
+        taps[axis] = max(span_length(strip.columns), 1)
 
     def lookup(found: Sequence[Table | None], grid: Sequence[int], absent: Absent) -> Lookup | None:
         of_axes: list[Tensor | None] = [None] * len(axes)
@@ -236,12 +259,12 @@ def kernel_plan(
         places = dict(absent).get(subset, ())
         return Lookup.of(of_axes, grid, places, device=tables.device, dtype=dtype)
 
-    grid = corrections.grid(subset, [axis.kernel_size for axis in axes])
     return KernelPlan(
         subset,
         chosen,
         tuple(rows),
-        tuple(small),
+        tuple(taps),
+        tuple(axis for number, axis in enumerate(axes) if number not in subset),
         lookup([strip.weights for strip in chosen], grid, corrections.absent),
         lookup(
             [strip.biases for strip in chosen],
@@ -271,14 +294,10 @@ def _rows_of(
     """The slab through its kernel: (batch, out_channels, *rows or output size)."""
     for axis, strip in zip(plan.subset, plan.strips, strict=True):
         x = slab(x, 2 + axis, strip.columns)
-    found = apply_operator(x, weight, bias, plan.axes, groups)
-    if prod(plan.rows) == 1:
-        return found
-    outer = [axis for axis in range(len(plan.axes)) if axis not in plan.subset]
+    found = apply_operator(plan.to_channels(x), weight, bias, plan.axes, groups)
     counts = [plan.rows[axis] for axis in plan.subset]
-    sizes = [found.shape[2 + axis] for axis in outer]
-    found = found.reshape(found.shape[0], found.shape[1] // prod(counts), *counts, *sizes)
-    order = sorted(range(len(plan.axes)), key=[*plan.subset, *outer].__getitem__)
+    found = found.unflatten(1, (-1, *counts))
+    order = sorted(range(len(plan.rows)), key=[*plan.subset, *plan.others].__getitem__)
     return found.permute(0, 1, *(2 + place for place in order))
 
 

@@ -1,6 +1,6 @@
 """Finding the border taps of an axis: what a merged kernel gets wrong, for every input size.
 
-For each size the table of what the layers read (`trace.sources`) is held against that of the merged
+For each size the table of what the layers read (`trace.reads`) is held against that of the merged
 kernel; what differs are the entries of `D` (see `corrections`), each a sum of combinations of taps.
 Sizes that are large enough and equal modulo the strides have the same entries, counted from the
 nearer end; so do most small ones, an image too small for an entry losing it. The others are classes
@@ -24,7 +24,13 @@ from convsqueeze.algebra.border.corrections import (
     SizeClass,
     Subset,
 )
-from convsqueeze.algebra.border.trace import NOTHING, axis_paths, merged_sources, presence, sources
+from convsqueeze.algebra.border.trace import (
+    NOTHING,
+    axis_paths,
+    check_ways,
+    merged_sources,
+    reads,
+)
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import (
     GeometryTree,
@@ -35,12 +41,17 @@ from convsqueeze.algebra.sizes import (
     reach,
     smallest_size,
 )
-from convsqueeze.errors import GeometryError
+from convsqueeze.errors import GeometryError, TooLargeError
 
+Place = tuple[int, ...]
 Vector = tuple[tuple[int, int], ...]
 """A sum of combinations: (combination, factor) in order, no factor zero."""
-Entries = dict[tuple[int, ...], Vector]
-"""By (row, column), or (row,) for biases."""
+Entries = tuple[Tensor, Tensor]
+"""Of weights, int64 (entries, 4): row, column, combination and factor; of biases without a column.
+No factor is zero; `_in_order` has each combination once at a place.
+"""
+LARGEST_SEARCH = 1 << 27
+"""Places of the tables of all sizes of an axis together that are looked at: some ten seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +59,8 @@ class AxisTaps:
     """Taps of one axis as sums of combinations: factors, float64.
 
     `kernel` (merged kernel's taps, combinations) and `border` (border taps, combinations) have the
-    columns of `trace.sources` for all paths side by side, each as many as `widths` says. `bias`
-    (1, columns) and `border_bias` (border taps of biases, columns) have those of `trace.presence`
+    columns of `trace.reads` for all paths side by side, each as many as `widths` says. `bias`
+    (1, columns) and `border_bias` (border taps of biases, columns) have those of `trace.reads`
     for all biased layers of all paths, as `bias_widths` says.
     """
 
@@ -120,16 +131,17 @@ def _analysis(tree: GeometryTree, axis: int, fixed: int | None) -> tuple[AxisCor
         wanted = fixed if fixed < settled else settled + (fixed - settled) % repeat
         classes = {wanted: classes[wanted]}
     weights, biases = _Basis(), _Basis()
+    vectors = {n: (_by_place(found[0]), _by_place(found[1])) for n, found in classes.items()}
     for basis, index in ((weights, 0), (biases, 1)):
-        vectors = {v for found in classes.values() for v in found[index].values()}
-        for vector in sorted(vectors, key=lambda v: (len(v), v)):
+        every = {v for found in vectors.values() for v in found[index].values()}
+        for vector in sorted(every, key=lambda v: (len(v), v)):
             basis.include(vector)
     table = AxisCorrections(
         settled,
         repeat,
         len(weights.vectors),
         len(biases.vectors),
-        tuple(_class(size, *found, weights, biases) for size, found in classes.items()),
+        tuple(_class(size, *found, weights, biases) for size, found in vectors.items()),
     )
     taps = AxisTaps(
         comparison.kernel,
@@ -143,7 +155,11 @@ def _analysis(tree: GeometryTree, axis: int, fixed: int | None) -> tuple[AxisCor
 
 
 def _class(
-    size: int, weights: Entries, biases: Entries, basis: "_Basis", bias_basis: "_Basis"
+    size: int,
+    weights: Mapping[Place, Vector],
+    biases: Mapping[Place, Vector],
+    basis: "_Basis",
+    bias_basis: "_Basis",
 ) -> SizeClass:
     """The entries of a size as combinations of border taps."""
     return SizeClass(
@@ -165,43 +181,55 @@ class _Comparison:
     """The layers of a tree on one axis against their merged kernel, size by size."""
 
     def __init__(self, tree: GeometryTree, axis: int) -> None:
-        self.paths = axis_paths(tree, axis)
         self.whole = merged(tree).axes[axis]
         self.first = smallest_size(tree, axis)
         self.period = period(tree, axis)
         self._tree, self._axis = tree, axis
         margin = reach(tree, axis) + self.whole.extent + abs(self.whole.before)
         self.large = self.first + 2 * (margin + abs(self.whole.after) + self.period)
-        tables = [sources(path, self.large) for path in self.paths]
+        check_ways(tree, self.large + 2 * self.period - self.first)
+        self.paths = axis_paths(tree, axis)
+        tables, there = self._reads(self.large)
         self.widths = tuple(table.shape[1] for table in tables)
         table = torch.cat(tables, 1)
+        self._check_amount(table.numel())
         self._positions, self._seen = _positions(table, self.whole)
         self.kernel = _kernel_taps(self._positions, self._seen, self.whole)
-        there = self._presence(self.large)
         self.bias_widths = tuple(table.shape[1] for table in there)
         self.bias = _middle_bias(_side_by_side(there))
+
+    def _check_amount(self, places: int) -> None:
+        sizes = self.large - self.first + 2 * self.period
+        if sizes * places > LARGEST_SEARCH:
+            raise TooLargeError(
+                f"{sum(self.widths):,} combinations of taps on one axis, at {sizes:,} input sizes, "
+                "are too many to correct; merge fewer layers at once"
+            )
 
     def outputs(self, size: int) -> int:
         return output_size(self._tree, self._axis, size) or 0
 
-    def _presence(self, size: int) -> list[Tensor]:
-        return [table for path in self.paths for table in presence(path, size)]
+    def _reads(self, size: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Of all paths."""
+        found = [reads(path, size) for path in self.paths]
+        return [one for one, _ in found], [one for _, biases in found for one in biases]
 
-    def entries(self, size: int) -> tuple[Entries, Entries]:
-        """`D` for one input size, of weights and of biases; rows and columns from the start."""
-        real = torch.cat([sources(path, size) for path in self.paths], 1)
+    def entries(self, size: int) -> Entries:
+        """`D` for one input size; rows and columns from the start."""
+        tables, biased = self._reads(size)
+        real = torch.cat(tables, 1)
         implied = merged_sources(self.whole, self._positions, size, real.shape[0])
         implied = torch.where(self._seen, implied, NOTHING)
-        weights, biases = _no_entries(), _no_entries()
-        for row, combination in (real != implied).nonzero().tolist():
-            for table, factor in ((real, 1), (implied, -1)):
-                column = int(table[row, combination])
-                if column != NOTHING:
-                    weights[row, column][combination] += factor
-        there = _side_by_side(self._presence(size))
-        for row, column in (there != self.bias.bool()).nonzero().tolist():
-            biases[row,][column] += 1 if bool(there[row, column]) else -1
-        return _frozen(weights), _frozen(biases)
+        places = (real != implied).nonzero().unbind(1)
+        found = [
+            torch.stack((places[0], columns, places[1], torch.full_like(columns, factor)), 1)
+            for columns, factor in ((real[places], 1), (implied[places], -1))
+        ]
+        weights = torch.cat([one[one[:, 1] != NOTHING] for one in found])
+        there = _side_by_side(biased)
+        rows, columns = (there != self.bias.bool()).nonzero().unbind(1)
+        biases = torch.stack((rows, columns, 2 * there[rows, columns].long() - 1), 1)
+        return _in_order(weights), _in_order(biases)
 
 
 def _positions(table: Tensor, whole: Axis) -> tuple[Tensor, Tensor]:
@@ -240,36 +268,56 @@ def _middle_bias(there: Tensor) -> Tensor:
     return middle[:1].double()
 
 
-def _no_entries() -> dict[tuple[int, ...], dict[int, int]]:
-    return defaultdict(lambda: defaultdict(int))
+def _in_order(table: Tensor) -> Tensor:
+    """A table of entries in order, what it has of one combination at a place added up."""
+    if not len(table):
+        return table
+    keys = torch.zeros(len(table), dtype=torch.int64)
+    for column in table[:, :-1].unbind(1):
+        lowest = column.min()
+        keys = keys * (column.max() - lowest + 1) + column - lowest
+    keys, order = keys.sort()
+    table, is_first = table[order], torch.ones(len(table), dtype=torch.bool)
+    is_first[1:] = keys[1:] != keys[:-1]
+    factors = torch.zeros(int(is_first.sum()), dtype=torch.int64)
+    factors.index_add_(0, is_first.cumsum(0) - 1, table[:, -1])
+    table = torch.cat((table[is_first, :-1], factors.unsqueeze(1)), 1)
+    return table[factors != 0]
 
 
-def _frozen(entries: Mapping[tuple[int, ...], Mapping[int, int]]) -> Entries:
-    found = {
-        place: tuple(sorted((key, factor) for key, factor in vector.items() if factor))
-        for place, vector in sorted(entries.items())
-    }
-    return {place: vector for place, vector in found.items() if vector}
+def _by_place(table: Tensor) -> dict[Place, Vector]:
+    """The vectors of a table of entries, by row and column."""
+    found: dict[Place, list[tuple[int, int]]] = defaultdict(list)
+    for *place, key, factor in table.tolist():
+        found[tuple(place)].append((key, factor))
+    return {place: tuple(vector) for place, vector in found.items()}
 
 
-def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]], int, int]:
+def _same(one: Entries, other: Entries) -> bool:
+    """Whether they add up to the same, in whatever order, which mostly is one and the same."""
+    return all(
+        a.equal(b) or _in_order(a).equal(_in_order(b)) for a, b in zip(one, other, strict=True)
+    )
+
+
+def _classes(comparison: _Comparison) -> tuple[dict[int, Entries], int, int]:
     """The entries of every kind of size, the size from which kinds repeat, and their period."""
     repeat = comparison.period
     far = range(comparison.large, comparison.large + repeat)
-    settled_entries: dict[int, tuple[Entries, Entries]] = {}
+    settled_entries: dict[int, Entries] = {}
     for size in far:
         found = _from_the_ends(comparison, size)
-        if found != _from_the_ends(comparison, size + repeat):
+        if not _same(found, _from_the_ends(comparison, size + repeat)):
             raise GeometryError("what happens at the border of these layers does not repeat")
         settled_entries[size % repeat] = found
-    small: dict[int, tuple[Entries, Entries]] = {}
+    small: dict[int, Entries] = {}
     settled = comparison.first
     for size in range(comparison.first, comparison.large):
         real, outputs = comparison.entries(size), comparison.outputs(size)
-        implied = tuple(_at(one, size, outputs) for one in settled_entries[size % repeat])
-        if real != implied:
+        weights, biases = settled_entries[size % repeat]
+        if not _same(real, (_at(weights, size, outputs), _at(biases, size, outputs))):
             settled, small[size] = size + 1, real
-    if all(one == settled_entries[0] for one in settled_entries.values()):
+    if all(_same(one, settled_entries[0]) for one in settled_entries.values()):
         settled_entries, repeat = {0: settled_entries[0]}, 1
     sizes = range(comparison.first, settled)
     kinds = {n: small.get(n) or comparison.entries(n) for n in sizes}
@@ -278,30 +326,35 @@ def _classes(comparison: _Comparison) -> tuple[dict[int, tuple[Entries, Entries]
     return kinds, settled, repeat
 
 
-def _from_the_ends(comparison: _Comparison, size: int) -> tuple[Entries, Entries]:
-    """The entries of a large size, what is nearer the end counted from there."""
-    counts = (comparison.outputs(size), size)
+def _from_the_ends(comparison: _Comparison, size: int) -> Entries:
+    """The entries of a large size in their order there, what is nearer the end counted from it."""
+    counts = torch.tensor((comparison.outputs(size), size))
 
-    def moved(entries: Entries) -> Entries:
-        return {
-            tuple(p if 2 * p < n else p - n for p, n in zip(place, counts, strict=False)): vector
-            for place, vector in entries.items()
-        }
+    def moved(table: Tensor) -> Tensor:
+        places, n = table[:, :-2], counts[: table.shape[1] - 2]
+        places = places.where(2 * places < n, places - n)
+        return torch.cat((places, table[:, -2:]), 1)
 
     weights, biases = comparison.entries(size)
     return moved(weights), moved(biases)
 
 
-def _at(entries: Entries, size: int, outputs: int) -> Entries:
-    """What entries counted from the ends are for a size: those that it has room for, added up."""
-    counts = (outputs, size)
-    found = _no_entries()
-    for place, vector in entries.items():
-        where = tuple(p if p >= 0 else p + n for p, n in zip(place, counts, strict=False))
-        if all(0 <= p < n for p, n in zip(where, counts, strict=False)):
-            for key, factor in vector:
-                found[where][key] += factor
-    return _frozen(found)
+def _at(table: Tensor, size: int, outputs: int) -> Tensor:
+    """What entries counted from the ends are for a size: those that it has room for."""
+    counts = torch.tensor((outputs, size))[: table.shape[1] - 2]
+    places = table[:, :-2]
+    places = places.where(places >= 0, places + counts)
+    fits = ((places >= 0) & (places < counts)).all(1)
+    return torch.cat((places, table[:, -2:]), 1)[fits]
+
+
+Numbers = dict[int, int | Fraction]
+"""By place in a vector."""
+
+
+def _over(value: int | Fraction, scale: int | Fraction) -> int | Fraction:
+    """The exact quotient, nearly always by 1 or -1, which stays a whole number."""
+    return value * scale if scale in (1, -1) else Fraction(value) / scale
 
 
 class _Basis:
@@ -310,7 +363,7 @@ class _Basis:
     def __init__(self) -> None:
         self.vectors: list[Vector] = []
         self._made: dict[Vector, tuple[tuple[int, int], ...]] = {}
-        self._reduced: list[tuple[int, dict[int, Fraction], dict[int, Fraction]]] = []
+        self._reduced: list[tuple[int, Numbers, Numbers]] = []
 
     def include(self, vector: Vector) -> None:
         rest, factors = self._eliminated(vector)
@@ -324,15 +377,15 @@ class _Basis:
         if rest:  # else it depends on others by fractions, and is kept as it is
             pivot = min(rest)
             scale = rest[pivot]
-            row = {key: value / scale for key, value in rest.items()}
-            made = {key: -value / scale for key, value in factors.items()}
-            made[index] = 1 / scale
+            row = {key: _over(value, scale) for key, value in rest.items()}
+            made = {key: _over(-value, scale) for key, value in factors.items()}
+            made[index] = _over(1, scale)
             self._reduced.append((pivot, row, made))
 
-    def _eliminated(self, vector: Vector) -> tuple[dict[int, Fraction], dict[int, Fraction]]:
+    def _eliminated(self, vector: Vector) -> tuple[Numbers, Numbers]:
         """What is left of a vector, and the factors of the basis vectors taken out of it."""
-        rest = defaultdict(Fraction, {key: Fraction(factor) for key, factor in vector})
-        factors: dict[int, Fraction] = defaultdict(Fraction)
+        rest: Numbers = defaultdict(int, vector)
+        factors: Numbers = defaultdict(int)
         for pivot, row, made in self._reduced:
             if share := rest[pivot]:
                 for key, value in row.items():

@@ -7,19 +7,29 @@ from the table of the merged kernel, a plain merge is wrong. Combinations are co
 layer's tap first: `tap_L * (k1 * ... * k(L-1)) + ... + tap_1`. Knows geometry only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis
 from convsqueeze.algebra.sizes import GeometryTree
-from convsqueeze.algebra.tree import paths
-from convsqueeze.errors import GeometryError
+from convsqueeze.algebra.tree import fold, paths
+from convsqueeze.errors import GeometryError, TooLargeError
 
 NOTHING = -1
 """In a table of sources: a zero is read, from the padding or between upsampled samples."""
 LARGEST_TABLE = 1 << 22
+"""Places of a table: outputs times combinations of the input and of each bias."""
+MOST_LAYERS = 60_000
+"""On all ways through the sums of a chain, for all sizes together: each takes some 0.2 ms."""
+
+
+Ways = tuple[int, int]
+"""Through the sums of a chain: their number, and how many layers they have together."""
 
 
 @dataclass(frozen=True)
@@ -41,36 +51,60 @@ def axis_paths(tree: GeometryTree, axis: int) -> tuple[Path, ...]:
     )
 
 
-def sources(path: Path, size: int) -> Tensor:
-    """The input sample that each output and combination of taps reads, or NOTHING.
+def check_ways(tree: GeometryTree, sizes: int) -> None:
+    """Raises TooLargeError where the ways through the sums of a chain have more layers than can be
+    looked at for so many sizes.
+    """
+    ways, layers = fold(tree, lambda leaf: (1, 1), _ways_of_chain, _ways_of_sum)
+    if layers * sizes > MOST_LAYERS:
+        raise TooLargeError(
+            f"these layers have {ways:,} way{'s' * (ways != 1)} through them, each with a border "
+            f"of its own, with {layers:,} layers together; at {sizes:,} input sizes at most "
+            f"{MOST_LAYERS // sizes:,} can be corrected. Merge fewer of them at once"
+        )
 
-    int64, (outputs, combinations), for an input of `size` samples.
+
+def _ways_of_chain(links: Sequence[Ways]) -> Ways:
+    ways = prod(n for n, _ in links)
+    return ways, sum(layers * ways // n for n, layers in links)
+
+
+def _ways_of_sum(branches: Sequence[Ways]) -> Ways:
+    return sum(n for n, _ in branches), sum(layers for _, layers in branches)
+
+
+def reads(path: Path, size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What each output and combination of taps reads of an input of `size` samples.
+
+    The input sample, or NOTHING: int64 (outputs, combinations). And for each layer that adds a
+    bias, whether the bias reaches each output through each combination of taps of the layers
+    behind it, or a zero stands there instead: bool (outputs, combinations) each.
     """
     if not path:
         raise GeometryError("a chain needs at least one layer")
     table = torch.arange(size).unsqueeze(1)
+    combinations = 1
     for link in path:
         read = _layer_sources(link.axis, table.shape[0])
-        _check_amount(read.shape[0], read.shape[1] * table.shape[1])
-        table = _through(read, table, NOTHING)
-    return table
-
-
-def presence(path: Path, size: int) -> tuple[Tensor, ...]:
-    """For each layer of a path that adds a bias, whether the bias reaches each output through each
-    combination of taps of the layers behind it, or a zero stands there instead.
-
-    bool, (outputs, combinations) each.
-    """
-    tables: list[Tensor] = []
-    count = size
-    for link in path:
-        read = _layer_sources(link.axis, count)
-        count = read.shape[0]
-        tables = [_through(read, table, False) for table in tables]
+        combinations *= read.shape[1]
+        _check_amount(read.shape[0] * read.shape[1] * table.shape[1], combinations)
+        table = _through(read, table)
         if link.bias:
-            tables.append(torch.ones(count, 1, dtype=torch.bool))
-    return tuple(tables)
+            table = torch.cat((table, table.new_zeros(len(table), 1)), 1)
+    found, *biases = (table[:, columns] for columns in _columns(path))
+    return found, tuple(bias != NOTHING for bias in biases)
+
+
+@lru_cache(maxsize=256)
+def _columns(path: Path) -> tuple[Tensor, ...]:
+    """Where the combinations of the input and of each bias stand in the table of all of them."""
+    parts, count = torch.zeros(1, dtype=torch.int64), 1
+    for link in path:
+        parts = parts.repeat(link.axis.kernel_size)
+        if link.bias:
+            parts = torch.cat((parts, torch.tensor([count])))
+            count += 1
+    return tuple((parts == part).nonzero().flatten() for part in range(count))
 
 
 def merged_sources(axis: Axis, positions: Tensor, size: int, count: int) -> Tensor:
@@ -82,6 +116,7 @@ def merged_sources(axis: Axis, positions: Tensor, size: int, count: int) -> Tens
     return samples_at(starts + positions, torch.tensor(size), axis.padding_mode, axis.upsample)
 
 
+@lru_cache(maxsize=4096)
 def _layer_sources(axis: Axis, size: int) -> Tensor:
     """The sample that each output of one layer reads with each tap: int64 (outputs, taps)."""
     taps = torch.tensor(list(axis.taps))
@@ -106,15 +141,15 @@ def samples_at(position: Tensor, size: Tensor, mode: str, upsample: int) -> Tens
     return torch.where(there, index, NOTHING)
 
 
-def _through(outer: Tensor, inner: Tensor, nothing: int | bool) -> Tensor:
+def _through(outer: Tensor, inner: Tensor) -> Tensor:
     """`inner` looked up where `outer` reads: (outputs, outer taps * inner columns)."""
     found = inner[outer.clamp(min=0)]
-    return torch.where((outer == NOTHING).unsqueeze(2), nothing, found).flatten(1)
+    return found.masked_fill_((outer == NOTHING).unsqueeze(2), NOTHING).flatten(1)
 
 
-def _check_amount(outputs: int, combinations: int) -> None:
-    if outputs * combinations > LARGEST_TABLE:
-        raise GeometryError(
+def _check_amount(places: int, combinations: int) -> None:
+    if places > LARGEST_TABLE:
+        raise TooLargeError(
             f"{combinations:,} combinations of taps on one axis are too many to correct; "
             "merge fewer layers at once"
         )

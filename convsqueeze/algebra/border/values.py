@@ -85,7 +85,7 @@ def _parts(sums: Sums, widths: Sequence[Sequence[int]]) -> Iterator[list[Tensor]
 
 
 def _biased(ways: Sequence[Sequence[Step[Conv]]]) -> Iterator[tuple[Tensor, list[Conv]]]:
-    """Each bias that counts, and the layers behind it, in the order of `trace.presence`."""
+    """Each bias that counts, and the layers behind it, in the order of `trace.reads`."""
     for way in ways:
         for place, (conv, counts) in enumerate(way):
             if counts and conv.bias is not None:
