@@ -20,7 +20,7 @@ from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.checkpoint import Checkpoint, Edit, New
 from convsqueeze.device import CPU
 from convsqueeze.manifest import Border
-from convsqueeze.names import shown
+from convsqueeze.names import as_unicode, shown
 from convsqueeze.plan import Growth, Merge, Plan
 from convsqueeze.recipe import Recipe, RecipeLayer, Source
 from convsqueeze.storage import Widened, round_to_storage
@@ -133,7 +133,7 @@ def recipe_of(
     already.
     """
     return Recipe(
-        source=Source(file=source.path.name, sha256=sha256 or source.sha256()),
+        source=Source(file=as_unicode(source.path.name), sha256=sha256 or source.sha256()),
         layers=tuple(map(recipe_layer, plan.merges) if layers is None else layers),
         manifest=plan.manifest.to_data(),
         border=border,

@@ -24,6 +24,8 @@ from convsqueeze.errors import GeometryError
 Kind = tuple[tuple[int, ...], torch.device, torch.dtype]
 MOST_KEPT = 64
 """Kinds of sizes for which it is kept how kernels are made."""
+MOST_KEPT_PLACES = 1 << 20
+"""Of such a kind, in all its kernels; larger ones are made anew each time."""
 
 
 class Border(nn.Module):
@@ -90,7 +92,7 @@ class Border(nn.Module):
                 )
                 for one in stored
             ]
-            if not _is_traced(x):
+            if not _is_traced(x) and sum(map(_places, plans)) <= MOST_KEPT_PLACES:
                 self._kept = {**(kept if len(kept) < MOST_KEPT else {}), kind: plans}
         return [plan(stored[plan.subset]) for plan in plans]
 
@@ -131,6 +133,10 @@ class Term(nn.Module):
         if dtype is None:
             return self.weight, self.bias
         return tuple(None if t is None else t.to(dtype) for t in (self.weight, self.bias))  # type: ignore[return-value]
+
+
+def _places(plan: KernelPlan) -> int:
+    return sum(one.index.numel() for one in (plan.weight, plan.bias) if one is not None)
 
 
 def _is_traced(x: Tensor) -> bool:

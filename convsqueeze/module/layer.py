@@ -52,7 +52,6 @@ class SqueezedConv(nn.Module):
         super().__init__()
         self.layer = layer
         self.axes = layer.axes()
-        self.groups = layer.groups
         self.is_transposed = layer.kind == "conv_transpose"
         tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
         tensors |= {f"{BORDER}.{name}": tensor for name, tensor in (border or {}).items()}
@@ -79,10 +78,10 @@ class SqueezedConv(nn.Module):
     def geometry(self) -> Geometry:
         """Channels and axes of the plain operator."""
         first, second = self.weight.shape[:2]
-        channels = (second * self.groups, first)
+        channels = (second * self.layer.groups, first)
         if self.is_transposed:
-            channels = (first, second * self.groups)
-        return Geometry(*channels, self.axes, self.groups, self.bias is not None)
+            channels = (first, second * self.layer.groups)
+        return Geometry(*channels, self.axes, self.layer.groups, self.bias is not None)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -108,11 +107,11 @@ class SqueezedConv(nn.Module):
     ) -> Tensor:
         """The layer on `x` with these values; border tensors in `dtype`, by default their own."""
         if self.is_transposed:
-            weight = transposed_layout(weight, self.groups)
+            weight = transposed_layout(weight, self.layer.groups)
         if self.border is None:
-            return apply_operator(x, weight, bias, self.axes, self.groups)
+            return apply_operator(x, weight, bias, self.axes, self.layer.groups)
         kernels = self.border.kernels(x, dtype)  # first, as it knows which sizes there are
-        y = apply_operator(x, weight, bias, self.axes, self.groups)
+        y = apply_operator(x, weight, bias, self.axes, self.layer.groups)
         return self.border.added(y, x, kernels)
 
     def stored_as(self, dtype: torch.dtype) -> "SqueezedConv":

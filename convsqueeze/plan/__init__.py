@@ -1,6 +1,6 @@
 """Planning: every refusal, from names and shapes, before any arithmetic."""
 
-from convsqueeze.plan.memory import check_memory
+from convsqueeze.plan.memory import bytes_needed, memory_problem
 from convsqueeze.plan.model import Growth, Merge, Plan, Timing, geometry_tree
 from convsqueeze.plan.planner import make_plan, plan_of
 from convsqueeze.plan.resolve import ResolvedLayer
@@ -11,8 +11,9 @@ __all__ = [
     "Plan",
     "ResolvedLayer",
     "Timing",
-    "check_memory",
+    "bytes_needed",
     "geometry_tree",
     "make_plan",
+    "memory_problem",
     "plan_of",
 ]

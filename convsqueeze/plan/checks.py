@@ -58,10 +58,11 @@ def _as_one_chain(users: Sequence[Merge], key: str) -> str:
 
 def _overwritten(merges: Sequence[Merge], infos: Infos) -> Iterator[str]:
     gone = {key for merge in merges for key in merge.consumed}
+    borders = [key for key in infos if ".border." in key]
     for merge in merges:
         if not merge.into:
             yield f"{merge.place}: no layer here has a name to merge into. Give into: NAME."
-        inside = [key for key in infos if key.startswith(f"{merge.into}.border.")]
+        inside = [key for key in borders if key.startswith(f"{merge.into}.border.")]
         for key in (f"{merge.into}.weight", f"{merge.into}.bias", *inside):
             if (key in infos and key not in gone) and (merge.corrections or key not in inside):
                 yield (

@@ -6,12 +6,14 @@ from pathlib import Path
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import merged
 from convsqueeze.algebra.tree import Chain, Sum, Tree, children
-from convsqueeze.errors import PlanError
-from convsqueeze.plan.model import Plan
+from convsqueeze.plan.model import Merge
 
 COPIES = 7
 """Of the largest weight, in float64, at once: the sum that it grows in and a product, or the
 rounded one with what rounding it takes, or those that verification compares.
+"""
+MOST_GROWN = 4 << 30
+"""What a merge may take that grows beyond twice its layers: a few numbers can ask for any amount.
 """
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -31,23 +33,25 @@ def bytes_here() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(plan: Plan) -> None:
-    """Raises PlanError for every merge that takes more memory at its peak than this machine has, as
-    far as can be told from shapes.
+def memory_problem(merge: Merge) -> str | None:
+    """Of a merge that takes more memory at its peak than this machine has, or far more than its
+    layers, as far as can be told from shapes: how much.
     """
-    limit = bytes_here()
-    if limit is None:
-        return
-    problems = []
-    for merge in plan.merges:
-        needed = 8 * COPIES * max(_largest(merge.geometry_tree), merge.weights_after)
-        if needed > limit:
-            problems.append(
-                f"{merge.place}: merging {merge.into} takes about {_shown(needed)} of memory, this "
-                f"machine has {_shown(limit)}. Leave these layers apart, or use a larger machine."
-            )
-    if problems:
-        raise PlanError(problems)
+    limit, needed = bytes_here(), bytes_needed(merge)
+    takes = f"merging {merge.into} takes about {_shown(needed)} of memory"
+    if limit is not None and needed > limit:
+        return (
+            f"{takes}, this machine has {_shown(limit)}. Leave these layers apart, or use a "
+            "larger machine."
+        )
+    if needed > (most := max(MOST_GROWN, 2 * 8 * COPIES * merge.weights_before)):
+        return f"{takes}, at most {_shown(most)} may be where it grows. Leave these layers apart."
+    return None
+
+
+def bytes_needed(merge: Merge) -> int:
+    """What merging takes at its peak."""
+    return 8 * COPIES * max(_largest(merge.geometry_tree), merge.weights_after)
 
 
 def _largest(tree: Tree[Geometry]) -> int:

@@ -30,7 +30,7 @@ def make_plan(
 
     Raises PlanError with every problem and refusal there is.
     """
-    infos = checkpoint.tensors
+    infos, names = checkpoint.tensors, tuple(checkpoint.tensors)
     merges: list[Merge] = []
     notes: list[str] = []
     problems: list[str] = []
@@ -38,7 +38,7 @@ def make_plan(
     for index, entry in enumerate(manifest.document.pairs):
         where = manifest.where(index)
         try:
-            expansion = expand(entry, list(infos))
+            expansion = expand(entry, names)
         except ManifestError as error:
             problems.append(f"{where}: {_sentence(str(error))}")
             continue

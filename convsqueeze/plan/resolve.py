@@ -90,6 +90,8 @@ def infer_in_channels(tree: Tree[ResolvedLayer]) -> int | None:
     return next(filter(None, channels), channels[0] if channels else None)
 
 
+MOST_OPERATIONS = 256
+"""In one entry: planning takes the square of it, looking for better parts its third power."""
 _NO_CHANNELS = "has no channels, at least one was needed. Leave the entry out"
 
 
@@ -102,6 +104,9 @@ def resolve(
     is sound and its channels and axes fit, the second unless they make one convolution.
     """
     problems: list[Problem] = []
+    if (count := len(request.region.ops)) > MOST_OPERATIONS:
+        many = f"has {count:,} layers and sums, at most {MOST_OPERATIONS} become one layer"
+        return None, None, [Problem((), f"{many}. Merge them in parts")]
     resolved: Request[ResolvedLayer] | None = None
     geometry: Geometry | None = None
     stored: dict[str, ResolvedLayer] = {}

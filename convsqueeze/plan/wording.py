@@ -93,11 +93,9 @@ def speed_note(merge: Merge) -> str | None:
     """Says where a merge saves no time; None where it does, or makes no difference to tell."""
     if merge.pays:
         return None
-    times = merge.macs_after / merge.macs_before if merge.macs_before else 1.0
-    return (
-        f"{merge.into} does {times:.2g} times the multiplications of the layers apart: "
-        "it may well not be faster"
-    )
+    times = f"{merge.macs_after / merge.macs_before if merge.macs_before else 1.0:.2g}"
+    many = "as many multiplications as" if times == "1" else f"{times} times the multiplications of"
+    return f"{merge.into} does {many} the layers apart: it may well not be faster"
 
 
 def _reason(one: Mismatch, inner: Tree[ResolvedLayer], outer: Tree[ResolvedLayer]) -> str:

@@ -1,15 +1,38 @@
 """Original layers and a squeezed one as functions that must agree, and how far they may differ.
 
-The bound on the difference of one output, with the sums over all that the output adds up:
+The bound on the difference of one output, in every case:
 
-    half_ulp(w) |x|  +  2 n u M  +  n s
+    half_ulp(w) |x|  +  2 n u M  +  2 n u S  +  n s
 
-The first is what storing the nearest number to each weight costs, and is left out where the values
-are compared before they were rounded. The second is what float64 (unit roundoff `u`) can lose in
-sums of `n` products whose absolute values add up to `M`, once on each side (Higham, "Accuracy and
-Stability of Numerical Algorithms", section 3.1); `s` is the smallest number above zero. `M` is
-summed over the original layers and, as a corrected layer adds up more at the border than they do
-and takes some of it off again, over the products of all that it stores (see `magnitudes`).
+*Roundings.* A sum of products, each of which went through `k` roundings at most, in whatever order
+and by however many partial sums, differs from the exact one by at most `k u / (1 - k u)` times the
+sum of the absolute values of its products, `u` being float64's unit roundoff (Higham, "Accuracy and
+Stability of Numerical Algorithms", lemma 3.1 and section 3.1). On the way through the original
+layers a product meets at most `T` roundings, the sum over the layers of what each adds up for an
+output and of a few for its bias, its norm or a branch. A merged number is a sum of the same
+products: composed one after the other they meet as many, and where layers behind are composed
+first, `T` counts what that one adds up as well. The layer that the number belongs to adds `W`, what
+each of its tensors adds up for an output; a border's kernel is made of stored numbers first, at
+most as many as there are taps again. With `n = T + W` the original side loses less than `n u M`,
+the squeezed one less than `2 n u` of the sum of its own products, and the factors 2 leave more than
+`1 / (1 - k u)` asks for as long as `n` is below a hundred million.
+
+*What is added up.* `M` is the sum of the absolute values of the products in the original layers.
+Away from borders, and of a plain layer that is exact, the squeezed layer adds up the same products,
+and `S` is left out. At a corrected border it adds up more, the plain kernel's, and takes some of it
+off again: its errors follow what was added up and not what is left. So `S` is the sum of the
+absolute values of the products that are in all its stored numbers (see `magnitudes`), a number of a
+border being a difference of sums itself. A transposed layer has its products at fewer outputs,
+which makes both sums smaller and the counts no larger.
+
+*Storage.* Rounding to nearest costs at most half a unit in the last place of what is stored, in
+each of the four dtypes, subnormal numbers included, whatever the number had lost before: that is in
+`n u M`, also where in float64 it is more than half a unit. The term is left out where values are
+compared before they were rounded.
+
+*Underflow.* A product below float64's normal range loses up to `s`, the smallest number above zero,
+once for each of `n`, and as much more as the input is larger than one. What a later layer makes of
+that is not granted: partial products below 1e-308 take weights that float64 alone can store.
 """
 
 from dataclasses import dataclass
@@ -21,13 +44,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.precision import SMALLEST, half_ulp
-from convsqueeze.errors import GeometryError
+from convsqueeze.errors import GeometryError, lacks_memory
 from convsqueeze.formatting import format_size
 from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import stored_layout
-from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.reference import Load, Part, Run, reference, term_count
+from convsqueeze.verify.magnitudes import magnitudes, roundings
+from convsqueeze.verify.reference import Load, Part, Run, reference
 
 UNIT_ROUNDOFF = 2.0**-53
 
@@ -53,9 +76,9 @@ class Comparison:
         try:
             actual = self.squeezed(x)
             bound = self.bound(x) if actual.shape == expected.shape else None
-        except torch.OutOfMemoryError:  # of a GPU, which says nothing of the layer
-            raise
         except (RuntimeError, GeometryError) as error:
+            if lacks_memory(error):
+                raise
             first = str(error).partition("\n")[0]
             raise GeometryError(f"the squeezed layer does not run on {size}: {first}") from error
         if bound is None:
@@ -87,7 +110,7 @@ def comparison(
     Unless `rounded`, the module's values are held to be those before they were rounded. `stored`
     are the magnitudes at a corrected border and `layers` those of the layers, where they are known.
     """
-    terms = term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
+    terms = roundings(merge) + sum(prod(shape[1:]) for shape in merge.tensors.values())
     noise, floor, biases = 2 * terms * UNIT_ROUNDOFF, terms * SMALLEST, part == "affine"
     sums, cost = layers or reference(merge.tree, load, part, magnitude=True), None
     if rounded:

@@ -7,6 +7,7 @@ original's headers, and the recipe is held against it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from convsqueeze.names import shown
 from convsqueeze.plan import Merge, Plan, make_plan
 from convsqueeze.recipe import Recipe, RecipeLayer
 from convsqueeze.squeezing import is_far_larger, recipe_differences, recipe_layer
+from convsqueeze.verify.effort import check_effort
 from convsqueeze.verify.layer import check_layer
 from convsqueeze.verify.maps import DifferenceMap, difference_map
 from convsqueeze.verify.outcome import LayerReport
@@ -44,7 +46,7 @@ class Report:
 
     `maps`, if asked for: where each layer differs that failed or may differ at the border.
     `device` is what the layers were run on, `state_dict` the dotted key of what was compared in the
-    original, "" at the top level.
+    original, "" at the top level. `files` are those that were compared, where they are files.
     """
 
     layers: tuple[LayerReport, ...]
@@ -55,6 +57,7 @@ class Report:
     maps: tuple[DifferenceMap, ...] = field(default=(), repr=False)
     device: str = "cpu"
     state_dict: str = ""
+    files: tuple[Path, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -200,7 +203,8 @@ def verify_checkpoints(
     `sha256` gives the original's hash where it is computed already; it is asked for last. `track`
     is told of each layer, `advance` of the bytes of untouched tensors. Layers run on the `device`.
 
-    Raises PlanError where the given manifest does not fit the original, CheckpointError where the
+    Raises PlanError where the given manifest does not fit the original, or a merge takes more to
+    verify than may be, CheckpointError where the
     recipe's cannot be read.
     """
     hashed = cache(original.sha256 if sha256 is None else sha256)
@@ -218,7 +222,8 @@ def verify_checkpoints(
         if manifest is None or problems:  # the recipe's own manifest once fitted this original
             return Report((), (*problems, *error.problems))
         raise
-    problems += recipe_differences(plan, recipe, str(squeezed.path))
+    check_effort(plan, exhaustive=settings.exhaustive)
+    problems += recipe_differences(plan, recipe, f"{squeezed.path}")
     wrong, untouched = _around_merges(plan, original, squeezed, advance)
     problems += wrong
     planned = {merge.into: recipe_layer(merge) for merge in plan.merges}

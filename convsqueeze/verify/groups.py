@@ -91,12 +91,21 @@ class Groups:
 def some_groups(merge: Merge, sizes: Sequence[Size], generator: torch.Generator) -> Groups | None:
     """Groups to run on images of these sizes: at random, or None for all of them."""
     groups = merge.geometry.groups
-    count = max(LEAST, MOST_WORK * groups // _work(merge, sizes))
+    count = _count(merge, sizes)
     if count >= groups or any(
         p.is_weight_norm for x in merge.layers for p in x.parameters.values()
     ):
         return None
     return Groups(merge, torch.randperm(groups, generator=generator)[:count].sort().values)
+
+
+def share_run(merge: Merge, sizes: Sequence[Size]) -> float:
+    """The share of the groups that are run."""
+    return min(1.0, _count(merge, sizes) / merge.geometry.groups)
+
+
+def _count(merge: Merge, sizes: Sequence[Size]) -> int:
+    return max(LEAST, MOST_WORK * merge.geometry.groups // _work(merge, sizes))
 
 
 def _work(merge: Merge, sizes: Sequence[Size]) -> int:

@@ -9,10 +9,10 @@ probability zero but for rounding, inputs being drawn from intervals. *The store
 small images what the layers give, but for the rounding of its numbers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from math import isfinite, prod
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import exact_values, stored_layout
 from convsqueeze.verify.comparison import comparison, stored_magnitudes
+from convsqueeze.verify.effort import ALONE, image
 from convsqueeze.verify.groups import some_groups
 from convsqueeze.verify.magnitudes import input_scales
 from convsqueeze.verify.numbers import number_place, recomputed, unfit, worst_number
@@ -32,12 +33,9 @@ from convsqueeze.verify.outcome import LayerReport, Probe, compared
 from convsqueeze.verify.probes import (
     Size,
     bounded_image,
-    corrected_sizes,
     every_impulse,
     exhaustive_sizes,
-    interior_sizes,
-    plain_sizes,
-    small_size,
+    sizes_of,
 )
 from convsqueeze.verify.reference import Load, reference
 from convsqueeze.verify.worst import nearer
@@ -65,7 +63,7 @@ def check_layer(
     every position of small images, which proves equality for every input of those sizes, both sides
     being affine. The outcome is the report; nothing is raised.
     """
-    every, small = _sizes(merge)
+    every, small = sizes_of(merge.geometry_tree, merge.corrections, merge.input_size, merge.border)
     report = LayerReport(merge.into, merge.border, sizes=tuple(dict.fromkeys([small, *every])))
     device, granted = module.weight.device, None
     try:
@@ -118,19 +116,6 @@ def _numbers_checked(
     return report
 
 
-def _sizes(merge: Merge) -> tuple[list[Size], Size]:
-    """The input sizes for the exact values, and a small one for the stored layer."""
-    tree, fixed = merge.geometry_tree, merge.input_size
-    if merge.corrections is not None:
-        sizes = corrected_sizes(tree, merge.corrections, fixed)
-        return sizes, sizes[0]
-    if merge.border == "interior":
-        sizes = interior_sizes(tree, fixed)
-        return sizes, max(sizes, key=prod)
-    sizes = plain_sizes(tree, fixed)
-    return sizes, sizes[0] if fixed else small_size(tree, sizes[0])
-
-
 def _probes(
     merge: Merge,
     module: SqueezedConv,
@@ -148,7 +133,7 @@ def _probes(
     """
     generator = torch.Generator().manual_seed(seed)
     groups, channels = None, None
-    if module.groups == merge.geometry.groups and not exhaustive:
+    if module.layer.groups == merge.geometry.groups and not exhaustive:
         groups = some_groups(merge, every, generator)
     if groups is not None:
         module, values, channels = groups.module(module), groups.values(values), groups.channels
@@ -167,12 +152,18 @@ def _probes(
         x = x * scales.reshape(-1, *(1,) * len(size))
         return torch.cat([x, _zeros(merge, size)]) if zeros and merge.geometry.bias else x
 
+    def batches(size: Size, x: Tensor) -> Sequence[Tensor]:
+        """All at once, or one by one where they are large."""
+        return x.split(1) if image(merge, size).numbers > ALONE else [x]
+
     for size in every:
         zeros = merge.corrections is not None or size == small
-        yield Probe("random", images(size, 1, zeros=zeros), exact, channels, measured=False)
+        for x in batches(size, images(size, 1, zeros=zeros)):
+            yield Probe("random", x, exact, channels, measured=False)
     if merge.geometry.bias and small not in every:
         yield Probe("random", _zeros(merge, small), exact, channels, measured=False)
-    yield Probe("random", images(small, trials), stored, channels)
+    for x in batches(small, images(small, trials)):
+        yield Probe("random", x, stored, channels)
     if exhaustive:
         yield from _exhaustive(merge, module, load)
 

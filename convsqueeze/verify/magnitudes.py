@@ -1,11 +1,10 @@
 """How large the products are that each stored number adds up: the merge of absolute values.
 
-What float64 loses of a sum follows these sizes, and not what is left where the products cancel: a
-number that is stored for the border can be a small difference of large ones. Only bounds are made
-of them; the values that are verified come from elsewhere.
+Only bounds are made of them (see `comparison`); the values that are verified come from elsewhere.
 """
 
 from dataclasses import replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -13,11 +12,14 @@ from torch import Tensor
 from convsqueeze.algebra.border.corrections import BORDER
 from convsqueeze.algebra.border.taps import AxisTaps
 from convsqueeze.algebra.border.values import border_terms
+from convsqueeze.algebra.chains import Order, cheapest_order
 from convsqueeze.algebra.conv import Conv
+from convsqueeze.algebra.geometry import Geometry, compose
+from convsqueeze.algebra.sizes import merged
 from convsqueeze.algebra.tree import Chain, Sum, Tree, mapped
 from convsqueeze.plan import Merge, ResolvedLayer
 from convsqueeze.squeezing import composed
-from convsqueeze.verify.reference import Load, run_of_tree, stored_tensors
+from convsqueeze.verify.reference import Load, run_of_tree, stored_tensors, term_count
 
 _LARGEST_SCALE = 2.0**100
 """Beyond which nothing is left of the other channels."""
@@ -45,6 +47,31 @@ def magnitudes(
         )
         found |= {f"{BORDER}.{name}": value for name, value in terms.items()}
     return found
+
+
+def roundings(merge: Merge) -> int:
+    """How many roundings one product meets at most, on the way through the layers or into a merged
+    number, whichever are more: those of every sum that it is a part of.
+    """
+    return term_count(merge.tree) + _composing(merge.geometry_tree)[0]
+
+
+def _composing(tree: Tree[Geometry]) -> tuple[int, Geometry]:
+    """What composing in the order that is taken adds up beyond what the layers do themselves."""
+    if isinstance(tree, Sum):
+        return sum(_composing(branch)[0] for branch in tree.branches), merged(tree)
+    if not isinstance(tree, Chain):
+        return 0, tree
+    inside, links = zip(*map(_composing, tree.links), strict=True)
+
+    def more(order: Order) -> tuple[int, Geometry]:
+        if isinstance(order, int):
+            return inside[order], links[order]
+        (before, inner), (behind, outer) = more(order[0]), more(order[1])
+        extra = 0 if isinstance(order[1], int) else prod(outer.weight_shape[1:])
+        return before + behind + extra, compose(outer, inner)
+
+    return more(cheapest_order(links))
 
 
 def input_scales(merge: Merge, load: Load, device: torch.device) -> Tensor:

@@ -15,8 +15,9 @@ from convsqueeze.module import SqueezedConv
 from convsqueeze.plan import Merge
 from convsqueeze.plan.wording import kernel, part_name
 from convsqueeze.verify.comparison import comparison
+from convsqueeze.verify.effort import is_affordable
 from convsqueeze.verify.outcome import rows_mask
-from convsqueeze.verify.probes import Size, random_image, telling_size
+from convsqueeze.verify.probes import Size, random_image, sizes_of, telling_size
 from convsqueeze.verify.reference import Load
 
 
@@ -75,6 +76,8 @@ def difference_map(
     """
     tree = merge.geometry_tree
     size = telling_size(tree, merge.input_size)
+    if not is_affordable(merge, size):
+        _, size = sizes_of(tree, merge.corrections, merge.input_size, merge.border)
     both = comparison(merge, module, load, "affine")
     generator = torch.Generator().manual_seed(seed)
     differences, differing, largest = [], [], 0.0

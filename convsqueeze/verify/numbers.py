@@ -18,8 +18,8 @@ from convsqueeze.algebra.precision import SMALLEST, half_ulp
 from convsqueeze.plan import Merge
 from convsqueeze.squeezing import stored_layout
 from convsqueeze.verify.comparison import UNIT_ROUNDOFF
-from convsqueeze.verify.magnitudes import magnitudes
-from convsqueeze.verify.reference import Load, term_count
+from convsqueeze.verify.magnitudes import magnitudes, roundings
+from convsqueeze.verify.reference import Load
 from convsqueeze.verify.worst import Worst, share_of
 
 _CHUNK = 1 << 16
@@ -70,11 +70,12 @@ def recomputed(merge: Merge, load: Load, device: torch.device) -> Callable[[str,
     """What two float64 sums of the same products can differ by, for a stored tensor by its name
     within the layer and flat places in it.
 
-    An error of `n` roundings is at most `n` units of the sum of magnitudes, and with a probability
-    beyond doubt a few times `sqrt(n)` of them (Higham and Mary, "A new approach to probabilistic
-    rounding error analysis", SIAM Journal on Scientific Computing 41, 2019, theorem 2.4).
+    Each has met `T` roundings at most (see `comparison`), which are with a probability beyond doubt
+    a few times `sqrt(T)` units of the sum of magnitudes (Higham and Mary, "A new approach to
+    probabilistic rounding error analysis", SIAM Journal on Scientific Computing 41, 2019, theorem
+    2.4).
     """
-    terms = term_count(merge.tree)
+    terms = roundings(merge)
     noise = 2 * min(terms, _LIKELY * sqrt(terms)) * UNIT_ROUNDOFF
 
     @cache

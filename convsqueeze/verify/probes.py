@@ -4,6 +4,7 @@ Knows geometry and the border; no values of weights.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 from math import prod
 from operator import ge
@@ -25,12 +26,18 @@ from convsqueeze.algebra.sizes import (
     reach,
     smallest_size,
 )
-from convsqueeze.algebra.tree import Tree, leaves
+from convsqueeze.algebra.tree import Tree, counted, leaves
 from convsqueeze.errors import GeometryError
 
 Size = tuple[int, ...]
 _CHUNK_NUMBERS = 1 << 22
 _OUTPUTS_SHOWN = {1: 64, 2: 32, 3: 16}
+_MEASURED = 400_000_000
+"""Multiplications of an image on which a border is measured, at most: some 40 ms."""
+_MOST_PERIODS = 64
+"""Sizes at most that are looked at for the one that shows most of the border."""
+COPY = 16
+"""What a number takes that a convolution copies, in multiplications."""
 _SMALL = 2
 """Samples that a small image has beyond the smallest, on each axis."""
 _MOST_PHASES = 4
@@ -38,6 +45,26 @@ _MOST_PHASES = 4
 
 
 # Sizes
+
+
+@lru_cache(maxsize=256)
+def sizes_of(
+    tree: Tree[Geometry], wanted: Corrections | None, fixed: Size | None, border: str
+) -> tuple[list[Size], Size]:
+    """The input sizes for the exact values, and one for the stored layer: a small one, or under the
+    `interior` policy one on which the border can be measured.
+    """
+    if wanted is not None:
+        sizes = corrected_sizes(tree, wanted, fixed)
+        return sizes, sizes[0]
+    if border == "interior":
+        sizes = interior_sizes(tree, fixed)
+        largest = max(sizes, key=prod)
+        if fixed is not None:  # which may have no inside
+            return sizes, largest
+        return sizes, max(largest, _measured(tree) or largest, key=prod)
+    sizes = plain_sizes(tree, fixed)
+    return sizes, sizes[0] if fixed else small_size(tree, sizes[0])
 
 
 def plain_sizes(tree: Tree[Geometry], fixed: Size | None = None) -> list[Size]:
@@ -122,13 +149,16 @@ def every_kind(wanted: Corrections) -> list[Size]:
 
 def _classes_for_every_tap(found: AxisCorrections) -> list[SizeClass]:
     """Classes that tell all border taps apart: no change of taps cancels in all of them."""
+    taps = found.taps + found.bias_taps
     chosen: list[SizeClass] = []
-    known = torch.zeros(0, found.taps + found.bias_taps, dtype=torch.float64)
+    known, rank = torch.zeros(0, taps, dtype=torch.float64), 0
     for one in sorted(found.classes, key=lambda one: -one.size):
-        more = torch.cat([known, _uses(one, found)])
-        if _rank(more) > _rank(known):
+        if rank == taps:
+            break
+        more = torch.cat([known, _uses(one, found)]).unique(dim=0)
+        if len(more) > len(known) and (higher := int(torch.linalg.matrix_rank(more))) > rank:
             chosen.append(one)
-            known = more
+            known, rank = more, higher
     return chosen or [found.classes[-1]]
 
 
@@ -140,10 +170,6 @@ def _uses(one: SizeClass, found: AxisCorrections) -> Tensor:
         none = torch.zeros(found.taps + found.bias_taps, dtype=torch.float64)
         uses.setdefault(tuple(place), none)[tap] += factor
     return torch.stack([*uses.values()]) if uses else torch.zeros(0, found.taps + found.bias_taps)
-
-
-def _rank(matrix: Tensor) -> int:
-    return int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
 
 
 def _with_room(tree: Tree[Geometry], axis: int, one: SizeClass, found: AxisCorrections) -> int:
@@ -190,25 +216,54 @@ def _shows(tree: Tree[Geometry], axis: int, size: int) -> bool:
 
 
 def _shows_every_tap(axis: Axis, size: int, spoiled: frozenset[int]) -> bool:
-    """Whether each tap meets a sample in an output not spoiled."""
-    starts = [axis.stride * row for row in range(axis.output_size(size)) if row not in spoiled]
-    samples = range(0, axis.upsample * size, axis.upsample)
-    return all(any(start + tap in samples for start in starts) for tap in axis.taps)
+    """Whether each tap meets a sample in an output not spoiled: of whole numbers whose bits are
+    where outputs start and where samples are, the one shifted by the tap has some of the other.
+    """
+    starts = _bits(axis.output_size(size), axis.stride)
+    for row in spoiled:
+        starts &= ~(1 << axis.stride * row)
+    samples = _bits(size, axis.upsample)
+    outermost = axis.taps[0], axis.taps[-1]  # where taps miss, these do
+    return all(
+        (starts << tap if tap >= 0 else starts >> -tap) & samples
+        for tap in (*outermost, *axis.taps)
+    )
 
 
-def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
+def _bits(count: int, step: int) -> int:
+    """A whole number of which every `step`th bit is set, `count` in all."""
+    return ((1 << step * count) - 1) // ((1 << step) - 1)
+
+
+def _measured(tree: Tree[Geometry]) -> Size | None:
+    """The telling size with the most outputs that takes no long time, if one does."""
+    whole = merged(tree)
+    for outputs in (_OUTPUTS_SHOWN[max(len(whole.axes), 1)], 16, 8):
+        size = telling_size(tree, None, outputs)
+        macs, _ = counted(tree, size, lambda leaf, n: (leaf.macs(n), leaf.output_size(n)))
+        copied = whole.in_channels * prod(whole.kernel_size) * prod(whole.output_size(size))
+        if macs + whole.macs(size) + COPY * copied <= _MEASURED:
+            return size
+    return None
+
+
+def telling_size(tree: Tree[Geometry], fixed: Size | None, outputs: int | None = None) -> Size:
     """One input size that shows both the border and the inside: past every kernel, with some tens
-    of outputs on each axis, and where sizes meet the border differently, the one with the most
+    of `outputs` on each axis, and where sizes meet the border differently, the one with the most
     spoiled outputs, and among those the most wrong taps. With a `fixed` input the smallest such
     that meets the border as that does.
     """
     chosen = []
     for axis, whole in enumerate(axes := merged(tree).axes):
-        least = -(-_OUTPUTS_SHOWN[len(axes)] * whole.stride // whole.upsample)
+        wanted = outputs or _OUTPUTS_SHOWN[len(axes)]
+        least = -(-wanted * whole.stride // whole.upsample)
         if fixed is not None:
             chosen.append(equivalent_size(tree, axis, fixed[axis], least))
             continue
         repeat, enough = period(tree, axis), past_both_borders(tree, axis, least)
+        if repeat > _MOST_PERIODS:
+            chosen.append(enough)
+            continue
         spoiled = {n: _spoiled(tree, axis, n) for n in range(enough, enough + repeat)}
         chosen.append(max(spoiled, key=lambda n: (spoiled[n], n % repeat == 0)))
     return tuple(chosen)
@@ -216,12 +271,16 @@ def telling_size(tree: Tree[Geometry], fixed: Size | None) -> Size:
 
 def _spoiled(tree: Tree[Geometry], axis: int, size: int) -> tuple[int, int]:
     """How many output rows a plain merge has wrong on an axis, and by how many taps."""
-    rows = len(wrong_rows(tree, axis, size))
-    try:
-        found = corrections(tree)
-    except GeometryError:  # too many combinations of taps to look at each
-        return rows, 0
+    rows, found = len(wrong_rows(tree, axis, size)), _corrections(tree)
     return rows, 0 if found is None else len(found.axes[axis].of(size).weights)
+
+
+@lru_cache(maxsize=256)
+def _corrections(tree: Tree[Geometry]) -> Corrections | None:
+    try:
+        return corrections(tree)
+    except GeometryError:  # too many combinations of taps to look at each
+        return None
 
 
 # Images

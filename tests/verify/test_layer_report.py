@@ -27,7 +27,7 @@ from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeezing import exact_values, recipe_layer, squeeze_one
 from convsqueeze.verify import LayerReport, Settings, Worst, check_layer, outcome, verify_plan
 from convsqueeze.verify.comparison import comparison
-from convsqueeze.verify.magnitudes import input_scales, magnitudes
+from convsqueeze.verify.magnitudes import input_scales, magnitudes, roundings
 from convsqueeze.verify.probes import (
     bounded_image,
     exhaustive_sizes,
@@ -35,7 +35,7 @@ from convsqueeze.verify.probes import (
     plain_sizes,
     small_size,
 )
-from convsqueeze.verify.reference import reference, term_count
+from convsqueeze.verify.reference import reference
 from tests.border_checkpoint import border_state_dict
 from tests.border_checkpoint import manifest_of as border_manifest_of
 
@@ -100,7 +100,7 @@ def twice(size: list[int] | None = None) -> Made:
 
 def terms_of(merge: Merge) -> int:
     """Products of the layers and of everything that is stored, for one output."""
-    return term_count(merge.tree) + sum(prod(shape[1:]) for shape in merge.tensors.values())
+    return roundings(merge) + sum(prod(shape[1:]) for shape in merge.tensors.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -240,7 +240,7 @@ def drawn(made: Made, trials: int, seed: int) -> Tensor:
     every = interior_sizes(merge.geometry_tree, None)
     for size in every if merge.border == "interior" else tried:
         bounded_image(merge.geometry, size, generator, 1)
-    small = max(every, key=prod) if merge.border == "interior" else tried[0]
+    small = max(tried, key=prod) if merge.border == "interior" else tried[0]
     scales = input_scales(merge, load, torch.device("cpu")).reshape(-1, *(1,) * len(small))
     return bounded_image(merge.geometry, small, generator, trials) * scales
 

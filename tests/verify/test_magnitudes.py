@@ -1,5 +1,7 @@
 """What float64 can lose of a stored number: the sum of the absolute values of its products."""
 
+from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import convsqueeze
 from convsqueeze.algebra import Conv
+from convsqueeze.algebra.chains import cheapest_order
+from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.checkpoint import from_state_dict, open_checkpoint
 from convsqueeze.manifest import load_manifest, manifest_from_data
 from convsqueeze.plan import Merge, make_plan
 from convsqueeze.squeezing import exact_values
-from convsqueeze.verify.magnitudes import input_scales, magnitudes
+from convsqueeze.verify.magnitudes import input_scales, magnitudes, roundings
 from convsqueeze.verify.reference import reference
 from tests.border_checkpoint import CORRECTED, border_state_dict
 from tests.border_checkpoint import manifest_of as border_manifest_of
@@ -133,6 +138,70 @@ def test_what_is_left_of_large_sums_is_as_uncertain_as_they_are() -> None:
     found = magnitudes(merge, checkpoint.load, CPU)
     ratios = [float((found[key] / value.abs()).max()) for key, value in values.items()]
     assert max(ratios) > 1e3
+
+
+def test_a_product_meets_the_roundings_of_every_sum_that_it_is_a_part_of() -> None:
+    """Of a chain whose last two layers are composed first, those of what they make as well."""
+    shapes = {"a": (8, 90, 3, 3), "b": (8, 8, 1, 1), "c": (1, 8, 3, 3)}
+    tensors = {f"{n}.weight": torch.ones(s, dtype=torch.float64) for n, s in shapes.items()}
+
+    def of(*names: str) -> int:
+        manifest = {"version": 1, "pairs": [{"chain": [{"name": name} for name in names]}]}
+        checkpoint = from_state_dict(tensors)
+        return roundings(*make_plan(manifest_from_data(manifest), checkpoint).merges)
+
+    own = {"a": 90 * 9 + 8, "b": 8 + 8, "c": 8 * 9 + 8}
+    assert of("a", "b") == own["a"] + own["b"]
+    assert cheapest(tensors) == (0, (1, 2))
+    assert of("a", "b", "c") == sum(own.values()) + 8 * 9
+
+
+def cheapest(tensors: dict[str, Tensor]) -> Any:
+    convs = [convsqueeze.layers.convolution(tensor) for tensor in tensors.values()]
+    return cheapest_order(tuple(conv.geometry for conv in convs))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+def test_what_is_stored_is_off_by_the_bound_at_most_however_products_cancel(
+    dtype: torch.dtype,
+) -> None:
+    """Channels cancel each other but for 1e-16 of their products: of that nothing is left in the
+    sums, which are off by some units of the products. It is verified all the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    first, second = random(12, 3), random(4, 12)
+    first, second = torch.cat([first, first]), torch.cat([second, -second], 1)
+    rest = 1e-2 if dtype == torch.float16 else 1e-8
+    first = torch.cat([first, rest * random(2, 3)])
+    second = torch.cat([second, rest * random(4, 2)], 1)
+    order = torch.randperm(26, generator=generator)
+    tensors = {"a.weight": first[order], "b.weight": second[:, order].contiguous()}
+    pair = {
+        name: {"name": key, "type": "linear"}
+        for name, key in zip(("first", "second"), "ab", strict=True)
+    }
+    manifest = {"version": 1, "pairs": [pair]}
+    merged, report = convsqueeze.merge_state_dict(tensors, manifest, growth="allow")
+    assert report.verification is not None
+    assert report.verification.ok
+    inner, outer = (
+        [[Fraction(x) for x in row] for row in t.double().tolist()] for t in tensors.values()
+    )
+    stored = merged["a.weight"]
+    half_units, cancelled = half_ulp(stored), 0
+    for row, column in product(range(4), range(3)):
+        products = [left * right[column] for left, right in zip(outer[row], inner, strict=True)]
+        off = abs(Fraction(stored[row, column].item()) - sum(products))
+        half = Fraction(half_units[row, column].item())
+        assert off <= half + 3 * Fraction(2) ** -53 * sum(map(abs, products))
+        cancelled += off > half
+    assert cancelled > 6 or dtype == torch.float16
 
 
 # How large input channels have to be
