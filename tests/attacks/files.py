@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import struct
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tests.fuzz.opcodes import (
+    DICT,
+    EMPTY,
+    FALSE,
+    NONE,
+    called,
+    filled,
+    found,
+    list_of,
+    nested,
+    number,
+    text,
+    tuple_of,
+)
 
 PAIRS = """
 version: 1
@@ -195,7 +212,118 @@ def overlapping_records(folder: Path) -> Path:
     return folder / "model.pt"
 
 
+TENSOR = (text("storage"), found("torch.FloatStorage"), text("0"), text("cpu"), number(24))
+STORAGE = tuple_of(TENSOR) + b"Q"
+
+
+def view(sizes: Sequence[int], strides: Sequence[int]) -> bytes:
+    """A tensor on a storage of 24 numbers."""
+    shape = (tuple_of(map(number, sizes)), tuple_of(map(number, strides)))
+    hooks = called("collections.OrderedDict")
+    return called("torch._utils._rebuild_tensor_v2", STORAGE, number(0), *shape, FALSE, hooks)
+
+
+def cast(tensor: bytes) -> tuple[bytes, ...]:
+    return tensor, found("torch.float64"), text("cpu"), FALSE
+
+
+BYTES, GIGABYTES, ENDLESS = found("builtins.bytearray"), number(6 << 30), view([1 << 32], [0])
+AS_TYPE, CAST = "torch._tensor._rebuild_from_type_v2", "_rebuild_device_tensor_from_cpu_tensor"
+CALLS = {
+    "bytes as a type": (called(AS_TYPE, BYTES, BYTES, tuple_of([GIGABYTES]), DICT), "what makes"),
+    "type of a type": (
+        called(AS_TYPE, found(AS_TYPE), BYTES, tuple_of([BYTES, BYTES, EMPTY, DICT]), DICT),
+        "what makes none",
+    ),
+    "cast as a type": (
+        called(AS_TYPE, found(f"torch._utils.{CAST}"), BYTES, tuple_of(cast(ENDLESS)), DICT),
+        "copies a tensor that expands",
+    ),
+    "cast of 2**32 values": (called(f"torch._utils.{CAST}", *cast(ENDLESS)), "copies a tensor"),
+    "view beyond its storage": (view([1 << 32], [1]), "larger than its storage"),
+    "strides beyond its storage": (view([2], [1 << 32]), "larger than its storage"),
+    "state beyond its storage": (
+        view([1], [1])
+        + tuple_of([STORAGE, number(0), tuple_of([GIGABYTES]), tuple_of([number(1)])])
+        + b"b",
+        "larger than its storage",
+    ),
+    "set of a tensor": (called("builtins.set", ENDLESS), "collects values that it does not hold"),
+    "counts of a tensor": (called("collections.Counter", ENDLESS), "collects values that it does"),
+    "complex of a tensor": (called("builtins.complex", ENDLESS), "a number or a device of what"),
+    "bytes of a tensor": (called("builtins.bytearray", ENDLESS), "makes a bytearray of a size"),
+    "bytes in wide letters": (
+        called("builtins.bytearray", text("a"), text("utf-32")),
+        "makes a bytearray of a size",
+    ),
+    "what no state dict needs": (called("torch.float32", GIGABYTES), "calls torch.float32, which"),
+    "lists 100,000 deep": (nested(100_000), "nests more than 100 mappings and lists"),
+}
+"""What stands in a state dict beside its weights, and what is told of it."""
+
+
+def _beside(value: bytes, legacy: bool) -> Callable[[Path], Path]:
+    def build(folder: Path) -> Path:
+        items = {text("body.0.weight"): view([4, 6], [6, 1]), text("x"): value}
+        data = b"\x80\x02" + filled(DICT, items) + b"."
+        if not legacy:
+            _with_pickle(folder, data)
+            with zipfile.ZipFile(folder / "model.pt", "a") as archive:
+                archive.writestr("model/data/0", bytes(96))
+            return folder / "model.pt"
+        buffer = io.BytesIO()
+        torch.save({}, buffer, _use_new_zipfile_serialization=False)
+        start = buffer.getvalue()
+        for _ in range(2):  # the last two of five pickles
+            start = start[: start[:-1].rindex(b".") + 1]
+        keys = b"\x80\x02" + list_of([text("0")]) + b"."
+        data = data.replace(number(24) + b"t", number(24) + NONE + b"t")
+        (folder / "model.pt").write_bytes(start + data + keys + struct.pack("<Q", 24) + bytes(96))
+        return folder / "model.pt"
+
+    return build
+
+
+def _renamed(*records: tuple[str, bytes], first: bool = False) -> Callable[[Path], Path]:
+    """A sound archive with more records than it has."""
+
+    def build(folder: Path) -> Path:
+        path = folder / "model.pt"
+        torch.save(tensors(), path)
+        with zipfile.ZipFile(path) as archive:
+            sound = [(name, archive.read(name)) for name in archive.namelist()]
+        with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+            warnings.simplefilter("ignore")
+            for name, data in [*records, *sound] if first else [*sound, *records]:
+                archive.writestr(name, data)
+        return path
+
+    return build
+
+
+def behind_another(folder: Path) -> Path:
+    """An archive behind another one, which torch does not look past."""
+    path, other = _renamed()(folder), io.BytesIO()
+    torch.save({}, other)
+    path.write_bytes(other.getvalue() + path.read_bytes())
+    return path
+
+
+OTHER = b"\x80\x02}."
+ARCHIVES = {
+    "record twice": _renamed(("model/data.pkl", OTHER)),
+    "record twice, first": _renamed(("model/data.pkl", OTHER), first=True),
+    "record in another case": _renamed(("model/DATA.pkl", OTHER)),
+    "record in two folders": _renamed(("other/data.pkl", OTHER)),
+    "record in two folders, first": _renamed(("other/data.pkl", OTHER), first=True),
+    "another folder first": _renamed(("other/x", OTHER), first=True),
+    "archive behind another": behind_another,
+}
+
 ATTACKS = [
+    *(Attack(name, _beside(it, False), says) for name, (it, says) in CALLS.items()),
+    *(Attack(f"legacy, {name}", _beside(it, True), says) for name, (it, says) in CALLS.items()),
+    *(Attack(name, one, "records of one name|reads otherwise") for name, one in ARCHIVES.items()),
     Attack("pickle that runs a command", command_in_zip, "for safety is not loaded"),
     Attack("legacy pickle that runs a command", command_in_legacy, "for safety is not loaded"),
     Attack("zip bomb", zip_bomb, "records are compressed"),

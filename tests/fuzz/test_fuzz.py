@@ -13,7 +13,7 @@ from convsqueeze import errors
 from convsqueeze.checkpoint import pickled, safetensors_file, sharded
 from convsqueeze.checkpoint import state_dict as state_dict_module
 from convsqueeze.errors import CheckpointError
-from convsqueeze.manifest import load as manifest_load
+from convsqueeze.manifest import yaml_text
 from tests.fuzz import search as search_module
 from tests.fuzz.choices import Choices
 from tests.fuzz.isolation import Case, Isolated, Verdict
@@ -132,20 +132,23 @@ def test_sizes_that_nobody_compares_with_the_file(monkeypatch: pytest.MonkeyPatc
     assert found("safetensors", 61, "memory").verdict.kind == "memory"
 
 
-@pytest.mark.parametrize(("name", "seed"), [("zip", 1), ("legacy", 4)])
-def test_damage_that_nobody_expects(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "seed", "place"), [("zip", 1, "pickled.py"), ("legacy", 4, "pickle_scan.py")]
+)
+def test_damage_that_nobody_expects(
+    name: str, seed: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pickled, "DAMAGED", (OSError,))
-    assert found(name, seed, "in /checkpoint/pickled.py").verdict.kind == "exception"
+    assert found(name, seed, f"in /checkpoint/{place}").verdict.kind == "exception"
 
 
 def test_yaml_that_nobody_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     class Never(Exception):
         pass
 
-    monkeypatch.setattr(manifest_load, "MarkedYAMLError", Never)
-    monkeypatch.setattr(manifest_load, "YAMLError", Never)
-    monkeypatch.setattr(manifest_load, "UNREADABLE", ())
-    found("manifest", 2, "in /manifest/load.py")
+    monkeypatch.setattr(yaml_text, "MarkedYAMLError", Never)
+    monkeypatch.setattr(yaml_text, "YAMLError", Never)
+    found("manifest", 2, "in /manifest/yaml_text.py")
 
 
 @pytest.fixture

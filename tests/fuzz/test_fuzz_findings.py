@@ -493,4 +493,4 @@ def test_a_tensor_that_one_entry_uses_twice_and_another_once() -> None:
 @pytest.mark.parametrize("text", ["[" * 20_000, "[{a: " * 150, "x" * 2_000_001])
 def test_manifests_that_take_long_to_read(text: str) -> None:
     said = planned(f"version: 1\npairs: {text}")
-    assert "nested too deeply" in said or "has 2,000,0" in said
+    assert "nested too deeply" in said or "..., a list was needed" in said

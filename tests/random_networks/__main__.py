@@ -1,17 +1,23 @@
-"""Many random manifests: prints what they came to, leaves with 1 at the first disagreement."""
+"""Many random manifests: prints what they came to, leaves with 1 at the first disagreement.
+
+With `--verified` each is merged and verified in every policy, and time and memory are told.
+"""
 
 import argparse
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
+from . import verified
 from .corrected import FORMS, depends_on_size, form_of, leaves_out_zeros
 from .manifests import KINDS
 from .original import Disagreement, workable_case
 from .trial import VERDICTS, Outcome, examine
+from .verified import examined
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -61,12 +67,56 @@ def _dtype(outcome: Outcome) -> str:
     return str(weight.dtype).removeprefix("torch.")
 
 
+def examine_verified(seeds: range, processes: int) -> int:
+    """Prints faults as they are found, counts, and the slowest ten."""
+    with ProcessPoolExecutor(processes) as pool:
+        outcomes = []
+        for of_one in pool.map(examined, seeds, chunksize=5):
+            outcomes += of_one
+            for outcome in of_one:
+                if outcome.is_fault:
+                    print(outcome, file=sys.stderr, flush=True)
+    print(verified_summary(outcomes))
+    return int(any(outcome.is_fault for outcome in outcomes))
+
+
+def verified_summary(outcomes: Sequence[verified.Outcome]) -> str:
+    """The counts, and the ten that took longest, in lines."""
+    cases = len({o.seed for o in outcomes})
+    lines = [
+        f"{cases:,} manifests, {len(outcomes):,} merges: {_counts(_verdict(o) for o in outcomes)}"
+    ]
+    for key in ("dtype", "border"):
+        lines += [
+            f"  {name}: {_counts(_verdict(o) for o in outcomes if getattr(o, key) == name)}"
+            for name in sorted({getattr(o, key) for o in outcomes})
+        ]
+    peak = max((o.peak_bytes for o in outcomes), default=0)
+    lines.append(f"  largest resident size {peak / 1e6:,.0f} MB; the slowest:")
+    for one in sorted(outcomes, key=lambda o: -o.seconds)[:10]:
+        told = f", {one.told[:160]}" if one.told else ""
+        lines.append(
+            f"  {one.seconds:5.1f} s, {one.peak_bytes / 1e6:,.0f} MB: seed {one.seed}, "
+            f"{one.dtype}, {one.border}, {one.verdict}, {one.reason}{told}"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(outcome: verified.Outcome) -> str:
+    return outcome.verdict
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.random_networks", description=__doc__)
     parser.add_argument("--cases", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-going", action="store_true", help="collect every disagreement")
+    parser.add_argument("--verified", action="store_true", help="merge and verify, see `verified`")
+    parser.add_argument("--processes", type=int, default=1, help="of --verified")
     given = parser.parse_args()
+    if given.verified:
+        first = given.seed * 1_000_000
+        return examine_verified(range(first, first + given.cases), given.processes)
     torch.set_num_threads(1)
     started, outcomes, bad = time.monotonic(), [], 0
     for index in range(given.cases):
