@@ -37,8 +37,6 @@ from tests.pretended_cuda import (
 )
 from tests.squeezed_files import moved_by_ulps, put_together, taken_apart
 
-pytestmark = pytest.mark.stress
-
 Case = tuple[Tensors, dict[str, Any]]
 
 
@@ -139,9 +137,14 @@ def test_the_pretended_device_keeps_its_values_to_itself() -> None:
 # The same results
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", SMALL)
-def test_same_bits_and_same_report(name: str, dtype: str) -> None:
+QUICK = [("float32", name) for name in SMALL if name != "corrected"]
+REST = [(dtype, name) for dtype in DTYPES for name in SMALL if (dtype, name) not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [*QUICK, *(pytest.param(*one, marks=pytest.mark.stress) for one in REST)]
+)
+def test_same_bits_and_same_report(dtype: str, name: str) -> None:
     case = small(name, DTYPES[dtype])
     wanted, known = merged(case)
     with pretended_cuda() as ran:
@@ -156,6 +159,7 @@ def test_same_bits_and_same_report(name: str, dtype: str) -> None:
     assert not [name for device, name in ran if device == "cpu" and name in MULTIPLIES]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", LARGE)
 def test_same_bits_of_large_layers(name: str) -> None:
     case = large_case(name, torch.float32)
@@ -167,6 +171,7 @@ def test_same_bits_of_large_layers(name: str) -> None:
     assert not [name for device, name in ran if device == "cpu" and name in MULTIPLIES]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", LARGE)
 def test_large_layers_are_verified_across_devices(name: str, tmp_path: Path) -> None:
     """Computed anew on another device than they were merged on, by other sums of the products."""
@@ -186,6 +191,7 @@ def test_large_layers_are_verified_across_devices(name: str, tmp_path: Path) -> 
             assert report.device == "cuda:0"
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("make", "name"), [*((small, name) for name in SMALL), *((large_case, name) for name in LARGE)]
 )
@@ -213,6 +219,7 @@ ADDS_UP_LITTLE = ("constants beside a layer", "many groups")
 """Cases without a product of matrices that has an order."""
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("model", "pairs"), FILES)
 @pytest.mark.parametrize("border", ["corrected", "interior"])
 def test_the_samples_give_the_same_files(
@@ -238,6 +245,7 @@ def test_widened_tensors_are_the_same() -> None:
     assert report.widened == known.widened != {}
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("settings"), [Settings(exhaustive=True), Settings(maps=True)])
 def test_every_way_of_looking_sees_the_same(settings: Settings, tmp_path: Path) -> None:
     tensors, manifest = small("interior", torch.float32)
@@ -297,6 +305,7 @@ def done(name: str, folder: Path) -> None:
     verify_files(folder / "model.pt", output, settings=settings, device="cuda").raise_if_failed()
 
 
+@pytest.mark.stress
 def test_every_move_that_is_forgotten_is_noticed(tmp_path: Path) -> None:
     jobs: dict[str, list[str]] = {}
     for name in JOBS:
@@ -341,6 +350,7 @@ FAULTY = [
 ]
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(("name", "dtype"), FAULTY)
 def test_any_tensor_changed_by_four_ulps(name: str, dtype: str, tmp_path: Path) -> None:
     """What the CPU finds is found, in the same words; of a border tensor that may be nothing, where
@@ -370,6 +380,7 @@ def test_any_tensor_changed_by_four_ulps(name: str, dtype: str, tmp_path: Path) 
             assert any(f"{name}: differs by" in one for one in found), (key, found)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", LARGE)
 def test_any_number_of_a_large_layer_changed_by_four_ulps(name: str, tmp_path: Path) -> None:
     tensors, manifest = large_case(name, torch.float32)
@@ -460,6 +471,7 @@ def test_a_gpu_that_does_not_compute(error: Exception, told: str) -> None:
         device_named("cuda")
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("stage", ["merging", "verifying", "moving", "drawing"])
 def test_memory_that_is_full(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No failed verification, no mistake of the program: exit 2, and what to do."""
