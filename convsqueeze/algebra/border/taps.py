@@ -259,7 +259,7 @@ def _side_by_side(tables: list[Tensor]) -> Tensor:
 
 
 def _middle_bias(there: Tensor) -> Tensor:
-    """Which columns of `presence` reach the outputs away from the border: (1, columns)."""
+    """Which biases reach the outputs away from the border: (1, columns)."""
     middle = there[there.shape[0] // 3 : -(there.shape[0] // 3)]
     if not there.shape[1]:
         return torch.zeros(1, 0, dtype=torch.float64)

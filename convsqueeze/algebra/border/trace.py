@@ -108,7 +108,7 @@ def _columns(path: Path) -> tuple[Tensor, ...]:
 
 
 def merged_sources(axis: Axis, positions: Tensor, size: int, count: int) -> Tensor:
-    """What `sources` would be if a merged kernel did what the padding of each layer does.
+    """What `reads` would find if a merged kernel did what the padding of each layer does.
 
     `positions` is where each combination stands relative to `stride * i`, int64 (combinations,).
     """
