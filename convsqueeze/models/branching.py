@@ -4,7 +4,7 @@ for them.
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -30,6 +30,17 @@ BATCH = 64
 MORE_CALLS = 4
 """Other inputs are followed for so many times the calls of the example, and SOME_CALLS."""
 SOME_CALLS = 200
+USUAL = (
+    *(64, 224, 256, 128, 48, 96, 16, 512, 56, 28),
+    *(50, 24, 100, 80, 112, 160, 192, 384, 8, 20),
+)
+USUAL_BATCHES = (4, 8, 3, 16, 10, 32, 2, 64)
+"""Sizes and batches that are tried where the code makes numbers of them: what it asks of a number
+is not known.
+"""
+USUAL_CALLS = 4000
+"""So many calls of the example at most are followed for them, and SOME of the sizes."""
+SOME = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -89,6 +100,11 @@ class _Search:
             now = self._followed(shapes, is_open=True)
             if not now.raised:
                 break
+        numbers = {axis for one in now.conditions if one.is_number for _, axis in one.axes}
+        if now.raised or numbers - {0}:
+            self._usual(USUAL, range(2, max(map(len, shapes), default=0)))
+        if now.raised or 0 in numbers:
+            self._usual(USUAL_BATCHES, [0])
         if shapes != self.shapes and (line := now.turns_from(self.example)):
             self._add(shapes, line)
         left = [(shapes, now), *self._far(shapes)]
@@ -98,6 +114,16 @@ class _Search:
             for condition in now.conditions:
                 if self._is_new(condition, shapes):
                     left += self._beyond(condition, around, () if asks_batch else self._single)
+
+    def _usual(self, sizes: Sequence[int], axes: Collection[int]) -> None:
+        """Images or batches of usual sizes on which the code does something else."""
+        every = [(i, a) for i, shape in enumerate(self.shapes) for a in axes if a < len(shape)]
+        for size in sizes[: max(SOME, USUAL_CALLS // max(len(self.example.calls), 1))]:
+            shapes = _with(self.shapes, every, size)
+            if _numbers(shapes) <= self._most and not (there := self._followed(shapes)).raised:
+                line = there.turns_from(self.example)
+                if line is not None and self._turned[line] < MOST_OF_LINE:
+                    self._add(shapes, line)
 
     def _far(self, near: Shapes) -> list[tuple[Shapes, Followed]]:
         """The sizes `near`, with what the code asks of sizes that are far larger, if it does
@@ -124,11 +150,17 @@ class _Search:
 
     def _towards(self, far: Shapes, line: str) -> None:
         """Larger and larger sizes, until the code does something else."""
-        ends = tuple(
-            tuple(f if axis > 1 else n for axis, (n, f) in enumerate(zip(one, other, strict=True)))
-            for one, other in zip(self.shapes, far, strict=True)
-        )
-        for end in (ends, far):
+
+        def only(axes: Collection[int]) -> Shapes:
+            return tuple(
+                tuple(
+                    f if a in axes else n for a, (n, f) in enumerate(zip(one, other, strict=True))
+                )
+                for one, other in zip(self.shapes, far, strict=True)
+            )
+
+        rank = max(map(len, far))
+        for end in (only(range(2, rank)), only([0]), far):
             shapes = self.shapes
             while shapes != end:
                 shapes = tuple(

@@ -48,7 +48,8 @@ class SqueezeReport:
     """What `squeeze` did: what it found, what it merged and what comparing both models showed. As a
     string it is the table that the command prints, and what was left alone.
 
-    `merged` and `whole` are None where nothing was worth merging.
+    `merged` and `whole` are None where nothing was worth merging. `notes` are all that is good to
+    know: of the model, and those of `scan`, `merged` and `whole`.
     """
 
     scan: Scan
@@ -58,8 +59,9 @@ class SqueezeReport:
 
     def __str__(self) -> str:
         merged = "Nothing to merge." if self.merged is None else str(self.merged)
-        notes = (*self.notes, *self.scan.notes, *(self.whole.notes if self.whole else ()))
-        lines = [*(f"note: {note}" for note in notes), merged, *left_lines(self.left)]
+        shown = self.merged.notes if self.merged else ()
+        notes = (f"note: {note}" for note in self.notes if note not in shown)
+        lines = [*notes, merged, *left_lines(self.left)]
         if self.whole is not None:
             lines.append(f"whole model: {self.whole.describe()}")
         return "\n".join(lines)
@@ -140,7 +142,7 @@ def squeeze(
         found = scan_model(model, inputs, **policies, latency=latency, sandbox=sandbox)
         with CPU:
             if found.document is None:
-                return copied(model), SqueezeReport(found, notes=tuple(notes))
+                return copied(model), SqueezeReport(found, notes=(*notes, *found.notes))
             model_state = from_state_dict(model.state_dict())
             merges = found.merged
             plan = plan_of(Manifest(found.document, "scan"), merges, model_state, growth=growth)
@@ -153,9 +155,10 @@ def squeeze(
             squeezed, whole = put_in_place(
                 model, result, inputs, model_state=model_state, sandbox=sandbox
             )
-    notes_of = (*plan.notes, *result.notes)
-    merged = MergeReport(plan, result.verification, notes_of, widened=result.widened)
-    return squeezed, SqueezeReport(found, merged, whole, tuple(notes))
+    merging = (*plan.notes, *result.notes)
+    merged = MergeReport(plan, result.verification, merging, widened=result.widened)
+    every = tuple(dict.fromkeys((*notes, *found.notes, *merging, *whole.notes)))
+    return squeezed, SqueezeReport(found, merged, whole, every)
 
 
 def put_in_place(

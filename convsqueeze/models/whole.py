@@ -192,7 +192,8 @@ def _notes(before: Running, dtype: str, others: Others) -> Iterator[str]:
     if others.unreached:
         yield (
             f"the model's code asks for sizes of its input ({listed(others.unreached)}); inputs "
-            "for which the answer is another are too large or too many, and were not compared"
+            "for which the answer is another were not found, or are too large or too many, and "
+            "were not compared"
         )
 
 

@@ -57,6 +57,12 @@ class Condition:
         """Those whose sizes it is about, one for each size."""
         return [axis for axis, one in self.symbols.items() if one in self.relation.free_symbols]
 
+    @property
+    def is_number(self) -> bool:
+        """Whether the code made a number of a size."""
+        one = self.relation
+        return bool(one.is_Equality and one.lhs.is_Symbol and len(self.axes) == 1)
+
     def holds(self, sizes: Mapping[Axis, int]) -> bool | None:
         """Whether it comes out so for other sizes; None where that cannot be told."""
         known = {one: sympy.Integer(sizes[axis]) for axis, one in self.symbols.items()}
@@ -75,7 +81,7 @@ class Condition:
         near to that which networks with strides take; the same below. Where the code made a number
         of the size, what it asks of that is not known: one that is much larger comes first.
         """
-        if self.relation.is_Equality and self.relation.lhs.is_Symbol and len(self.axes) == 1:
+        if self.is_number:
             yield MUCH * self.sizes[axis]
         for step in (1, -1):
             found = self._turning(axis, step)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+import convsqueeze
 from tests.command_line import run_here
 
 NET = """
@@ -44,6 +45,18 @@ def test_every_note_is_in_the_table_and_in_json_also_when_quiet(tmp_path: Path) 
         for told in TOLD.values():
             assert sum(told in note for note in notes) == 1, (told, notes)
         assert ("note: " in done.stderr) == (not quiet)
+
+
+def test_what_squeeze_returns_has_the_notes_that_it_prints(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    space: dict[str, type[torch.nn.Module]] = {}
+    exec(compile(NET, tmp_path / "net.py", "exec"), space)
+    _, report = convsqueeze.squeeze(space["Net"]().eval())
+    shown = [line for line in str(report).splitlines() if line.startswith("note: ")]
+    for told in TOLD.values():
+        assert sum(told in note for note in report.notes) == 1, (told, report.notes)
+        assert sum(told in line for line in shown) == 1, (told, shown)
+    assert len(shown) == len(report.notes)
 
 
 def test_a_scan_for_data_tells_its_notes_on_standard_error_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ ASKED: dict[str, Asks] = {
     "large batch": lambda x: len(x) >= 16,
     "no single image": lambda x: x.shape[0] != 1,
     "even batch": lambda x: x.shape[0] % 2 == 0,
+    "parts of a batch": lambda x: len(x.split(8)) > 1,
+    "root of a size": lambda x: isqrt(x.shape[-1]) == 7,
+    "root of a batch": lambda x: isqrt(x.shape[0]) == 3,
+    "size that is looked up": lambda x: {64: True}.get(x.shape[-1]),
     "float16": lambda x: x.dtype == torch.float16,
     "bfloat16": lambda x: x.dtype in (torch.bfloat16, torch.float16),
     "name of a type": lambda x: x.type() == "torch.HalfTensor",

@@ -218,7 +218,7 @@ def test_a_model_in_training_mode_is_told_of_first() -> None:
     assert "is in training mode" in report.notes[0]
     assert "Call model.eval() first" in report.notes[0]
     _, report = convsqueeze.squeeze(model.eval(), X)
-    assert report.notes == ()
+    assert not any("training mode" in note for note in report.notes)
     assert report.merged is not None
 
 
