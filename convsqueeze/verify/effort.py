@@ -28,8 +28,10 @@ MOST_WORK = 30_000_000_000
 """Multiplications of all images together, or half of the merge's: some seconds where they are large
 products of matrices, half a minute where what is copied takes longest.
 """
+MOST_IN_ALL = 10 * MOST_WORK
+"""Multiplications of the images of all merges together, or half of those of merging them."""
 MOST_MERGING = 4_000_000_000_000
-"""Multiplications of a merge: some minutes, as they are large products of matrices."""
+"""Multiplications of all merges: some minutes, as they are large products of matrices."""
 MOST_EXHAUSTIVE = 10 * MOST_WORK
 """Multiplications of all impulses: some minutes."""
 LOOK_UP = 64
@@ -62,8 +64,24 @@ def check_effort(plan: Plan, *, exhaustive: bool = False) -> None:
         for merge in plan.merges
         if (problem := effort_problem(merge, exhaustive=exhaustive)) is not None
     ]
+    if not problems:
+        problems += _problems_together(plan.merges)
     if problems:
         raise PlanError(problems)
+
+
+def _problems_together(merges: Sequence[Merge]) -> Iterator[str]:
+    """Of merges each of which may be made: what they take together, if that is too much."""
+    name = "the plan"
+    advice = (
+        f"Make its {len(merges):,} merges in several runs, each from the file that the one before "
+        "wrote."
+    )
+    if (work := sum(map(merging, merges))) > MOST_MERGING:
+        yield _too_much(name, work, "merge", MOST_MERGING) + advice
+    total = sum(map(verifying, merges))
+    if total > (allowed := max(MOST_IN_ALL, work // 2)):
+        yield _too_much(name, total, "verify", allowed) + advice
 
 
 def is_affordable(merge: Merge, size: Size) -> bool:
@@ -83,22 +101,18 @@ def effort_problem(merge: Merge, *, exhaustive: bool = False) -> str | None:
     name, advice = merge.into, "Leave some of these layers apart."
     if (work := merging(merge)) > MOST_MERGING:
         return _too_much(name, work, "merge", MOST_MERGING) + advice
-    tree, fixed = merge.geometry_tree, merge.input_size
-    sizes, small = sizes_of(tree, merge.corrections, fixed, merge.border)
-    share, total = share_run(merge, sizes), 0
-    for size, count in (*((size, 1) for size in sizes), (small, _SMALL_ONES)):
-        one = image(merge, size)
-        if (held := 8 * round(one.numbers * share)) > (most := _most_bytes(merge)):
+    images = _images(merge)
+    for size, _, one in images:
+        if (held := 8 * one.numbers) > (most := _most_bytes(merge)):
             return (
                 f"{name} takes {held / 1e9:,.1f} GB to verify on an image of "
                 f"{format_size(size)}, at most {most / 1e9:.1f} GB may be. {advice}"
             )
-        total += count * round(one.work * share)
-    if total > (allowed := max(MOST_WORK, work // 2)):
+    if (total := _work(images)) > (allowed := max(MOST_WORK, work // 2)):
         return _too_much(name, total, "verify", allowed) + advice
     if exhaustive:
         channels = merge.geometry.in_channels // merge.geometry.groups
-        every = exhaustive_sizes(tree, fixed)
+        every = exhaustive_sizes(merge.geometry_tree, merge.input_size)
         total = sum(image(merge, size).work * channels * prod(size) for size in every)
         if total > MOST_EXHAUSTIVE:
             return _too_much(name, total, "verify exhaustively", MOST_EXHAUSTIVE) + advice
@@ -110,6 +124,31 @@ def _too_much(name: str, work: int, what: str, most: int) -> str:
         f"{name} takes {work / 1e9:,.0f} billion multiplications to {what}, at most "
         f"{most / 1e9:,.0f} billion may be. "
     )
+
+
+Images = list[tuple[Size, int, Effort]]
+"""Of each size, how many, and what one takes."""
+
+
+def _images(merge: Merge) -> Images:
+    """Those that a merge is verified on, with the channels that are run."""
+    tree, fixed = merge.geometry_tree, merge.input_size
+    sizes, small = sizes_of(tree, merge.corrections, fixed, merge.border)
+    share = share_run(merge, sizes)
+    found = []
+    for size, count in (*((size, 1) for size in sizes), (small, _SMALL_ONES)):
+        one = image(merge, size)
+        found.append((size, count, Effort(round(one.numbers * share), round(one.work * share))))
+    return found
+
+
+def verifying(merge: Merge) -> int:
+    """Multiplications of all images that a merge is verified on."""
+    return _work(_images(merge))
+
+
+def _work(images: Images) -> int:
+    return sum(count * one.work for _, count, one in images)
 
 
 def merging(merge: Merge) -> int:

@@ -2,6 +2,7 @@
 failed comparison.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,53 @@ def test_every_way_in_has_the_bound(
     assert (left.layers, left.reason.kind) == (("0", "1"), "too large")
     assert says in left.reason.text
     assert "too large to be merged or verified here:" in str(report)
+
+
+@pytest.mark.parametrize(("bound", "what"), [("MOST_IN_ALL", "verify"), ("MOST_MERGING", "merge")])
+def test_merges_that_may_each_be_made_may_be_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, what: str
+) -> None:
+    """Of one entry for all layers whose names differ in a number."""
+    tensors = {f"{k}.{name}": tensor for k in range(3) for name, tensor in drawn().items()}
+    model, pairs = written_pickle(tmp_path / "model.pt", tensors), tmp_path / "pairs.yaml"
+    options = ("--pairs", pairs, "--growth", "allow", "-o", tmp_path / "o.pt", "--overwrite")
+    entry = PADDED["pairs"][0]
+    every = {role: {**entry[role], "name": f"{{k}}.{entry[role]['name']}"} for role in entry}
+    pairs.write_text(json.dumps({"version": 1, "border": "corrected", "pairs": [every]}))
+    assert run_here("merge", model, *options).status == 0
+    plan = planned(load_manifest(pairs), open_checkpoint(model), None, "allow")
+    works = {
+        "verify": [effort.verifying(merge) for merge in plan.merges],
+        "merge": [effort.merging(merge) for merge in plan.merges],
+    }[what]
+    assert len(works) == 3
+    monkeypatch.setattr(effort, bound, sum(works))
+    assert run_here("merge", model, *options).status == 0
+    assert run_here("verify", model, tmp_path / "o.pt").status == 0
+    monkeypatch.setattr(effort, bound, sum(works) - 1)
+    for outcome in (
+        run_here("merge", model, *options),
+        run_here("verify", model, tmp_path / "o.pt"),
+    ):
+        assert outcome.status == 2, outcome
+        (error,) = outcome.errors
+        assert f"multiplications to {what}, at most" in error
+        assert "Make its 3 merges in several runs" in error
+    pairs.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "border": "corrected",
+                "pairs": [
+                    {
+                        role: {**one, "name": one["name"].replace("{k}", "0")}
+                        for role, one in every.items()
+                    }
+                ],
+            }
+        )
+    )
+    assert run_here("merge", model, *options).status == 0
 
 
 def test_an_exhaustive_verification_has_a_bound_of_its_own(
