@@ -114,6 +114,10 @@ def _width(axis: Axis) -> int:
     return axis.extent + abs(axis.before) + abs(axis.after)
 
 
+ONE_SIZE = ", or give the entry the one size of its input (input: [...])"
+"""Advice where it is the number of sizes that is too large."""
+
+
 def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
     """Input sizes after which what happens at the border repeats: past every kernel, one period.
 
@@ -125,6 +129,6 @@ def sizes_to_examine(tree: GeometryTree, axis: int) -> range:
         raise TooLargeError(
             f"what happens at the border depends on {enough:,} input sizes, at most "
             f"{MOST_SIZES:,} are looked at. Leave the layer with the large padding, dilation or "
-            "stride apart"
+            f"stride apart{ONE_SIZE}"
         )
     return range(first, first + enough + 1)

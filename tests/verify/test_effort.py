@@ -191,6 +191,33 @@ def test_an_exhaustive_verification_has_a_bound_of_its_own(
     assert "to verify exhaustively, at most" in outcome.errors[0]
 
 
+# Sizes without end
+
+
+STRIDED = [{"stride": stride, "padding": stride // 2} for stride in (2, 4, 5, 8)]
+DILATED = [{"dilation": 2**power, "padding": 2**power} for power in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("words", "taps", "says"),
+    [(STRIDED, 16, r"depends on [\d,]+ input sizes"), (DILATED, 3, r"[\d,]+ taps")],
+)
+def test_layers_with_too_many_sizes_merge_for_one(
+    words: list[dict[str, int]], taps: int, says: str
+) -> None:
+    tensors = {f"{i}.weight": torch.randn(2, 2, taps) for i in range(len(words))}
+    chain = [{"name": str(i), **one} for i, one in enumerate(words)]
+    options: dict[str, Any] = {"border": "interior", "growth": "allow"}
+    with pytest.raises(PlanError, match=rf"{says}.*give the entry the one size of its input"):
+        convsqueeze.merge_state_dict(
+            tensors, {"version": 1, "pairs": [{"chain": chain}]}, **options
+        )
+    sized = {"version": 1, "pairs": [{"chain": chain, "input": [1600]}]}
+    _, report = convsqueeze.merge_state_dict(tensors, sized, **options)
+    assert report.verification is not None
+    assert report.verification.ok
+
+
 # A lack of memory
 
 

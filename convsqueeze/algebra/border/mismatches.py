@@ -24,6 +24,7 @@ from torch import Tensor
 from convsqueeze.algebra.border.trace import samples_at
 from convsqueeze.algebra.geometry import Geometry
 from convsqueeze.algebra.sizes import (
+    ONE_SIZE,
     GeometryTree,
     along,
     equivalent_size,
@@ -133,7 +134,7 @@ def _check_amount(tree: GeometryTree, sizes: Sequence[int]) -> int:
         raise TooLargeError(
             f"what happens at the border follows from {read:,} taps that samples of all sizes are "
             f"read by, at most {MOST_READ:,} are looked at. Leave the layer with the large kernel, "
-            "padding or stride apart"
+            f"padding or stride apart{ONE_SIZE if largest <= MOST_READ else ''}"
         )
     return largest
 
