@@ -31,8 +31,8 @@ MORE_CALLS = 4
 """Other inputs are followed for so many times the calls of the example, and SOME_CALLS."""
 SOME_CALLS = 200
 USUAL = (
-    *(64, 224, 256, 128, 48, 96, 16, 512, 56, 28),
-    *(50, 24, 100, 80, 112, 160, 192, 384, 8, 20),
+    *(64, 48, 96, 56, 128, 16, 32, 28, 50, 24),
+    *(100, 80, 112, 8, 20, 160, 192, 224, 256, 384, 512),
 )
 USUAL_BATCHES = (4, 8, 3, 16, 10, 32, 2, 64)
 """Sizes and batches that are tried where the code makes numbers of them: what it asks of a number
