@@ -34,13 +34,16 @@ USUAL = (
     *(64, 48, 96, 56, 128, 16, 32, 28, 50, 24),
     *(100, 80, 112, 8, 20, 160, 192, 224, 256, 384, 512),
 )
-USUAL_BATCHES = (4, 8, 3, 16, 10, 32, 2, 64)
-"""Sizes and batches that are tried where the code makes numbers of them: what it asks of a number
-is not known.
+"""Sizes of images that are tried where the code makes numbers of sizes: what it asks of a number is
+not known.
 """
+USUAL_BATCHES = (4, 8, 3, 16, 10, 32, 2, 64)
+"""Likewise."""
 USUAL_CALLS = 4000
-"""So many calls of the example at most are followed for them, and SOME of the sizes."""
-SOME = 4
+"""As many of the usual sizes are followed as take so many calls, if each takes as many as the
+example, and FEWEST at least.
+"""
+FEWEST = 4
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -118,7 +121,7 @@ class _Search:
     def _usual(self, sizes: Sequence[int], axes: Collection[int]) -> None:
         """Images or batches of usual sizes on which the code does something else."""
         every = [(i, a) for i, shape in enumerate(self.shapes) for a in axes if a < len(shape)]
-        for size in sizes[: max(SOME, USUAL_CALLS // max(len(self.example.calls), 1))]:
+        for size in sizes[: max(FEWEST, USUAL_CALLS // max(len(self.example.calls), 1))]:
             shapes = _with(self.shapes, every, size)
             if _numbers(shapes) <= self._most and not (there := self._followed(shapes)).raised:
                 line = there.turns_from(self.example)
