@@ -17,6 +17,7 @@ from convsqueeze.models.running import (
     ROUNDINGS,
     NamedTensors,
     Running,
+    Steps,
     distances,
     largest_value,
     named_tensors,
@@ -31,6 +32,8 @@ MEASURED = 3
 """So many times rounding is measured at most: once, and again where a difference is beyond that."""
 GROSS = 1e-3
 """Of the largest output: more than storing mostly moves it, less than other code does."""
+REPEATED = 3
+"""So many times a run is repeated where noise moves an output by more than `GROSS`."""
 
 
 class _NotRunError(ModelInputError):
@@ -66,7 +69,7 @@ class Comparison:
         self.unit = ROUNDINGS * torch.finfo(one.coarsest).eps
         self.noise: Any = Counter()
         self.rounding: Any = Counter()
-        self.times_measured = 0
+        self.times_measured, self.is_unsteady = 0, False
         self.runs, self.largest = 0, 0.0
         self.problem: str | None = None
         self.first: FirstDifference | None = None
@@ -170,26 +173,45 @@ class Comparison:
     ) -> None:
         """Adds to what the noise of float64 was seen to do, and storing to what is `found`.
 
-        The first time the model starts from another seed: raises ModelInputError where that moves
-        its outputs by far more than rounding, as running it again does.
+        The first time the model starts from another seed.
         """
         seed = int(self.times_measured == 0)
-        with self.one.moved(self.one.noise_steps(self.unit), self.times_measured):
-            self.noise |= Counter(distances(wanted, self.one.run(given, seed)))
+        noise = self._movement(self.one, self.one.noise_steps(self.unit), given, wanted, seed)
+        self.noise |= noise
+        self.is_unsteady |= _is_gross(noise, wanted, FACTOR * self.unit)
         if found is not None and self.steps:
-            with self.two.moved(self.steps, self.times_measured):
-                self.rounding |= Counter(distances(found, self.two.run(given)))
+            self.rounding |= self._movement(self.two, self.steps, given, found)
         self.times_measured += 1
-        granted = {p: FACTOR * self.unit * largest_value(t) for p, t in wanted.items()}
-        if seed == 0 or all(self.noise[place] <= granted[place] for place in wanted):
-            return
-        again = distances(wanted, self.one.run(given, seed))
-        if place := next((p for p in wanted if again[p] > granted[p]), None):
+
+    def _movement(
+        self,
+        running: Running,
+        steps: Steps,
+        given: tuple[Any, ...],
+        gave: NamedTensors,
+        seed: int = 0,
+    ) -> Any:
+        """By place, how far steps of the weights move what a model gave. Where that is more than
+        rounding may be, the runs are repeated: raises ModelInputError where one gives something
+        else then.
+        """
+        granted = {p: FACTOR * self.unit * largest_value(t) for p, t in gave.items()}
+        with running.moved(steps, self.times_measured):
+            moved = running.run(given, seed)
+            far = distances(gave, moved)
+            if all(far[place] <= granted[place] for place in gave):
+                return Counter(far)
+            times = REPEATED if _is_gross(far, gave) else 1
+            pairs = [(moved, running.run(given, seed)) for _ in range(times)]
+        pairs += [(gave, running.run(given, seed)) for _ in range(times)]
+        repeated = [distances(*pair) for pair in pairs]
+        if place := next((p for p in gave if any(d[p] > granted[p] for d in repeated)), None):
             raise ModelInputError(
                 f"{self.name}: gives another {place} when it runs on the same input again, in eval "
                 "mode too, so nothing can be compared. Switch off what is random in it (dropout "
                 "that ignores eval mode, noise), or what it keeps from one call to the next."
             )
+        return Counter(far)
 
     def unseen(self) -> list[str]:
         """Squeezed layers whose weights move no output: they are multiplied by zero, or not run."""
@@ -206,8 +228,9 @@ class Comparison:
         return found
 
 
-def _is_gross(moved: Mapping[str, float], outputs: NamedTensors) -> bool:
-    return any(moved[place] > GROSS * largest_value(t) for place, t in outputs.items())
+def _is_gross(moved: Mapping[str, float], outputs: NamedTensors, least: float = GROSS) -> bool:
+    most = max(GROSS, least)
+    return any(moved[place] > most * largest_value(t) for place, t in outputs.items())
 
 
 def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:

@@ -21,13 +21,10 @@ from torch import Tensor, nn
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import VerificationError
 from convsqueeze.models.branching import Others, other_inputs
-from convsqueeze.models.comparing import Comparison
+from convsqueeze.models.comparing import GROSS, Comparison
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.models.layerwise import FirstDifference
-from convsqueeze.models.running import (
-    Running,
-    runnable,
-)
+from convsqueeze.models.running import FACTOR, Running, runnable
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
 from convsqueeze.pipeline.tracking import Track, untracked
@@ -160,7 +157,7 @@ def verified(
             elif other.place:
                 notes.append(f"the model does not run on {other}, so it was not compared there")
     dtype = str(before.coarsest).removeprefix("torch.")
-    notes += _notes(before, dtype, others)
+    notes += _notes(found, dtype, others)
     if found.problem is None and (unseen := found.unseen()):
         notes.append(
             f"{', '.join(unseen)}: no output depends on it with these weights and inputs, so the "
@@ -180,8 +177,15 @@ def verified(
     return report, before, after
 
 
-def _notes(before: Running, dtype: str, others: Others) -> Iterator[str]:
+def _notes(found: Comparison, dtype: str, others: Others) -> Iterator[str]:
     """For what the comparison of an original that ran does not stand."""
+    before = found.one
+    if found.is_unsteady:
+        yield (
+            f"moving the weights by {found.unit:.0e} of their largest, which is rounding, moves an "
+            f"output by more than {GROSS:.0e} of its largest value (code that rounds or chooses "
+            f"does that): equal within {FACTOR:.0f} times what was seen alone"
+        )
     if before.coarsest != torch.float64:
         yield f"the model's own code computes in {dtype}: equal within rounding to that alone"
     if before.draws:

@@ -298,6 +298,76 @@ def test_what_cannot_be_compared_is_refused(kind: type[nn.Module], words: list[s
         assert word in str(refusal.value)
 
 
+class Turning(nn.Module):
+    """Does something else at some calls, whichever copy of it is called."""
+
+    def __init__(self, turns: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.turns, self.calls = turns, [0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Turning":
+        other = Turning(self.turns)
+        other.load_state_dict(self.state_dict())
+        other.calls = self.calls
+        return other
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls[0] += 1
+        y: Tensor = self.conv(x)
+        return y.relu() if self.turns(self.calls[0]) else y
+
+
+TURNS: dict[str, Callable[[int], bool]] = {
+    **{f"every {n}th": lambda count, n=n: count % n == 0 for n in range(2, 6)},  # type: ignore[misc]
+    "two and two": lambda count: count // 2 % 2 == 1,
+    "three and three": lambda count: count // 3 % 2 == 1,
+    "unevenly": lambda count: 7 * count**2 % 31 > 15,
+}
+
+
+@pytest.mark.parametrize("before", range(5))
+@pytest.mark.parametrize("name", TURNS)
+def test_code_that_does_something_else_at_some_calls_is_not_called_equal(
+    name: str, before: int
+) -> None:
+    torch.manual_seed(0)
+    model = Turning(TURNS[name])
+    model.calls[0] = before
+    other = copy.deepcopy(model)
+    told: tuple[str, ...]
+    try:
+        told = verify_whole(model, other, INPUTS).failures
+    except ModelInputError as refusal:
+        told = (str(refusal),)
+    assert len(told) == 1
+
+
+class Choosing(nn.Module):
+    """Chooses by the last digits: of equal weights, one that was moved is the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        nn.init.constant_(self.conv.weight, 0.5)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return x.sum() + y.argmax(1).double() * y.detach().abs().max()
+
+
+def test_code_that_makes_much_of_rounding_is_told() -> None:
+    model = Choosing()
+    report = verify_whole(model, copy.deepcopy(model), INPUTS)
+    assert report.ok
+    (note,) = report.notes
+    assert "weights by 4e-15 of their largest, which is rounding, moves an output by more" in note
+    assert not any(
+        "which is rounding" in one for one in verify_whole(network(), network(), INPUTS).notes
+    )
+
+
 def test_dropout_is_off_as_in_deployment(single: Scene) -> None:
     assert single.model.training
     assert whole(single).ok
