@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convsqueeze.algebra.geometry import Axis
+from convsqueeze.errors import GeometryError
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -74,7 +75,10 @@ def _grown_and_cropped(x: Tensor, amounts: Sequence[int]) -> Tensor:
 
 
 def _pad_from_image(x: Tensor, dim: int, axis: Axis) -> Tensor:
-    """Padding whose values are the image's own: each position looked up where its mode says."""
+    """Padding whose values are the image's own: each position looked up where its mode says.
+
+    Raises GeometryError for an axis of one sample, or none, which has nothing to reflect.
+    """
     size = x.shape[dim]
     position = torch.arange(-axis.before, size + axis.after, device=x.device)
     if axis.padding_mode == "circular":
@@ -82,6 +86,8 @@ def _pad_from_image(x: Tensor, dim: int, axis: Axis) -> Tensor:
     elif axis.padding_mode == "replicate":
         source = position.clamp(0, size - 1)
     else:
+        if size < 2:
+            raise GeometryError(f"padding_mode 'reflect' needs 2 samples on an axis, not {size}")
         period = 2 * (size - 1)
         folded = position % period
         source = torch.minimum(folded, period - folded)

@@ -268,6 +268,16 @@ def test_sizes_that_no_layer_takes(name: str, size: tuple[int, ...]) -> None:
         squeezed(name)(torch.randn(1, IMAGES[name][1], *size))
 
 
+def test_one_sample_has_nothing_to_reflect() -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, padding_mode="reflect"), nn.Conv2d(8, 2, 1)
+    )
+    module, _ = convsqueeze.squeeze(layers, torch.randn(1, 2, 5, 5))
+    assert_close(module(x := torch.randn(1, 2, 2, 5)), layers(x))
+    with pytest.raises(GeometryError, match="needs 2 samples on an axis, not 1"):
+        module(torch.randn(1, 2, 1, 5))
+
+
 # What it is made of.
 
 
