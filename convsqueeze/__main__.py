@@ -1,5 +1,5 @@
 """`python -m convsqueeze`: the command line."""
 
-from convsqueeze.cli.main import main
+from convsqueeze.cli.main import process
 
-main()
+process()

@@ -5,10 +5,12 @@ verification failed, 2 usage or input, 3 an error of this program; a run that a 
 by that signal, as a shell expects.
 """
 
+import atexit
 import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 from convsqueeze.cli.signals import Stopped, on_signals, stop_if_asked
@@ -22,6 +24,25 @@ from convsqueeze.errors import (
 )
 
 BUG_STATUS = 3
+_end_process = os._exit
+
+
+def process() -> NoReturn:
+    """`main` as the whole of a process. That ends with its status, whatever a model's own code
+    leaves behind: threads that Python would wait for, and functions that exit when it ends.
+    """
+    status: object = None
+    try:
+        main()
+    except SystemExit as leaving:
+        status = leaving.code
+    os._exit = lambda status: None  # type: ignore[assignment, return-value]
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    _end_process(status if isinstance(status, int) else int(status is not None))
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from convsqueeze.export.graph import (
 from convsqueeze.models.inputs import Inputs
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed, shown
-from convsqueeze.tracing.raised import exits_caught
+from convsqueeze.tracing.raised import contained
 
 DOMAIN = "convsqueeze"
 BATCH = 2
@@ -106,7 +106,7 @@ def _exported(
         else None
         for one in arguments
     )
-    with _quietly(), torch.no_grad(), exits_caught():
+    with _quietly(), torch.no_grad(), contained():
         traced = torch.export.export(
             model, arguments, dynamic_shapes=shapes if opened != 0 else None, strict=False
         )

@@ -27,7 +27,7 @@ from convsqueeze.names import nearest, shown
 from convsqueeze.paths import anchored
 from convsqueeze.pipeline.tracking import Track
 from convsqueeze.surgery.apply import load_state
-from convsqueeze.tracing.raised import exits_caught, kind_and_text, user_code_line
+from convsqueeze.tracing.raised import contained, kind_and_text, user_code_line
 
 FORM = "package.module:factory or path/to/file.py:factory"
 LARGEST_CODE = 100_000_000
@@ -176,13 +176,10 @@ def _required(factory: Any) -> list[str]:
 
 @contextmanager
 def _running(place: str, doing: str) -> Iterator[None]:
-    """Around the user's code: its exceptions become ModelCodeError, its output goes beside ours,
-    and torch's default device and Python's recursion limit are what they were.
-    """
-    device, deepest = torch.get_default_device(), sys.getrecursionlimit()
+    """Around the user's code: its exceptions become ModelCodeError, its output goes beside ours."""
     modes = _get_current_dispatch_mode_stack()
     try:
-        with redirect_stdout(sys.stderr), exits_caught():
+        with redirect_stdout(sys.stderr), contained():
             yield
         if left := _get_current_dispatch_mode_stack()[len(modes) :]:
             kind = type(left[-1]).__name__
@@ -197,10 +194,6 @@ def _running(place: str, doing: str) -> Iterator[None]:
             f"{place}: {doing} fails{at}: {kind}: {text.rstrip('.')}. This is the model's own "
             "code; --debug shows all of its traceback."
         ) from error
-    finally:
-        sys.setrecursionlimit(deepest)
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
 
 
 def load_checkpoint(model: nn.Module, path: Path | str, key: str | None = None) -> tuple[Path, ...]:

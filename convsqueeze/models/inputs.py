@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convsqueeze.copying import Sandbox, in_eval_mode
 from convsqueeze.errors import ModelInputError
 from convsqueeze.names import listed
-from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.raised import contained, describe_error
 
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16"),
@@ -317,7 +317,7 @@ def _refusal(sandbox: Sandbox, spec: InputSpec, device: torch.device) -> str | N
     module = sandbox.module()
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with in_eval_mode(module), fake, torch.no_grad(), exits_caught():
+        with in_eval_mode(module), fake, torch.no_grad(), contained():
             module(torch.empty(spec.shape, dtype=spec.dtype, device=device))
     except (DataDependentOutputException, DynamicOutputShapeException):
         pass  # it was taken as far as code can run without values

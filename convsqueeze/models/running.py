@@ -22,7 +22,7 @@ from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
 from convsqueeze.tracing.branches import SeenAs
 from convsqueeze.tracing.hooks import has_hooks
-from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.raised import contained, describe_error
 from convsqueeze.verify import Worst, worst_of
 
 NamedTensors = dict[str, Tensor]
@@ -67,7 +67,7 @@ class Running:
             seen = SeenAs(self.seen_as, self.dtype or self.seen_as)
         with (
             torch.set_grad_enabled(gradients),
-            exits_caught(),
+            contained(),
             self._seeded(seed),
             seen,
         ):

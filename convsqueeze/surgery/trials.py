@@ -15,7 +15,7 @@ from convsqueeze.algebra.tree import Tree
 from convsqueeze.checkpoint import Checkpoint
 from convsqueeze.copying import Sandbox
 from convsqueeze.plan import ResolvedLayer, geometry_tree
-from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.raised import contained, describe_error
 from convsqueeze.verify.reference import Run, reference
 
 LARGE = 2.0**20
@@ -70,7 +70,7 @@ class Trials:
             if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                 module.register_forward_pre_hook(hearing(name))
         fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with suppress(Exception), fake, torch.no_grad(), exits_caught():
+        with suppress(Exception), fake, torch.no_grad(), contained():
             model(*self._arguments)  # what ran until it raised has been heard
         return found
 
@@ -110,7 +110,7 @@ def _agree(module: nn.Module, expected: Run, shape: Sequence[int]) -> bool:
         with torch.no_grad():
             wanted = expected(factor * image)
             try:
-                with exits_caught():
+                with contained():
                     found = module(factor * image)
             except Exception as error:
                 size = "x".join(map(str, shape))

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from convsqueeze.copying import in_eval_mode
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import exits_caught, is_user_code
+from convsqueeze.tracing.raised import contained, is_user_code
 from convsqueeze.tracing.sizes import user_line
 
 Axis = tuple[int, int]
@@ -179,7 +179,7 @@ def followed(
         given = tree_map_only(Tensor, without_values, tuple(arguments))
         without_numbers = torch_quiet(), fake, enable_python_dispatcher(), torch.no_grad()
         with ExitStack() as stack:
-            for one in (in_eval_mode(model), *without_numbers, calls, exits_caught()):
+            for one in (in_eval_mode(model), *without_numbers, calls, contained()):
                 stack.enter_context(one)
             model(*given)
     except Exception:  # noqa: BLE001  the user's code may raise anything

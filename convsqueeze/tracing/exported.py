@@ -21,7 +21,7 @@ from convsqueeze.tracing.constants import operator_name, tensors_in
 from convsqueeze.tracing.contexts import graph_under_autocast, inline
 from convsqueeze.tracing.hooks import marked
 from convsqueeze.tracing.quiet import torch_quiet
-from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.raised import contained, describe_error
 from convsqueeze.tracing.sizes import Asked, StoredRead
 from convsqueeze.tracing.stored import caller_of, calls_of
 
@@ -73,7 +73,7 @@ def _programs(
     """The program as the code is written, and without mutation; what code asks of tensors."""
     shapes: Any = _open(inputs) if is_open else None
     with torch_quiet(), torch.no_grad():
-        with marked(model), Asked(model) as asked, exits_caught():
+        with marked(model), Asked(model) as asked, contained():
             program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
         inline(program.graph_module)
         _forget_uncalled(program, asked.called)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from convsqueeze.copying import Sandbox, copied
 from convsqueeze.errors import TracingError
 from convsqueeze.tracing.hooks import marked
-from convsqueeze.tracing.raised import describe_error, exits_caught
+from convsqueeze.tracing.raised import contained, describe_error
 
 IN_PLACE = tuple(
     getattr(operator, name)
@@ -38,7 +38,7 @@ def recorded(
         raise TypeError("the model has a forward of its own, beside that of its class")
     made = sandbox.module()
     reads = _Reads(made)
-    with torch.no_grad(), marked(made), reads, exits_caught():
+    with torch.no_grad(), marked(made), reads, contained():
         graph = _Tracer(inputs).trace(made)
     return GraphModule(made, graph), frozenset(reads.names)
 

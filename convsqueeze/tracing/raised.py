@@ -3,6 +3,7 @@
 import linecache
 import os
 import random
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,15 +33,17 @@ _end_process = os._exit
 
 
 @contextmanager
-def exits_caught() -> Iterator[None]:
+def contained() -> Iterator[None]:
     """What the model's own code raises inside is an Exception: CodeExitError where it was none, and
     where the code would end the process. A process that it forks ends here. Python's and numpy's
-    random numbers go on as if it had drawn none.
+    random numbers go on as if it had drawn none, and torch's default device and Python's recursion
+    limit are what they were.
 
     What a signal raises goes on.
     """
     process, before = os.getpid(), os._exit
     drawn = random.getstate(), np.random.get_state()
+    device, deepest = torch.get_default_device(), sys.getrecursionlimit()
     os._exit = _raise_exit
     try:
         yield
@@ -54,6 +57,9 @@ def exits_caught() -> Iterator[None]:
         os._exit = before
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
+        sys.setrecursionlimit(deepest)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
         if os.getpid() != process:
             _end_process(1)
 

@@ -337,3 +337,15 @@ def forks_and_waits() -> Net:
     if os.fork() == 0:
         time.sleep(1)
     return Net()
+
+
+class ExitsAtExit(Net):
+    def forward(self, x: Tensor) -> Any:
+        _at_exit()
+        raise RuntimeError("no good")
+
+
+class StaysBehind(Net):
+    def forward(self, x: Tensor) -> Any:
+        _thread()
+        raise RuntimeError("no good")

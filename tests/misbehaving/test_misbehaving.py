@@ -10,8 +10,15 @@ from tests.misbehaving.__main__ import Ended, ended, every_name, weights
 SOUND = Ended("Net", 0, "", "", weights())
 
 
-@pytest.mark.stress
-@pytest.mark.parametrize("name", every_name()[::9])
+IN_BRIEF = (
+    *("ExitsAtExit", "StaysBehind", "forward_thread_that_stays", "forward_meta_by_default"),
+    "depends_calls_third",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*IN_BRIEF, *(pytest.param(n, marks=pytest.mark.stress) for n in every_name()[::9])]
+)
 def test_it_ends_in_words_or_with_a_right_output(name: str) -> None:
     done = ended(name)
     assert done.problem is None, done
