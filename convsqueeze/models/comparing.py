@@ -11,25 +11,27 @@ from torch import Tensor, nn
 
 from convsqueeze.errors import ModelInputError, lacks_memory
 from convsqueeze.models.branching import Other
-from convsqueeze.models.layerwise import FirstDifference, first_difference
-from convsqueeze.models.running import (
+from convsqueeze.models.distances import (
     FACTOR,
-    ROUNDINGS,
+    Compared,
+    Distances,
     NamedTensors,
-    Running,
-    Steps,
+    compared,
     distances,
+    granted_of,
+    is_beyond,
     largest_value,
     named_tensors,
     nearest,
-    rounding_steps,
 )
+from convsqueeze.models.layerwise import FirstDifference, first_difference
+from convsqueeze.models.running import Running, Steps, rounding_steps
 from convsqueeze.module import SqueezedConv
 from convsqueeze.tracing.raised import describe_error
 from convsqueeze.verify import Worst
 
 MEASURED = 3
-"""So many times rounding is measured at most: once, and again where a difference is beyond that."""
+"""So many times rounding is measured at most where a difference on an input is beyond it."""
 GROSS = 1e-3
 """Of the largest output: more than storing mostly moves it, less than other code does."""
 REPEATED = 3
@@ -42,7 +44,8 @@ class _NotRunError(ModelInputError):
 
 class Comparison:
     """What two models and rounding were seen to do; `one` and `two` are they as they run. Movements
-    by place are added, and the larger of two taken, as counters are.
+    by band are added, and the larger of two taken, as counters are. `blind` is the largest share of
+    an output up to which a difference passed for rounding, `lost` that by which storing moved one.
 
     With `exact` values the second is held to the noise of float64, otherwise, as it is stored, to
     what storing the parameters costs too that the first has not, or has otherwise.
@@ -66,11 +69,11 @@ class Comparison:
             and not (name in known and p.dtype == known[name].dtype and p.equal(known[name]))
         }
         self.steps = {} if self.exact else rounding_steps(merged)
-        self.unit = ROUNDINGS * torch.finfo(one.coarsest).eps
+        self.granted = granted_of(one.coarsest)
         self.noise: Any = Counter()
         self.rounding: Any = Counter()
-        self.times_measured, self.is_unsteady = 0, False
-        self.runs, self.largest = 0, 0.0
+        self.times_measured = 0
+        self.runs, self.largest, self.blind, self.lost = 0, 0.0, 0.0, 0.0
         self.problem: str | None = None
         self.first: FirstDifference | None = None
         self.stored = Worst()
@@ -105,8 +108,9 @@ class Comparison:
         is_first = given is self.one.given
         wanted = named_tensors(self.one.gave) if is_first else self._run_first(given)
         if is_first and not any(bool(t.isfinite().any()) for t in wanted.values()):
+            what = "no finite number" if wanted else "no tensor"
             raise ModelInputError(
-                f"{self.name}: gives no finite number on these inputs, so nothing can be compared. "
+                f"{self.name}: gives {what} on these inputs, so nothing can be compared. "
                 "Give --input (in Python example_inputs) with shapes that it works on, and weights "
                 "that were trained."
             )
@@ -128,15 +132,40 @@ class Comparison:
         self.problem = _other_form(wanted, found) or self._difference(given, wanted, found)
         if self.problem is not None:
             with self.two.with_values(self.exact):
-                self.first = first_difference(self.one, self.two, given, self.unit, self.steps)
+                self.first = first_difference(self.one, self.two, given, self.granted, self.steps)
             return
         self.runs += 1
         if is_first and self.exact:
-            storing = Counter(distances(found, self.gave))
-            _, self.stored = nearest(wanted, self.gave, self.unit, self.noise + storing)
-            gross = _is_gross(storing, wanted)  # or `gave`, run with gradients, is of other code
-            if gross and _is_gross(distances(self.two.run(given), self.gave), wanted):
-                self.problem = "gives something else where gradients are recorded"
+            storing = distances(found, self.gave, wanted)
+            self._compare_stored(given, wanted, storing)
+
+    def _compare_stored(
+        self, given: tuple[Any, ...], wanted: NamedTensors, storing: Distances
+    ) -> None:
+        """What storing the exact values costs; `gave` is of a run in which gradients are recorded,
+        for which code may do something else.
+        """
+        every = compared(wanted, self.gave, self.granted, self._movements(storing))
+        self.stored = nearest(every).worst
+        self.lost = max((one.worst.error / one.largest for one in every if one.largest), default=0)
+        if is_beyond(storing, wanted, GROSS) is None:
+            return
+        without = self.two.run(given)
+        if (place := is_beyond(distances(without, self.gave, wanted), wanted, GROSS)) is not None:
+            again = self.two.run(given)
+            if is_beyond(distances(without, again, wanted), wanted, GROSS) is not None:
+                raise _unsteady(self.name, place)
+            self.problem = (
+                f"gives another {place} where gradients are recorded, as code does that asks "
+                "torch.is_grad_enabled() or a tensor's requires_grad"
+            )
+
+    def _movements(self, more: Distances | None = None) -> Distances:
+        """What was measured, with what is granted of it."""
+        stored = Counter(self.rounding) + Counter(more or {})
+        places = {*self.noise, *stored}
+        factor = self.granted.factor
+        return {one: factor * self.noise[one] + FACTOR * stored[one] for one in places}
 
     def _run_first(self, given: tuple[Any, ...]) -> NamedTensors:
         """Raises ModelInputError."""
@@ -152,21 +181,21 @@ class Comparison:
         self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors
     ) -> str | None:
         """What is more than rounding, which is measured again before it is told."""
-        place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
-        while worst.share > 1.0 and self.times_measured < MEASURED:
+        every = compared(wanted, found, self.granted, self._movements())
+        for _ in range(MEASURED):
+            if nearest(every).worst.share <= 1.0:
+                break
             self._measure(given, wanted, found)
-            place, worst = nearest(wanted, found, self.unit, self.noise + self.rounding)
+            every = compared(wanted, found, self.granted, self._movements())
         self.largest = max(self.largest, *map(largest_value, wanted.values()))
+        self.blind = max(self.blind, *(one.blind for one in every))
+        furthest = nearest(every)
+        worst = furthest.worst
         if self.exact and worst.share >= (self.before_rounding or Worst()).share:
             self.before_rounding = worst
         elif not self.exact and worst.share >= self.stored.share:
             self.stored = worst
-        if worst.share <= 1.0:
-            return None
-        return (
-            f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
-            f"the largest output is {largest_value(wanted[place]):.3e}, {worst.place}"
-        )
+        return None if worst.share <= 1.0 else _told(furthest, wanted)
 
     def _measure(
         self, given: tuple[Any, ...], wanted: NamedTensors, found: NamedTensors | None = None
@@ -175,12 +204,10 @@ class Comparison:
 
         The first time the model starts from another seed.
         """
-        seed = int(self.times_measured == 0)
-        noise = self._movement(self.one, self.one.noise_steps(self.unit), given, wanted, seed)
-        self.noise |= noise
-        self.is_unsteady |= _is_gross(noise, wanted, FACTOR * self.unit)
+        seed, steps = int(self.times_measured == 0), self.one.noise_steps(self.granted.unit)
+        self.noise |= self._movement(self.one, steps, given, wanted, wanted, seed)
         if found is not None and self.steps:
-            self.rounding |= self._movement(self.two, self.steps, given, found)
+            self.rounding |= self._movement(self.two, self.steps, given, found, wanted)
         self.times_measured += 1
 
     def _movement(
@@ -189,29 +216,39 @@ class Comparison:
         steps: Steps,
         given: tuple[Any, ...],
         gave: NamedTensors,
+        wanted: NamedTensors,
         seed: int = 0,
     ) -> Any:
-        """By place, how far steps of the weights move what a model gave. Where that is more than
-        rounding may be, the runs are repeated: raises ModelInputError where one gives something
-        else then.
+        """By band of what is `wanted`, how far steps of the weights move what a model gave. Where
+        that is more than rounding may be, the runs are repeated: raises ModelInputError where one
+        gives something else then.
         """
-        granted = {p: FACTOR * self.unit * largest_value(t) for p, t in gave.items()}
         with running.moved(steps, self.times_measured):
             moved = running.run(given, seed)
-            far = distances(gave, moved)
-            if all(far[place] <= granted[place] for place in gave):
+            far = distances(gave, moved, wanted)
+            if is_beyond(far, wanted, self._repeats) is None:
                 return Counter(far)
-            times = REPEATED if _is_gross(far, gave) else 1
+            times = REPEATED if is_beyond(far, wanted, GROSS) else 1
             pairs = [(moved, running.run(given, seed)) for _ in range(times)]
         pairs += [(gave, running.run(given, seed)) for _ in range(times)]
-        repeated = [distances(*pair) for pair in pairs]
-        if place := next((p for p in gave if any(d[p] > granted[p] for d in repeated)), None):
-            raise ModelInputError(
-                f"{self.name}: gives another {place} when it runs on the same input again, in eval "
-                "mode too, so nothing can be compared. Switch off what is random in it (dropout "
-                "that ignores eval mode, noise), or what it keeps from one call to the next."
-            )
+        for pair in pairs:
+            self._hold_steady(*pair)
         return Counter(far)
+
+    def check_steady(self) -> None:
+        """Raises ModelInputError where the first model, which has run on other inputs since, gives
+        something else on its first ones.
+        """
+        self._hold_steady(named_tensors(self.one.gave), self._run_first(self.one.given))
+
+    @property
+    def _repeats(self) -> float:
+        """The share of an output that may move between two runs on the same input."""
+        return self.granted.factor * self.granted.unit
+
+    def _hold_steady(self, gave: NamedTensors, again: NamedTensors) -> None:
+        if (place := is_beyond(distances(gave, again), gave, self._repeats)) is not None:
+            raise _unsteady(self.name, place)
 
     def unseen(self) -> list[str]:
         """Squeezed layers whose weights move no output: they are multiplied by zero, or not run."""
@@ -228,9 +265,25 @@ class Comparison:
         return found
 
 
-def _is_gross(moved: Mapping[str, float], outputs: NamedTensors, least: float = GROSS) -> bool:
-    most = max(GROSS, least)
-    return any(moved[place] > most * largest_value(t) for place, t in outputs.items())
+def _unsteady(name: str, place: str) -> ModelInputError:
+    return ModelInputError(
+        f"{name}: gives another {place} when it runs on the same input again, in eval mode too, so "
+        "nothing can be compared. Switch off what is random in it (dropout that ignores eval mode, "
+        "noise), or what it keeps from one call to the next."
+    )
+
+
+def _told(one: Compared, wanted: NamedTensors) -> str:
+    worst = one.worst
+    if not wanted[one.place].is_floating_point():
+        return (
+            f"differs in {worst.error:.0f} of {one.largest:.0f} values where at most "
+            f"{worst.bound:.0f} are the last digits' choice, {worst.place}"
+        )
+    return (
+        f"differs by {worst.error:.3e} where at most {worst.bound:.3e} is rounding and "
+        f"the largest output is {one.largest:.3e}, {worst.place}"
+    )
 
 
 def _other_form(wanted: NamedTensors, found: NamedTensors) -> str | None:

@@ -6,18 +6,22 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from convsqueeze.models.running import (
+from convsqueeze.models.distances import (
     FACTOR,
+    Distances,
+    Granted,
     NamedTensors,
-    Running,
-    Steps,
+    compared,
     distances,
-    largest_value,
     named_tensors,
+    nearest,
 )
+from convsqueeze.models.running import Running, Steps
 from convsqueeze.module import SqueezedConv
+from convsqueeze.verify import Worst
 
 Call = tuple[str, int]
 """A module's name, and which of its calls it is, from 0 on."""
@@ -54,15 +58,15 @@ class FirstDifference:
 
 
 def first_difference(
-    one: Running, two: Running, arguments: Sequence[Any], unit: float, steps: Steps
+    one: Running, two: Running, arguments: Sequence[Any], granted: Granted, steps: Steps
 ) -> FirstDifference | None:
     """Both models again, with every module's output kept. None where none of them differs.
 
-    `unit` and `steps` are the roundings of all weights of the first and of merged ones of the
-    second model, whose effect on every output is measured; `FACTOR` times that is granted.
+    `granted.unit` and `steps` are the roundings of all weights of the first and of merged ones of
+    the second model, whose effect on every output is measured and some times that granted.
     """
     wanted, found = _outputs(one, arguments), _outputs(two, arguments)
-    with one.moved(one.noise_steps(unit), 0):
+    with one.moved(one.noise_steps(granted.unit), 0):
         noise = _outputs(one, arguments)
     with two.moved(steps, 0):
         rounding = _outputs(two, arguments) if steps else found
@@ -73,19 +77,27 @@ def first_difference(
         name, number = call
         if call in inside or call not in found or not _comparable(before[name], after[name]):
             continue
-        moved = sum(
-            _distance(base[call], others[call])
-            for base, others in ((wanted, noise), (found, rounding))
-            if call in others
-        )
-        largest = max(map(largest_value, output.values()), default=0.0)
-        error, bound = _distance(output, found[call]), FACTOR * moved + unit * largest
-        if not error <= bound:
+        measured = dict[str, float]()
+        for base, others, factor in (
+            (wanted, noise, granted.factor),
+            (found, rounding, FACTOR),
+        ):
+            for band, moved in distances(base[call], others.get(call, base[call])).items():
+                measured[band] = measured.get(band, 0.0) + factor * moved
+        worst = _worst(output, found[call], granted, measured)
+        if worst.share > 1.0:
             calls = list(found)
             start = calls.index(agreeing[-1]) + 1 if agreeing else 0
             since = [after_name for after_name, _ in calls[start : calls.index(call) + 1]]
             return FirstDifference(
-                *(name, type(before[name]).__name__, number, error, bound, len(agreeing)),
+                *(
+                    name,
+                    type(before[name]).__name__,
+                    number,
+                    worst.error,
+                    worst.bound,
+                    len(agreeing),
+                ),
                 after=agreeing[-1][0] if agreeing else "",
                 suspects=tuple(one for one in since if isinstance(after[one], SqueezedConv)),
             )
@@ -113,8 +125,11 @@ def _outputs(running: Running, arguments: Sequence[Any]) -> dict[Call, NamedTens
     return found
 
 
-def _distance(one: NamedTensors, other: NamedTensors) -> float:
-    return max(distances(one, other).values(), default=0.0)
+def _worst(one: NamedTensors, other: NamedTensors, granted: Granted, measured: Distances) -> Worst:
+    """Beyond every bound where not even the shapes agree."""
+    if any(p not in other or other[p].shape != tensor.shape for p, tensor in one.items()):
+        return Worst(torch.inf, 0.0, torch.inf)
+    return nearest(compared(one, other, granted, measured)).worst
 
 
 def _comparable(one: nn.Module, two: nn.Module) -> bool:

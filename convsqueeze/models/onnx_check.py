@@ -27,18 +27,17 @@ from convsqueeze.export.check import FORM_ERRORS, fits_one_message
 from convsqueeze.export.graph import DTYPES
 from convsqueeze.export.runtime import in_float32
 from convsqueeze.export.session import RUNTIME_ERRORS, first_line, session_of
-from convsqueeze.models.inputs import Inputs, Shapes
-from convsqueeze.models.running import (
+from convsqueeze.models.distances import (
     FACTOR,
+    Granted,
     NamedTensors,
-    Running,
-    Steps,
+    compared,
     distances,
     largest_value,
     nearest,
-    rounding_steps,
-    runnable,
 )
+from convsqueeze.models.inputs import Inputs, Shapes
+from convsqueeze.models.running import Running, Steps, rounding_steps, runnable
 from convsqueeze.module import SqueezedConv
 from convsqueeze.verify import Worst
 
@@ -130,7 +129,9 @@ class OnnxCheck:
     def _moved(
         self, outcomes: Mapping[Shapes, _Outcome], dtype: torch.dtype
     ) -> Mapping[str, float]:
-        """What rounding was seen to move each output by: computing in `dtype`, and storing."""
+        """`FACTOR` times what rounding was seen to move each output by: computing in `dtype`, and
+        storing.
+        """
         running, seen = self.squeezed, dict[str, float]()
         tensors = {**running.parameters(), **dict(running.module.named_buffers())}
         for seed, (arguments, _, _) in enumerate(outcomes.values(), self.seed):
@@ -141,7 +142,7 @@ class OnnxCheck:
                 stored = _outputs(running, arguments)
             for moved in (distances(base, computed), distances(base, stored)):
                 for place in (one for one in moved if moved[one] < torch.inf):
-                    seen[place] = max(seen.get(place, 0.0), moved[place])
+                    seen[place] = max(seen.get(place, 0.0), FACTOR * moved[place])
         return seen
 
 
@@ -151,7 +152,8 @@ def _nearest(
     """The output nearest to its bound. A few units in the last place are always granted."""
     worst = Worst()
     for shapes, (_, wanted, found) in outcomes.items():
-        _, one = nearest(wanted, found, FACTOR * torch.finfo(dtype).eps, moved)
+        granted = Granted(FACTOR * torch.finfo(dtype).eps, FACTOR)
+        one = nearest(compared(wanted, found, granted, moved)).worst
         if one.share >= worst.share:
             worst = replace(one, place=f"{one.place}, {_place(shapes)}")
     return worst

@@ -1,5 +1,4 @@
-"""A model as a function in float64 and eval mode, what it gives as named tensors, and how far
-rounding can move that.
+"""A model as a function in float64 and eval mode, with other weights if asked.
 
 Rounding is measured, not estimated: a copy of the model whose weights are moved by a few units of
 rounding shows what this network makes of such errors, however deep it is.
@@ -8,7 +7,6 @@ rounding shows what this network makes of such errors, however deep it is.
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -20,23 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox, as_wide
 from convsqueeze.errors import ModelInputError
+from convsqueeze.models.distances import NamedTensors, largest_value, named_tensors, tensors_in
 from convsqueeze.tracing.branches import SeenAs
 from convsqueeze.tracing.hooks import has_hooks
 from convsqueeze.tracing.raised import contained, describe_error
-from convsqueeze.verify import Worst, worst_of
 
-NamedTensors = dict[str, Tensor]
 Steps = Mapping[str, Tensor]
 """By parameter, how far each of its values is moved, up or down."""
-
-ROUNDINGS = 16
-"""So many units of rounding, relative to the largest weight of its tensor, weights are moved by:
-more than the sums of a layer lose, which are rounded anew in each.
-"""
-FACTOR = 16.0
-"""Of the movement that was measured, what is granted: rounding errors are drawn anew in every run,
-and of some ten drawings none is 16 times smaller than another but for an output of one number.
-"""
 
 
 class Running:
@@ -104,7 +92,7 @@ class Running:
         generator = torch.Generator().manual_seed(0)
         try:
             output = self.output(arguments, gradients=True)
-            outputs = [t for _, t in _tensors_in(output, "", frozenset()) if t.requires_grad]
+            outputs = [t for _, t in tensors_in(output) if t.requires_grad]
             # numbers from 0 to 1, by which no sum of gradients is likely to cancel
             weights = [
                 torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
@@ -234,83 +222,3 @@ def runnable(
         f"{type(sandbox.model).__name__}: does not run on these inputs "
         f"({describe_error(raised[0])}). Give {given_as} with the shapes that it takes."
     ) from raised[0]
-
-
-def named_tensors(output: Any) -> NamedTensors:
-    """Every tensor of an output by where it stands in it: `output[0]`, `output["sample"]`,
-    `output.logits`; numbers are tensors too. Real, on the CPU, without gradients.
-    """
-    found = {}
-    for place, tensor in _tensors_in(output, "output", frozenset()):
-        tensor = tensor.detach()
-        if tensor.layout != torch.strided:
-            tensor = tensor.to_dense()
-        if tensor.is_quantized:
-            tensor = tensor.dequantize()
-        if tensor.is_complex():
-            tensor = torch.view_as_real(tensor.resolve_conj())
-        found[place] = tensor.cpu()
-    return found
-
-
-def _tensors_in(value: Any, place: str, above: frozenset[int]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of tuples, dicts, dataclasses and what they hold, as they are."""
-    inside: Any = ()
-    if id(value) in above:
-        return
-    if isinstance(value, Tensor):
-        yield place, value
-    elif isinstance(value, bool | int | float):
-        yield place, torch.tensor(value, dtype=torch.float64)
-    elif isinstance(value, Mapping):
-        inside = ((f"[{key!r}]", one) for key, one in value.items())
-    elif isinstance(value, list | tuple):
-        inside = ((f"[{index}]", one) for index, one in enumerate(value))
-    elif is_dataclass(value):
-        inside = ((f".{one.name}", getattr(value, one.name)) for one in fields(value))
-    for key, one in inside:
-        yield from _tensors_in(one, place + key, above | {id(value)})
-
-
-def distances(one: NamedTensors, other: NamedTensors) -> dict[str, float]:
-    """The largest difference of each tensor of `one`; infinite for other shapes."""
-    return {
-        place: _worst(tensor, other[place], 0.0, place).error
-        if place in other and other[place].shape == tensor.shape
-        else torch.inf
-        for place, tensor in one.items()
-    }
-
-
-def largest_value(tensor: Tensor) -> float:
-    """The largest finite magnitude, 0 without any."""
-    if tensor.numel() == 0:
-        return 0.0
-    return float(tensor.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
-
-
-def nearest(
-    wanted: NamedTensors, found: NamedTensors, unit: float, measured: Mapping[str, float]
-) -> tuple[str, Worst]:
-    """The output nearest to its bound, or the furthest beyond one, and what it differs by.
-
-    Granted is, of floats, `unit` of an output's largest value and `FACTOR` times the movement that
-    was `measured`; infinite measurements are none.
-    """
-    every = {}
-    for place, tensor in wanted.items():
-        moved = measured.get(place, 0.0)
-        bound = unit * largest_value(tensor) + (FACTOR * moved if moved < torch.inf else 0.0)
-        every[place] = _worst(tensor, found[place], bound * tensor.is_floating_point(), place)
-    return max(every.items(), key=lambda one: one[1].share)
-
-
-def _worst(wanted: Tensor, found: Tensor, bound: float, place: str) -> Worst:
-    """Infinite where only one is finite; equal infinities and NaNs agree."""
-    if wanted.numel() == 0:
-        return Worst(place=place)
-    a, b = wanted.double(), found.double()
-    error = (a - b).abs().nan_to_num(torch.inf, torch.inf, torch.inf)
-    error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, error)
-    most = torch.tensor(bound, dtype=torch.float64).expand_as(error)
-    return worst_of(error, most, lambda at: f"{place} at {at}", rank=error)

@@ -19,9 +19,10 @@ from convsqueeze.copying import Sandbox, copied
 from convsqueeze.device import CPU
 from convsqueeze.errors import ModelInputError, ModelMismatchError, PlanError, TracingError
 from convsqueeze.manifest import Border, Manifest
+from convsqueeze.models.distances import distances, is_beyond, largest_value, named_tensors
 from convsqueeze.models.factory import Code, check_not_compiled
 from convsqueeze.models.inputs import Inputs, example_arguments, guess_inputs, inputs_of, positional
-from convsqueeze.models.running import Running, distances, largest_value, named_tensors, runnable
+from convsqueeze.models.running import Running, runnable
 from convsqueeze.models.whole import WholeReport, exact_parameters, verify_whole
 from convsqueeze.module import SqueezedConv
 from convsqueeze.names import listed
@@ -248,17 +249,17 @@ def apply(
     before = named_tensors(one.gave)
     after = Running(copied(squeezed), one.dtype).run(one.given)
     coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)
-    for place, difference in distances(before, after).items():
-        largest = largest_value(before[place])
-        if not difference <= max(TOLERANCE, ROUNDINGS * coarsest) * largest:
-            raise ModelMismatchError(
-                [
-                    f"the squeezed model differs by {difference:.3g} on the example, whose largest "
-                    f"output is {largest:.3g}. Something stands between merged layers, or the "
-                    "model runs them in another order, or it does not hold the weights that were "
-                    "merged."
-                ]
-            )
+    differences = distances(before, after)
+    if band := is_beyond(differences, before, max(TOLERANCE, ROUNDINGS * coarsest)):
+        largest = max(map(largest_value, before.values()))
+        raise ModelMismatchError(
+            [
+                f"the squeezed model differs by {differences[band]:.3g} on the example, whose "
+                f"largest output is {largest:.3g}. Something stands between merged layers, or the "
+                "model runs them in another order, or it does not hold the weights that were "
+                "merged."
+            ]
+        )
     return squeezed
 
 

@@ -26,10 +26,10 @@ from tests.whole_models import Scene, network, scene
 
 pytest.importorskip("onnxscript")
 
+from convsqueeze.models.distances import FACTOR
 from convsqueeze.models.exporting import exports
 from convsqueeze.models.onnx import check_exporter, export_whole
 from convsqueeze.models.onnx_check import OnnxCheck
-from convsqueeze.models.running import FACTOR
 from convsqueeze.models.whole import verified
 
 pytestmark = pytest.mark.stress
