@@ -64,10 +64,13 @@ class Other:
 
 @dataclass(frozen=True)
 class Others:
-    """Inputs to compare two models on as well; lines whose other side none of them is on."""
+    """Inputs to compare two models on as well; lines whose other side none of them is on, and those
+    that make a number of the batch.
+    """
 
     found: tuple[Other, ...]
     unreached: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 def other_inputs(sandbox: Sandbox, inputs: Inputs) -> Others:
@@ -80,7 +83,8 @@ def other_inputs(sandbox: Sandbox, inputs: Inputs) -> Others:
     search.sizes()
     search.dtypes()
     search.any_other()
-    return Others(tuple(search.found), tuple(dict.fromkeys(search.unreached)))
+    unreached, numbers = (tuple(dict.fromkeys(x)) for x in (search.unreached, search.numbers))
+    return Others(tuple(search.found), unreached, numbers)
 
 
 class _Search:
@@ -89,6 +93,7 @@ class _Search:
         self.shapes: Shapes = tuple(spec.shape for spec in inputs.tensors)
         self.found: list[Other] = []
         self.unreached: list[str] = []
+        self.numbers: list[str] = []
         self._turned = Counter[str]()
         self._asked = set[tuple[str, object]]()
         self._single = [(i, 0) for i, shape in enumerate(self.shapes) if shape[:1] == (1,)]
@@ -103,7 +108,9 @@ class _Search:
             now = self._followed(shapes, is_open=True)
             if not now.raised:
                 break
-        numbers = {axis for one in now.conditions if one.is_number for _, axis in one.axes}
+        made = [(one.place, a) for one in now.conditions if one.is_number for _, a in one.axes]
+        self.numbers += [place for place, axis in made if axis == 0]
+        numbers = {axis for _, axis in made}
         if now.raised or numbers - {0}:
             self._usual(USUAL, range(2, max(map(len, shapes), default=0)))
         if now.raised or 0 in numbers:

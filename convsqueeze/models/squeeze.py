@@ -214,7 +214,7 @@ def plan_from_code(
     )
     if found.document is None:
         why = f"`convsqueeze scan {place}` says why"
-        raise PlanError([f"{place}: no layers of it are worth merging. {why}."])
+        raise PlanError([f"{place}: no layers of it can be merged and pay. {why}."])
     manifest = Manifest(found.document, place)
     plan = plan_of(manifest, found.merged, checkpoint, growth=growth)
     return replace(plan, notes=(*found.notes, *plan.notes))

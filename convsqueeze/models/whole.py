@@ -212,6 +212,11 @@ def _notes(found: Comparison, dtype: str, others: Others) -> Iterator[str]:
             "the model's code draws random numbers, in eval mode too: what was compared holds for "
             "those that were drawn"
         )
+    if others.numbers:
+        yield (
+            f"the model's code makes a number of its batch ({listed(others.numbers)}): what was "
+            "compared holds for the batches that were run"
+        )
     if others.unreached:
         yield (
             f"the model's code asks for sizes of its input ({listed(others.unreached)}); inputs "

@@ -18,6 +18,7 @@ from convsqueeze.recipe import Recipe, read_recipe
 from convsqueeze.squeezing import recipe_differences
 from convsqueeze.surgery.checks import encloses, module_problems, placement_in
 from convsqueeze.surgery.trials import Trials
+from convsqueeze.tracing.raised import describe_error
 
 
 class Zero(nn.Module):
@@ -180,3 +181,11 @@ def load_state(
             raise
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
         raise ModelMismatchError([f"{prefix}: {line}" for line in lines]) from error
+    except KeyError as error:
+        raise ModelMismatchError(
+            [
+                f"{prefix} ({describe_error(error)}): one of its modules reads more than tensors, "
+                "as quantised ones do. Merge the model before it is quantised, or in Python by "
+                "convsqueeze.squeeze."
+            ]
+        ) from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
@@ -230,6 +230,8 @@ class SeenAs(TorchFunctionMode):
         names_type = func == Tensor.type and len(args) == 1 and not kwargs
         if names_type:
             self.asks_dtype[user_line()] = None
+        if name in _RECURRENT and isinstance(args[0], FakeTensor):
+            return _recurrent(*args)
         if self.dtype is None:
             return func(*args, **(kwargs or {}))
         if func in _CASTS and args[0].is_floating_point():
@@ -246,3 +248,17 @@ class SeenAs(TorchFunctionMode):
         """A dtype in which code asks for a tensor: the one that tensors really have."""
         is_float = isinstance(value, torch.dtype) and value.is_floating_point
         return self.actual if is_float else value
+
+
+_RECURRENT = {"gru", "lstm", "rnn_tanh", "rnn_relu"}
+
+
+def _recurrent(given: Tensor, states: Any, *more: Any) -> tuple[Tensor, ...]:
+    """What `torch.gru` and its kin give for a tensor without values: torch follows them step by
+    step, two minutes for some thousand. (Packed sequences need values and do not come here.)
+    """
+    is_bidirectional = more[5]
+    states = [states] if isinstance(states, Tensor) else states
+    channels = states[0].shape[-1] * (2 if is_bidirectional else 1)
+    made = given.new_empty((*given.shape[:-1], channels))
+    return made, *map(torch.empty_like, states)

@@ -14,6 +14,7 @@ import torch.export
 EXPORT = Path(torch.export.__file__).parent
 SPEAKERS = r"(torch|copyreg)\b"
 """Modules whose lines torch's own warnings are told of."""
+ASSIGNED = r"The tensor attributes? .* assigned during export"
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def torch_quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), redirect_stderr(_WithoutExport(sys.stderr)):
             warnings.filterwarnings("ignore", module=SPEAKERS)
+            warnings.filterwarnings("ignore", message=ASSIGNED)  # told of a line of contextlib
             yield
     finally:
         log.setLevel(level)

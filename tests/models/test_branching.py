@@ -1,21 +1,26 @@
 """Code that does something else for other sizes, batches or dtypes is compared there too."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 import convsqueeze
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import VerificationError
 from convsqueeze.models import SqueezeReport
 from convsqueeze.models.branching import other_inputs
+from convsqueeze.tracing.branches import SeenAs
 from tests.command_line import run_here
 from tests.scan.code import Code, image, made
 
@@ -93,6 +98,57 @@ def test_what_merging_does_not_change_there_is_no_difference(name: str) -> None:
     assert found.whole.others
     assert all("(test_branching.py:" in other for other in found.whole.others[:-1])
     assert f"one of {found.whole.others[0]}" in str(found)
+
+
+def test_a_number_made_of_the_batch_is_told() -> None:
+    """Thirteen is no usual batch, and nothing says that it is asked for."""
+    whole = squeezed(branching(lambda x: len(x) == 13, torch.relu)).whole
+    assert whole is not None
+    assert any("makes a number of its batch (test_branching.py:" in note for note in whole.notes)
+
+
+RECURRENT: dict[str, Callable[[], nn.Module]] = {
+    "GRU": lambda: nn.GRU(4, 6),
+    "GRU of several": lambda: nn.GRU(4, 6, num_layers=3, bidirectional=True, batch_first=True),
+    "LSTM": lambda: nn.LSTM(4, 6, bias=False),
+    "LSTM projected": lambda: nn.LSTM(4, 6, bidirectional=True, proj_size=2, batch_first=True),
+    "tanh": lambda: nn.RNN(4, 6, num_layers=2),
+    "relu": lambda: nn.RNN(4, 6, nonlinearity="relu", bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_are_followed_in_one_step(name: str) -> None:
+    """Torch itself takes a step for each of a sequence: two minutes for the sizes tried here."""
+    layer, x = RECURRENT[name](), torch.randn(3, 7, 4)
+    real = [leaf.shape for leaf in tree_leaves(layer(x))]
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, SeenAs(None, torch.float32) as seen:
+        made = layer(fake.from_tensor(x))
+    assert not {"linear", "chunk"} & {name for name, _ in seen.made}
+    assert [leaf.shape for leaf in tree_leaves(made)] == real
+
+
+def test_a_recurrent_head_takes_no_longer_than_its_layers() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 6, 1)
+            self.read = nn.GRU(6, 5, batch_first=True, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.read(self.b(self.a(x)).mean(2).transpose(1, 2))[0]
+            return y
+
+    steps = Counter[str]()
+    real = torch._decomp.decompositions.gru_cell
+    with mock.patch.object(
+        torch._decomp.decompositions,
+        "gru_cell",
+        lambda *a, **k: (steps.update(["gru"]), real(*a, **k))[1],
+    ):
+        report = squeezed(Reader(), image(1, 3, 8, 24))
+    assert report.merged is not None
+    assert steps["gru"] < 1000
 
 
 def test_code_that_asks_for_nothing_is_run_on_another_size_and_batch_too() -> None:

@@ -271,3 +271,12 @@ def test_what_a_factory_gives_or_leaves_behind(
     assert done.status == status, done.stderr
     assert says in done.stderr
     assert (tmp_path / "o.pt").exists() == (status == 0)
+
+
+def test_modules_that_read_more_than_tensors_are_told(tmp_path: Path) -> None:
+    """As torch's quantised ones do: what they pack is no tensor of the file."""
+    plain = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    model = torch.ao.quantization.quantize_dynamic(plain, {"1"}, dtype=torch.float16)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ModelMismatchError, match=r"KeyError: .*\. Merge the model before it is"):
+        load_checkpoint(model, tmp_path / "model.pt")
