@@ -147,7 +147,7 @@ class Comparison:
         """
         every = compared(wanted, self.gave, self.granted, self._movements(storing))
         self.stored = nearest(every).worst
-        self.lost = max((one.worst.error / one.largest for one in every if one.largest), default=0)
+        self.lost = max(one.share(one.worst.error) for one in every)
         if is_beyond(storing, wanted, GROSS) is None:
             return
         without = self.two.run(given)
@@ -188,7 +188,7 @@ class Comparison:
             self._measure(given, wanted, found)
             every = compared(wanted, found, self.granted, self._movements())
         self.largest = max(self.largest, *map(largest_value, wanted.values()))
-        self.blind = max(self.blind, *(one.blind for one in every))
+        self.blind = max(self.blind, *(one.share(one.worst.bound) for one in every))
         furthest = nearest(every)
         worst = furthest.worst
         if self.exact and worst.share >= (self.before_rounding or Worst()).share:

@@ -20,6 +20,8 @@ Distances = Mapping[str, float]
 """By band. Of values that are no floats, how many are not the same."""
 GAP = 12
 """So many powers of two that no value has part two bands."""
+FEW = 16
+"""Of so many values of a tensor one."""
 FACTOR = 16.0
 """Of the movement that was measured, what is granted: rounding errors are drawn anew in every run,
 and of some ten drawings none is 16 times smaller than another but for an output of one number.
@@ -37,9 +39,10 @@ class Granted:
 
 
 def granted_of(dtype: torch.dtype) -> Granted:
-    """Sums of a layer are rounded at every term, in float64 and float32 to little altogether, which
-    16 units and 16 times their effect are well beyond. Of coarser ones, whose sums are mostly in
-    float32, a 256th of 16 times 16 would be all of a value: they are held to a few roundings.
+    """Of float64 and float32 16 units in the last place and 16 times their effect: more than the
+    sums of a network lose, and still next to nothing. Of bfloat16 that would be all of a value, so
+    coarser dtypes, in which values are rounded once and sums are not kept, are held to one unit and
+    4 times its effect.
     """
     eps = torch.finfo(dtype).eps
     if eps > torch.finfo(torch.float32).eps:
@@ -159,16 +162,18 @@ def is_beyond(moved: Distances, outputs: NamedTensors, share: float) -> str | No
 
 
 class Compared(NamedTuple):
-    """What a band differs by; `place` is its tensor, `largest` its largest value."""
+    """What a band differs by; `place` is its tensor, `largest` its largest value, `is_large` says
+    whether it holds more than a few of the tensor's values.
+    """
 
     place: str
     worst: Worst
     largest: float
+    is_large: bool
 
-    @property
-    def blind(self) -> float:
-        """The share of its largest value up to which a difference passes for rounding."""
-        return self.worst.bound / self.largest if self.largest else 0.0
+    def share(self, moved: float) -> float:
+        """Of its largest value; 0 for what a few values next to zero move by."""
+        return moved / self.largest if self.largest and self.is_large else 0.0
 
 
 def compared(
@@ -186,13 +191,15 @@ def compared(
             bound = moved if moved < torch.inf else 0.0
             if tensor.is_floating_point():
                 bound += granted.unit * band.largest
-            every.append(Compared(place, _worst(error, bound, band, tensor), band.largest))
+            worst = _worst(error, bound, band, tensor)
+            is_large = band.of is None or int(band.of.sum()) * FEW > tensor.numel()
+            every.append(Compared(place, worst, band.largest, is_large))
     return every
 
 
 def nearest(every: Iterable[Compared]) -> Compared:
     """The one nearest to its bound, or the furthest beyond one."""
-    return max(every, key=lambda one: one.worst.share, default=Compared("", Worst(), 0.0))
+    return max(every, key=lambda one: one.worst.share, default=Compared("", Worst(), 0.0, True))
 
 
 def _errors(wanted: Tensor, found: Tensor) -> Tensor:

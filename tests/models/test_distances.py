@@ -70,3 +70,13 @@ def test_arrays_and_complex_numbers_are_tensors() -> None:
         "output[1]": (2, 2),
         "output[2][0]": (),
     }
+
+
+def test_of_a_few_values_next_to_zero_no_share_is_told() -> None:
+    values = torch.linspace(1.0, 2.0, 100, dtype=torch.float64)
+    for few, shares in (3, [0.0, 0.01]), (30, [1e8, 0.01]):
+        values[:few] = 1e-10
+        one = {"output": values}
+        places = [band.place for band in bands("output", values)]
+        every = compared(one, one, Granted(0.0, 1.0), dict(zip(places, (0.01, 0.02), strict=True)))
+        assert [one.share(one.worst.bound) for one in every] == pytest.approx(shares)
