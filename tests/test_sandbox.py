@@ -153,8 +153,8 @@ def counted(kind: type[nn.Module]) -> Iterator[Counter[str]]:
         yield counts
 
 
-def few(counts: Counter[str], copies: int = 3) -> bool:
-    return 0 < counts["copies"] <= copies and 0 < counts["runs"] <= 10 and counts["followed"] <= 4
+def few(counts: Counter[str], copies: int = 3, runs: int = 10) -> bool:
+    return 0 < counts["copies"] <= copies and 0 < counts["runs"] <= runs and counts["followed"] <= 4
 
 
 def test_squeeze_copies_and_runs_the_sample_a_few_times() -> None:
@@ -178,4 +178,5 @@ def test_the_commands_copy_and_run_the_sample_a_few_times(
         counts.clear()
         command = ("export-onnx", squeezed, "--model", NETWORK, "-o", tmp_path / "squeezed.onnx")
         assert run_here(*command, "--checkpoint", SESR).status == 0
-        assert few(counts, copies=4), counts  # one shares its memory with the model
+        # a copy shares its memory with the model; one run is the first again, once all are done
+        assert few(counts, copies=4, runs=11), counts
