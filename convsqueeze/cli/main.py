@@ -66,6 +66,8 @@ def main() -> None:
         raise
     except ConvsqueezeError as error:
         problems = error.problems if isinstance(error, ReportedTogether) else (str(error),)
+        if not problems:  # no run ends without a word
+            _leave(error, *_worded(error))
         _leave(error, error.exit_status, *problems)
     except Exception as error:  # noqa: BLE001  the boundary: whatever is left has to be worded
         try:  # what a signal broke off may fail later, in its own words

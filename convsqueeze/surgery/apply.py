@@ -173,13 +173,16 @@ def _silent(part: Replaced[ResolvedLayer], merge: Merge) -> nn.Module:
 def load_state(
     model: nn.Module, state: Mapping[str, Any], prefix: str, *, assign: bool = False
 ) -> None:
-    """`Module.load_state_dict`. Raises ModelMismatchError, `told` before each of its reasons."""
+    """`Module.load_state_dict`. Raises ModelMismatchError, `prefix` before each of its reasons."""
     try:
         model.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         if lacks_memory(error):
             raise
+        # torch's own has a headline and a line for each reason: another is of the model's own code
         lines = [line.strip() for line in str(error).split("\n")[1:] if line.strip()]
+        if not lines:
+            raise
         raise ModelMismatchError([f"{prefix}: {line}" for line in lines]) from error
     except KeyError as error:
         raise ModelMismatchError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from convsqueeze import pipeline
 from convsqueeze.cli import main as entry
+from convsqueeze.errors import ModelMismatchError
 from convsqueeze.export import files as export_files
 from convsqueeze.pipeline import files, merging
 from tests.attacks.files import PAIRS
@@ -64,6 +65,13 @@ def test_an_error_of_this_program_is_called_one(
     debugged = run_here(*arguments, "--debug")
     assert (debugged.status, debugged.errors) == (3, done.errors)
     assert re.search(r"Traceback .*\n(.*\n)+TypeError: no such thing", debugged.stderr)
+
+
+def test_no_run_ends_without_a_word(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, ModelMismatchError([]))
+    done = run_here("merge", model, "--pairs", model.parent / "pairs.yaml")
+    assert done.status == 3
+    assert done.errors[0].startswith("internal: ModelMismatchError: no message. ")
 
 
 def test_debug_changes_nothing_for_an_error_of_the_user(model: Path) -> None:

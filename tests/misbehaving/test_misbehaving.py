@@ -12,7 +12,7 @@ SOUND = Ended("Net", 0, "", "", weights())
 
 IN_BRIEF = (
     *("ExitsAtExit", "StaysBehind", "forward_thread_that_stays", "forward_meta_by_default"),
-    "depends_calls_third",
+    *("depends_calls_third", "load_state_dict__what__recursion"),
 )
 
 
