@@ -8,22 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.jit import ScriptModule
 
 from convsqueeze.errors import ModelCodeError
 
 
 def copied(module: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
-    """A deep copy, also of a module that keeps a computed tensor, as the older weight norm does.
-    `known` are the copies of some objects, by identity.
+    """A deep copy, also of a module that keeps computed tensors, as the older weight norm does and
+    hooks that collect features. Those without values, which a hook may have kept of a run without
+    them, are shared. `known` are the copies of some objects, by identity.
 
     Raises ModelCodeError for a module that holds what cannot be copied, as a lock or an open file.
     """
     copies = dict(known or {})
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                copies.setdefault(id(value), value.detach().clone())
+    for value in _objects_in(module):
+        if isinstance(value, FakeTensor):
+            copies[id(value)] = value
+        elif isinstance(value, Tensor) and not value.is_leaf:
+            copies.setdefault(id(value), value.detach().clone())
     try:
         with torch.no_grad():  # else the copied tensors of a ScriptModule are computed ones
             return copy.deepcopy(module, copies)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import _get_current_function_mode
 
 import convsqueeze
@@ -129,6 +130,22 @@ def test_what_code_keeps_is_neither_in_the_model_nor_in_its_way(kept: str) -> No
     assert all(value.equal(state[name]) for name, value in model.state_dict().items())
     assert (model.table, model.record.last) == (table, None)
     assert model.scale.equal(scale)
+
+
+def test_hooks_that_collect_what_the_model_makes_are_not_in_the_way() -> None:
+    """One that knows the model itself writes there, whichever copy is run, with or without values;
+    the user's own run has left computed tensors.
+    """
+    seen: list[Any] = []
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Keeping()).eval()
+    model.features = seen  # type: ignore[assignment]
+    model[1].register_forward_hook(lambda module, given, made: seen.append(made))
+    with torch.enable_grad():
+        model(torch.rand(1, 3, 4, 4))
+    assert not seen[0].is_leaf
+    _, report = convsqueeze.squeeze(model, torch.rand(1, 3, 4, 4))
+    assert any(isinstance(one, FakeTensor) for one in seen)
+    assert report.merged is not None
 
 
 @contextmanager

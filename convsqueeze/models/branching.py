@@ -261,7 +261,8 @@ class _Search:
             arguments = example_arguments(self.sandbox.model, inputs)
         axes = [(i, a) for i, shape in enumerate(shapes) for a, n in enumerate(shape) if n > 1]
         return followed(
-            *(self.sandbox.module(), arguments, axes if is_open else (), seen_as, self._most_calls)
+            *(self.sandbox.module(), arguments, axes if is_open else (), seen_as, self._most_calls),
+            runs_others=_numbers(shapes) <= self._most,
         )
 
 

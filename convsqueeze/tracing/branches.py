@@ -151,12 +151,17 @@ def followed(
     opened: Collection[Axis] = (),
     seen_as: torch.dtype | None = None,
     most: int | None = None,
+    *,
+    runs_others: bool = True,
 ) -> Followed:
     """The model's forward without values, with some sizes of 2 and more open. `seen_as` and `most`
-    as for `SeenAs`.
+    as for `SeenAs`. `runs_others`: operators of which torch does not know what they give without
+    values are run, on zeros.
     """
-    shapes = ShapeEnv(specialize_zero_one=False, duck_shape=False)
-    fake, tensors = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True), count()
+    shapes, tensors = ShapeEnv(specialize_zero_one=False, duck_shape=False), count()
+    fake = FakeTensorMode(
+        shape_env=shapes, allow_non_fake_inputs=True, allow_fallback_kernels=runs_others
+    )
     symbols: dict[Axis, sympy.Symbol] = {}
     sizes: dict[Axis, int] = {}
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +20,7 @@ import convsqueeze
 from convsqueeze.copying import Sandbox
 from convsqueeze.errors import VerificationError
 from convsqueeze.models import SqueezeReport
-from convsqueeze.models.branching import other_inputs
+from convsqueeze.models.branching import SMALL, other_inputs
 from convsqueeze.tracing.branches import SeenAs
 from tests.command_line import run_here
 from tests.scan.code import Code, image, made
@@ -417,3 +418,23 @@ def test_code_that_cuts_its_input_into_tiles_is_not_followed_for_thousands() -> 
     model = made(lambda: Code(forward, expand=nn.Conv2d(3, 12, 3), project=nn.Conv2d(12, 4, 1)))
     found = other_inputs(Sandbox(model), convsqueeze.models.inputs_of(X))
     assert [str(one).partition(" ")[0] for one in found.found] == ["1,3,32,32", "2,3,48,48"]
+
+
+def test_what_torch_has_to_run_is_not_run_on_far_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this operator torch knows the result by running it alone: of far sizes that is 20 GB."""
+    ran: list[int] = []
+    run = fake_tensor.run_fallback_kernel
+
+    def recording(mode: Any, func: Any, flat: list[Any], *more: Any) -> Any:
+        ran.append(max(one.numel() for one in flat if isinstance(one, Tensor)))
+        return run(mode, func, flat, *more)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = torch.fake_quantize_per_tensor_affine(x, 0.05, 0, -128, 127)
+        return torch.as_tensor(self.project(self.expand(y)))
+
+    monkeypatch.setattr(fake_tensor, "run_fallback_kernel", recording)
+    model = made(lambda: Code(forward, expand=nn.Conv2d(3, 12, 3), project=nn.Conv2d(12, 4, 1)))
+    found = squeezed(model)
+    assert found.merged is not None
+    assert 0 < max(ran) <= SMALL
