@@ -16,16 +16,13 @@ from convsqueeze.errors import ModelCodeError
 
 def copied(module: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy, also of a module that keeps computed tensors, as the older weight norm does and
-    hooks that collect features. Those without values, which a hook may have kept of a run without
-    them, are shared. `known` are the copies of some objects, by identity.
+    hooks that collect features. `known` are the copies of some objects, by identity.
 
     Raises ModelCodeError for a module that holds what cannot be copied, as a lock or an open file.
     """
     copies = dict(known or {})
     for value in _objects_in(module):
-        if isinstance(value, FakeTensor):
-            copies[id(value)] = value
-        elif isinstance(value, Tensor) and not value.is_leaf:
+        if isinstance(value, Tensor) and not value.is_leaf:
             copies.setdefault(id(value), value.detach().clone())
     try:
         with torch.no_grad():  # else the copied tensors of a ScriptModule are computed ones
@@ -54,12 +51,30 @@ class Sandbox:
     """A copy of a model to run the model's code on, for as long as nothing is left in it.
 
     Code may keep what it computes (a mask, a counter, a list of features): the next run would see
-    that. So the copy is made anew where it holds something else than when it was made.
+    that. So the copy is made anew where it holds something else than when it was made. A hook may
+    know the model itself, and leave what it was given without values there: `restore` undoes that.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._made: dict[str, tuple[nn.Module, list[Any]]] = {}
+        self._held = _contents(model)
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """What the model's lists, dicts, sets and attributes held, of those that have come to hold
+        tensors without values.
+        """
+        for holder, before in self._held:
+            if any(isinstance(one, FakeTensor) for one in _inside(holder)):
+                held = holder if isinstance(holder, dict | list | set) else vars(holder)
+                held.clear()
+                held.extend(before) if isinstance(held, list) else held.update(before)
 
     def module(self) -> nn.Module:
         """A copy as the model is. Its tensors share the memory of the model's, so only code that
@@ -87,6 +102,7 @@ class Sandbox:
 
     def given_away(self) -> nn.Module:
         """A copy with memory of its own, for any use. Raises ModelCodeError as `copied` does."""
+        self.restore()
         if "shared" not in self._made or any(
             isinstance(m, ScriptModule) for m in self.model.modules()
         ):
@@ -99,6 +115,7 @@ class Sandbox:
 
     def _kept(self, kind: str, of: list[Any], make: Callable[[], nn.Module]) -> nn.Module:
         """The copy of a kind; made anew where it, or what it is `of`, is not what it was."""
+        self.restore()
         if kind in self._made:
             module, before = self._made[kind]
             if _is_same(before, [*of, *_objects_in(module)]):
@@ -156,12 +173,38 @@ def _objects_in(root: nn.Module) -> list[Any]:
         if id(value) in seen or isinstance(value, (*PLAIN, *CODE)):
             continue
         seen.add(id(value))
-        if is_container:
-            left += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-        elif isinstance(value, Tensor):
-            left += [] if value.is_inference() else [value._version]
-        else:
-            left += getattr(value, "__dict__", {}).values()
+        left += _inside(value)
+        if isinstance(value, Tensor) and not value.is_inference():
+            left.append(value._version)
+    return found
+
+
+def _inside(value: Any) -> list[Any]:
+    """What an object holds: items, or the values of attributes; of a tensor nothing."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [*value]
+    return [] if isinstance(value, Tensor) else [*getattr(value, "__dict__", {}).values()]
+
+
+def _contents(root: nn.Module) -> list[tuple[Any, Any]]:
+    """Every container that a module holds, with what is in it, and every other object with its
+    attributes.
+    """
+    found: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    left: list[Any] = [root]
+    while left:
+        value = left.pop()
+        if id(value) in seen or isinstance(value, (*PLAIN, *CODE)):
+            continue
+        seen.add(id(value))
+        left += _inside(value)
+        if isinstance(value, dict | list | set):
+            found.append((value, value.copy()))
+        elif hasattr(value, "__dict__"):
+            found.append((value, dict(vars(value))))
     return found
 
 

@@ -137,15 +137,23 @@ def test_hooks_that_collect_what_the_model_makes_are_not_in_the_way() -> None:
     the user's own run has left computed tensors.
     """
     seen: list[Any] = []
+
+    def keep(module: nn.Module, given: Any, made: Tensor) -> None:
+        seen.append(made)
+        model.last = made  # type: ignore[assignment]
+
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), Keeping()).eval()
-    model.features = seen  # type: ignore[assignment]
-    model[1].register_forward_hook(lambda module, given, made: seen.append(made))
+    model.features, model.last = seen, None  # type: ignore[assignment]
+    model[1].register_forward_hook(keep)
     with torch.enable_grad():
         model(torch.rand(1, 3, 4, 4))
     assert not seen[0].is_leaf
-    _, report = convsqueeze.squeeze(model, torch.rand(1, 3, 4, 4))
-    assert any(isinstance(one, FakeTensor) for one in seen)
+    before = [*seen]
+    squeezed, report = convsqueeze.squeeze(model, torch.rand(1, 3, 4, 4))
     assert report.merged is not None
+    assert seen[0] is before[0]
+    assert not any(isinstance(one, FakeTensor) for one in [*seen, model.last])
+    copy.deepcopy(squeezed)
 
 
 @contextmanager

@@ -107,6 +107,12 @@ class Comparison:
         """
         is_first = given is self.one.given
         wanted = named_tensors(self.one.gave) if is_first else self._run_first(given)
+        if is_first and wanted and not any(t.numel() for t in wanted.values()):
+            raise ModelInputError(
+                f"{self.name}: gives empty tensors alone on these inputs, so nothing can be "
+                "compared. In Python give example_inputs for which it gives more; or merge by a "
+                "manifest (`convsqueeze scan -o pairs.yaml`), which verifies layer by layer."
+            )
         if is_first and not any(bool(t.isfinite().any()) for t in wanted.values()):
             what = "no finite number" if wanted else "no tensor"
             raise ModelInputError(

@@ -123,8 +123,7 @@ def squeeze(
             "the model is in training mode, in which norms are not constant and dropout is not "
             "off, so they were left alone. Call model.eval() first"
         )
-    with _ONE_AT_A_TIME, torch.inference_mode(mode=False):
-        sandbox = Sandbox(model)
+    with _ONE_AT_A_TIME, torch.inference_mode(mode=False), Sandbox(model) as sandbox:
         if example_inputs is None:
             inputs, guessed = guess_inputs(model, sandbox)
             notes.append(guessed)
@@ -143,6 +142,7 @@ def squeeze(
         found = scan_model(model, inputs, **policies, latency=latency, sandbox=sandbox)
         with CPU:
             if found.document is None:
+                sandbox.restore()
                 return copied(model), SqueezeReport(found, notes=(*notes, *found.notes))
             model_state = from_state_dict(model.state_dict())
             merges = found.merged
@@ -241,11 +241,12 @@ def apply(
     where the model does not take the example; CheckpointError for the file.
     """
     arguments = None if example is None else positional(model, example, "example")
-    sandbox = Sandbox(model)
-    squeezed, plan = applied(model, open_checkpoint(anchored(path), key=key), arguments, sandbox)
-    if arguments is None:
-        return squeezed
-    one = runnable(sandbox, inputs_of(arguments).first, "example")
+    with Sandbox(model) as sandbox:
+        checkpoint = open_checkpoint(anchored(path), key=key)
+        squeezed, plan = applied(model, checkpoint, arguments, sandbox)
+        if arguments is None:
+            return squeezed
+        one = runnable(sandbox, inputs_of(arguments).first, "example")
     before = named_tensors(one.gave)
     after = Running(copied(squeezed), one.dtype).run(one.given)
     coarsest = max((torch.finfo(merge.dtype).eps for merge in plan.merges), default=0.0)

@@ -102,7 +102,8 @@ def with_layers(
     Raises ModelMismatchError with the `problems` that are known already and whatever stands against
     it.
     """
-    against, trials = [*problems], Trials(sandbox or Sandbox(model), model_state, arguments)
+    sandbox = sandbox or Sandbox(model)
+    against, trials = [*problems], Trials(sandbox, model_state, arguments)
     places: list[Placement[ResolvedLayer] | None] = []
     for merge in merges:
         places.append(merge.placement or placement_in(merge, trials))
@@ -110,6 +111,7 @@ def with_layers(
             against += module_problems(merge, places[-1], trials)
     if against:
         raise ModelMismatchError(against)
+    sandbox.restore()
     squeezed, stored = copied(model), model.state_dict(keep_vars=True)
     for merge, place in zip(merges, places, strict=True):
         parameters = [p for leaf in merge.layers for p in leaf.parameters.values()]

@@ -173,7 +173,7 @@ class ByName(Two):
         (Masked, (X, "mask"), "does not run on these inputs .TypeError"),
         (Masked, X.to_sparse(), "does not run on these inputs"),
         (Masked, X * torch.nan, "gives no finite number on these inputs"),
-        (Masked, X[:0], "gives no finite number on these inputs"),
+        (Masked, X[:0], "gives empty tensors alone on these inputs, .* verifies layer by layer"),
         (ByName, None, "takes none of the inputs guessed from a .Conv2d."),
         (nn.ReLU, None, "no layer of it tells what it takes"),
     ],
