@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
-from onnx.external_data_helper import ExternalDataInfo, set_external_data, uses_external_data
+from onnx.external_data_helper import set_external_data, uses_external_data
 
 from convsqueeze.checkpoint import open_checkpoint, suffix_of
 from convsqueeze.checkpoint.disk import FileVersion, read_whole
@@ -268,5 +268,6 @@ def onnx_files(path: Path) -> list[Path]:
     except (OSError, ValueError, DecodeError):
         return [path]
     external = [t for t in model.graph.initializer if uses_external_data(t)]
-    names = {ExternalDataInfo(tensor).location for tensor in external}
+    entries = [entry for tensor in external for entry in tensor.external_data]
+    names = {entry.value for entry in entries if entry.key == "location"}
     return [path, *(path.parent / name for name in sorted(names))]

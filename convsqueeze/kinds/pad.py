@@ -25,6 +25,10 @@ class PadLayer(Layer):
     padding_mode: fields.PaddingMode = "zeros"
 
     def operator(self, tensors: Tensors, rank: int, channels: int) -> Conv:
+        if not rank and self.padding:
+            raise GeometryError(
+                "a pad needs an axis, and no layer here tells any. Give a number for each ([1, 1])"
+            )
         return pad(channels, rank=rank, **self.settings)
 
     def onnx(self, nodes: OnnxNodes, x: str, names: Mapping[str, str], geometry: Geometry) -> str:

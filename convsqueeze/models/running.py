@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from convsqueeze.algebra.precision import half_ulp
 from convsqueeze.copying import Sandbox, as_wide
-from convsqueeze.errors import ModelInputError
+from convsqueeze.errors import ModelCodeError, ModelInputError
 from convsqueeze.models.distances import NamedTensors, largest_value, named_tensors, tensors_in
 from convsqueeze.tracing.branches import SeenAs
 from convsqueeze.tracing.hooks import has_hooks
@@ -59,7 +60,14 @@ class Running:
             self._seeded(seed),
             seen,
         ):
-            return self.module(*tree_map_only(Tensor, torch.clone, tuple(arguments)))
+            output = self.module(*tree_map_only(Tensor, torch.clone, tuple(arguments)))
+        if any(isinstance(tensor, FakeTensor) for tensor in tree_leaves(output)):
+            raise ModelCodeError(
+                f"{type(self.module).__name__}: its code keeps what it computes outside the model, "
+                "as functools.cache does, and following it has left a tensor without values there. "
+                "Keep it in a buffer of the model, or compute it each time."
+            )
+        return output
 
     @contextmanager
     def _seeded(self, seed: int) -> Iterator[None]:
@@ -213,6 +221,8 @@ def runnable(
         try:
             with Narrowed() as seen:
                 running.gave = running.output(running.given)
+        except ModelCodeError:  # worded already
+            raise
         except Exception as error:  # noqa: BLE001  the user's code may raise anything
             raised.append(error)
             continue

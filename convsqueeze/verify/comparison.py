@@ -163,7 +163,8 @@ def run_of(module: SqueezedConv) -> Run:
     that reads the file's layout as others will.
     """
     layer = module.layer
-    if not module.is_transposed or min(map(min, layer.padding)) < 0:
+    is_torchs = module.is_transposed and layer.padding_mode == "zeros"
+    if not is_torchs or min(map(min, layer.padding)) < 0:
         return module
     operator = getattr(F, f"conv_transpose{len(layer.stride)}d")
     settings = {"stride": layer.stride, "groups": layer.groups, "dilation": layer.dilation}

@@ -174,6 +174,22 @@ def test_a_tensor_without_values_is_verified_as_it_is_merged(tmp_path: Path) -> 
         verify_files(original, squeezed).raise_if_failed()
 
 
+@pytest.mark.parametrize("kind", ["sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "sparse"])
+def test_sparse_tensors_of_every_layout_are_compared(kind: str, tmp_path: Path) -> None:
+    original, squeezed = tmp_path / "model.pt", tmp_path / "squeezed.pt"
+    blocks = {"blocksize": (2, 2)} if kind.startswith("sparse_bs") else {}
+    kept = getattr(torch.eye(4), f"to_{kind}")(**blocks)
+    torch.save({**state_dict(), "kept": kept}, original)
+    (tmp_path / "pairs.yaml").write_text(PAIRS)
+    merge_file(original, tmp_path / "pairs.yaml", squeezed)
+    verify_files(original, squeezed).raise_if_failed()
+    found = torch.load(squeezed, weights_only=True)
+    found["kept"] = kept * 2
+    torch.save(found, squeezed)
+    with pytest.raises(VerificationError, match="kept: was not merged, but differs from"):
+        verify_files(original, squeezed).raise_if_failed()
+
+
 def test_verify_finds_a_second_copy_that_was_changed(tmp_path: Path) -> None:
     original, squeezed = tmp_path / "model.pt", tmp_path / "squeezed.pt"
     settings = {"lr": 0.1}

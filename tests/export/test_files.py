@@ -29,6 +29,7 @@ from convsqueeze.manifest import manifest_from_data
 from convsqueeze.module import SqueezedConv, load_layers
 from convsqueeze.plan import make_plan
 from convsqueeze.squeezing import edit_of, recipe_of, squeeze_one
+from tests.command_line import run_here
 
 LAYERS = ("body.0", "body.2", "head.up")
 
@@ -259,6 +260,22 @@ def test_a_values_file_of_something_else_is_not_replaced(tmp_path: Path, squeeze
     with pytest.raises(OutputError, match=r"big.onnx.data: exists already"):
         export(squeezed, tmp_path / "big.onnx")
     assert listing(tmp_path) == before
+
+
+def test_values_in_a_place_that_is_no_number_are_no_mistake_of_this_program(
+    tmp_path: Path, squeezed: Path
+) -> None:
+    """A damaged model that stands where one is to be written, found by fuzzing."""
+    tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "there.bin"), ("offset", "no number")):
+        tensor.external_data.add(key=key, value=value)
+    graph = helper.make_graph([], "damaged", [], [], [tensor])
+    place = tmp_path / "model.onnx"
+    place.write_bytes(helper.make_model(graph).SerializeToString())
+    assert files_module.onnx_files(place) == [place, tmp_path / "there.bin"]
+    done = run_here("export-onnx", squeezed, "-o", place, "--overwrite")
+    assert done.status == 0, done
 
 
 @pytest.mark.usefixtures("_small_messages")

@@ -91,6 +91,22 @@ def test_a_pool_without_an_axis() -> None:
         convsqueeze.merge_state_dict({"a.weight": torch.ones(2, 2)}, {"version": 1, "pairs": pairs})
 
 
+@pytest.mark.parametrize("beside", [[], [{"type": "scale", "factor": 2.0}], [{"type": "identity"}]])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_a_pad_of_one_number_without_an_axis(mode: str, beside: list[dict[str, Any]]) -> None:
+    """What it pads is not known where no layer has a kernel; nothing is left out in silence."""
+    state = {"a.weight": torch.ones(2, 2)}
+    for padding, refused in ((2, True), (0, False), ([2], False)):
+        pad = {"type": "pad", "padding": padding, "padding_mode": mode}
+        chain = [pad, *beside, {"name": "a", "type": "linear"}]
+        manifest = {"version": 1, "pairs": [{"chain": chain, "border": "corrected"}]}
+        if refused:
+            with pytest.raises(PlanError, match=r"pad: a pad needs an axis, .*\(\[1, 1\]\)"):
+                convsqueeze.merge_state_dict(state, manifest)
+        else:
+            convsqueeze.merge_state_dict(state, manifest)
+
+
 def test_chain_of_many_layers() -> None:
     """More than Python has frames for, were they joined by recursion."""
     names = [f"c.{i}" for i in range(256)]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import convsqueeze
 from convsqueeze.copying import Sandbox
-from convsqueeze.errors import VerificationError
+from convsqueeze.errors import ConvsqueezeError, VerificationError
 from convsqueeze.models import SqueezeReport
 from convsqueeze.models.branching import SMALL, other_inputs
 from convsqueeze.tracing.branches import SeenAs
@@ -438,3 +438,19 @@ def test_what_torch_has_to_run_is_not_run_on_far_sizes(monkeypatch: pytest.Monke
     found = squeezed(model)
     assert found.merged is not None
     assert 0 < max(ran) <= SMALL
+
+
+def test_what_code_keeps_outside_the_model_is_told() -> None:
+    """Of a run without values there is a tensor without values in the cache."""
+    kept: dict[int, Tensor] = {}
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        table = kept.setdefault(x.shape[-1], torch.arange(x.shape[-1]) + 1.0)
+        return torch.as_tensor(self.project(self.expand(x)) * table)
+
+    layers = {"expand": nn.Conv2d(3, 12, 3, padding=1), "project": nn.Conv2d(12, 4, 1)}
+    model = made(lambda: Code(forward, **layers))
+    with pytest.raises(
+        ConvsqueezeError, match="keeps what it computes outside the model|fake tensor"
+    ):
+        squeezed(model)

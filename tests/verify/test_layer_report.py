@@ -443,6 +443,22 @@ def test_tensors_that_are_not_those_of_the_merge() -> None:
     assert report.problem == "merged.bias is none that it has"
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_mode_on_one_axis_and_upsampling_on_another(mode: str) -> None:
+    """Which torch's own transposed convolution has not: right merges were called wrong."""
+    merge, module, load = chain(
+        {"padding": [1, 0], "padding_mode": mode},
+        {"type": "conv_transpose", "stride": [1, 2], "padding": [1, 0]},
+        border="corrected",
+        a=(2, 2, 3, 1),
+        b=(2, 2, 3, 3),
+    )
+    both = comparison(merge, module, load)
+    for size in ((2, 1), (3, 2), (6, 5)):
+        x = bounded_image(merge.geometry, size, torch.Generator().manual_seed(2), 2)
+        assert bool(((both.squeezed(x) - both.original(x)).abs() <= both.bound(x)).all())
+
+
 @pytest.mark.parametrize(("padding", "told"), [(1, "(4, 4)"), (2, "(4, 6)")])
 def test_outputs_of_another_size(padding: int, told: str) -> None:
     merge, _, load = chain({}, {}, a=(3, 2, 1), b=(4, 3, 1))
