@@ -451,6 +451,6 @@ def test_what_code_keeps_outside_the_model_is_told() -> None:
     layers = {"expand": nn.Conv2d(3, 12, 3, padding=1), "project": nn.Conv2d(12, 4, 1)}
     model = made(lambda: Code(forward, **layers))
     with pytest.raises(
-        ConvsqueezeError, match="keeps what it computes outside the model|fake tensor"
+        ConvsqueezeError, match=r"keeps what it computes outside the model|fake tensor"
     ):
         squeezed(model)
