@@ -164,19 +164,27 @@ def _objects_in(root: nn.Module) -> list[Any]:
     type and length, tensors also by how often they were written to.
     """
     found: list[Any] = []
+    for value, _ in _walked(root):
+        is_container = isinstance(value, dict | list | tuple | set | frozenset)
+        found += [type(value), len(value)] if is_container else [value]
+    return found
+
+
+def _walked(root: nn.Module) -> Iterator[tuple[Any, bool]]:
+    """Every object that a module holds, and that these hold, as often as they do, and whether it
+    is one that holds something and is met for the first time.
+    """
     seen: set[int] = set()
     left: list[Any] = [root]
     while left:
         value = left.pop()
-        is_container = isinstance(value, dict | list | tuple | set | frozenset)
-        found += [type(value), len(value)] if is_container else [value]
-        if id(value) in seen or isinstance(value, (*PLAIN, *CODE)):
-            continue
-        seen.add(id(value))
-        left += _inside(value)
-        if isinstance(value, Tensor) and not value.is_inference():
-            left.append(value._version)
-    return found
+        is_new = id(value) not in seen and not isinstance(value, (*PLAIN, *CODE))
+        yield value, is_new
+        if is_new:
+            seen.add(id(value))
+            left += _inside(value)
+            if isinstance(value, Tensor) and not value.is_inference():
+                left.append(value._version)
 
 
 def _inside(value: Any) -> list[Any]:
@@ -193,14 +201,7 @@ def _contents(root: nn.Module) -> list[tuple[Any, Any]]:
     attributes.
     """
     found: list[tuple[Any, Any]] = []
-    seen: set[int] = set()
-    left: list[Any] = [root]
-    while left:
-        value = left.pop()
-        if id(value) in seen or isinstance(value, (*PLAIN, *CODE)):
-            continue
-        seen.add(id(value))
-        left += _inside(value)
+    for value in [value for value, is_new in _walked(root) if is_new]:
         if isinstance(value, dict | list | set):
             found.append((value, value.copy()))
         elif hasattr(value, "__dict__"):

@@ -66,8 +66,8 @@ class HeldTensor:
     @property
     def place(self) -> FileRange | None:
         """Where in a file the values lie as they are in memory, one after the other."""
-        is_dense = self.tensor.layout == torch.strided
-        return self._range() if is_dense and self.tensor.is_contiguous() else None
+        is_plain = memory.is_plain(self.tensor)
+        return self._range() if is_plain and self.tensor.is_contiguous() else None
 
     def load(self) -> Tensor:
         """The tensor on the CPU. Raises CheckpointError where it has no values, or as FileRange."""
